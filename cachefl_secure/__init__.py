@@ -1,0 +1,16 @@
+"""cachefl-secure: federated fine-tuning of a CLIP cache under a secure sum and differential privacy.
+
+Where things are, and who may import whom (an arrow is "imports"):
+
+    cli -> transport -> federation -> { protocol -> crypto | privacy -> cache } -> plan, names, errors
+
+``cache``       the model: keys from synthetic images, affinities, logits, accuracy
+``crypto``      key agreement, derivation, signatures, AEAD, mask expansion, Shamir shares
+``protocol``    one round of CF-SecAgg/1 as messages in, messages out
+``privacy``     mechanism, accounting, ledger, DP-SGD through Opacus
+``federation``  files, enrolment, order of work, signed round records
+``transport``   bytes to peers
+``embedded``    the default that needs no download: a tiny CLIP, a tiny generator, real handwriting
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,154 @@
+"""Every error of the library, by fault: who caused it, and whether trying again can help.
+
+Errors carry fields, not advice. Words, hints and exit codes live in ``cachefl_secure_cli.failures``.
+No field may hold a secret, a feature or an update; lengths, digests and names are enough.
+"""
+
+from __future__ import annotations
+
+
+class CacheflError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class ConfigError(CacheflError):
+    """The operator's input is wrong: a file, one field of it, and why. Retry after editing."""
+
+    def __init__(self, file: str, field: str, reason: str) -> None:
+        super().__init__(file, field, reason)
+        self.file, self.field, self.reason = file, field, reason
+
+    def __str__(self) -> str:
+        place = f"{self.file}: {self.field}" if self.field else self.file
+        return f"{place}: {self.reason}"
+
+
+class ProtocolError(CacheflError):
+    """Abstract: the conversation went wrong."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We broke the protocol ourselves: a bug, never to be retried."""
+
+
+class PeerError(ProtocolError):
+    """A peer sent something that the protocol forbids."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(peer, reason)
+        self.peer, self.reason = peer, reason
+
+    def __str__(self) -> str:
+        return f"{self.peer}: {self.reason}"
+
+
+class MalformedMessage(PeerError):
+    """Bytes that are no message of this version."""
+
+
+class UnexpectedMessage(PeerError):
+    """A message that is not legal in the present state."""
+
+
+class BadSignature(PeerError):
+    """A signature that does not verify under the pinned key."""
+
+
+class SurvivorSetRejected(PeerError):
+    """A survivor set that this silo must not answer."""
+
+
+class RoundAborted(ProtocolError):
+    """Nobody's fault: fewer silos than the threshold. A legal ending; the next attempt may succeed."""
+
+    def __init__(self, present: int, threshold: int) -> None:
+        super().__init__(present, threshold)
+        self.present, self.threshold = present, threshold
+
+    def __str__(self) -> str:
+        return f"{self.present} silos present, threshold {self.threshold}"
+
+
+class RoundDeclined(ProtocolError):
+    """A silo will not take part in this round, by its own policy. ``reason`` is one of a closed set."""
+
+    def __init__(self, silo: str, reason: str) -> None:
+        super().__init__(silo, reason)
+        self.silo, self.reason = silo, reason
+
+    def __str__(self) -> str:
+        return f"{self.silo} declines: {self.reason}"
+
+
+class PrivacyError(CacheflError):
+    """Abstract: a privacy rule forbids it."""
+
+
+class BudgetExhausted(PrivacyError):
+    """The next spend would pass the cap. All three are epsilons at the ledger's delta."""
+
+    def __init__(self, spent: float, asked: float, cap: float) -> None:
+        super().__init__(spent, asked, cap)
+        self.spent, self.asked, self.cap = spent, asked, cap
+
+    def __str__(self) -> str:
+        return f"epsilon {self.spent:.4g} spent, {self.asked:.4g} after this spend, cap {self.cap:.4g}"
+
+
+class UnaccountedMechanism(PrivacyError):
+    """A mechanism kind that no accountant of this version knows. It costs infinity."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return f"unaccounted mechanism {self.kind!r}"
+
+
+class LedgerError(CacheflError):
+    """Abstract: the ledger cannot be trusted as it is."""
+
+
+class LedgerCorrupt(LedgerError):
+    """An entry fails a check: damaged disk or tampering. ``entry`` counts from 0."""
+
+    def __init__(self, file: str, entry: int, reason: str) -> None:
+        super().__init__(file, entry, reason)
+        self.file, self.entry, self.reason = file, entry, reason
+
+    def __str__(self) -> str:
+        return f"{self.file}: entry {self.entry}: {self.reason}"
+
+
+class LedgerRolledBack(LedgerError):
+    """The ledger ends before, or differs from, a head that somebody else witnessed."""
+
+    def __init__(self, file: str, head: str, witnessed: str) -> None:
+        super().__init__(file, head, witnessed)
+        self.file, self.head, self.witnessed = file, head, witnessed
+
+    def __str__(self) -> str:
+        return f"{self.file}: head {self.head[:16]} does not extend the witnessed {self.witnessed[:16]}"
+
+
+class RecordRejected(CacheflError):
+    """A round record fails a numbered step of its verification."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        super().__init__(step, reason)
+        self.step, self.reason = step, reason
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.reason}"
+
+
+class TransportError(CacheflError):
+    """The network or a peer's process is away. Retry."""
+
+    def __init__(self, peer: str, reason: str) -> None:
+        super().__init__(peer, reason)
+        self.peer, self.reason = peer, reason
+
+    def __str__(self) -> str:
+        return f"{self.peer}: {self.reason}"

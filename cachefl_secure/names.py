@@ -1,0 +1,48 @@
+"""Identifiers with a meaning, so that one cannot be passed where another is due."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NewType
+
+from cachefl_secure.errors import ConfigError
+
+SiloId = NewType("SiloId", str)
+"""Lower-case name of a silo, safe in a path: ``[a-z0-9][a-z0-9-]{0,62}``."""
+
+FederationId = NewType("FederationId", str)
+"""32 hex digits drawn at ``init``."""
+
+Digest = NewType("Digest", str)
+"""SHA-256 as 64 lower-case hex digits."""
+
+PublicKeyHex = NewType("PublicKeyHex", str)
+"""Raw Ed25519 public key as 64 lower-case hex digits."""
+
+_SILO_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+
+COORDINATOR = "coordinator"
+"""The coordinator's name in errors and messages. Reserved: no silo may take it."""
+
+
+def parse_silo_id(text: str, *, file: str = "--name") -> SiloId:
+    """The text as a silo name.
+
+    Raises:
+        ConfigError: not ``[a-z0-9][a-z0-9-]{0,62}``, or the reserved name.
+    """
+    if not _SILO_ID.match(text):
+        raise ConfigError(file, "", f"{text[:80]!r} is no silo name: use a-z, 0-9 and '-', at most 63 characters")
+    if text == COORDINATOR:
+        raise ConfigError(file, "", f"{COORDINATOR!r} is reserved")
+    return SiloId(text)
+
+
+def digest_of(label: str, *parts: bytes) -> Digest:
+    """SHA-256 over a purpose label and length-prefixed parts, so that no two lists of parts collide."""
+    hasher = hashlib.sha256()
+    for part in (label.encode(), *parts):
+        hasher.update(len(part).to_bytes(8, "big"))
+        hasher.update(part)
+    return Digest(hasher.hexdigest())

@@ -1,0 +1,193 @@
+"""The plan: everything that all parties agree on and anybody may know.
+
+``plan.toml`` is read into a ``FederationPlan``; unknown fields are refused. Its digest is bound into
+every signature, so two parties with different plans never take part in the same round. Private
+configuration (paths, caps) is in ``silo.toml`` and is never sent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+import tomli_w
+from msgspec import Meta
+
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.names import Digest, FederationId, PublicKeyHex, digest_of
+
+PROTOCOL = "CF-SecAgg/1"
+
+MAX_TOML_BYTES = 256 * 1024  # a class list of ImageNet takes 20 KB
+MAX_KEY_DOTS = 8  # tomllib needs 13.7 s for one dotted key of 20,000 parts
+_STRING = re.compile(rb"\"[^\"]*\"|'[^']*'")
+_LONG_KEY = re.compile(rb"(?:[A-Za-z0-9_-]+\s*\.\s*){%d}" % (MAX_KEY_DOTS + 1))
+
+Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+ClassName = Annotated[str, Meta(min_length=1, max_length=200)]
+Unit = Annotated[float, Meta(gt=0.0, le=1.0)]
+Positive = Annotated[float, Meta(gt=0.0, le=1e12)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all agreed configuration: immutable, no unknown fields, finite numbers."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite")
+
+
+class EncoderPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The frozen CLIP. ``weights_digest`` pins its parameters; where they lie on disk is each party's own."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    """``embedded``, an open_clip model name, ``hf-hub:...``, or ``local-dir`` (each party says where)."""
+    pretrained: Annotated[str, Meta(max_length=200)] = ""
+    weights_digest: Hex64
+    feature_dim: Count
+    templates: Annotated[tuple[str, ...], Meta(min_length=1, max_length=200)]
+    """Prompts with one ``{}`` for the class name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must hold exactly one {{}}")
+
+
+class CachePlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The cache model of Tip-Adapter (Zhang et al. 2022): logits = scale W f + alpha L^T exp(-beta (1 - F f))."""
+
+    images_per_class: Count
+    """K: cache keys a class."""
+    alpha: Positive
+    beta: Positive
+    logit_scale: Positive
+    initial_digest: Hex64
+    """Digest of the cache file that round 1 starts from."""
+
+
+class PrivacyPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one silo does in one round, in public constants only. Nothing here depends on private data."""
+
+    mechanism: Literal["local", "none"]
+    clip_norm: Positive
+    noise_multiplier: Annotated[float, Meta(ge=0.0, le=1e9)]
+    """Standard deviation of the noise on a clipped sum, in clip norms."""
+    sampling_rate: Unit
+    """1.0 is full batch; below, every record is drawn independently (Poisson)."""
+    steps_per_round: Annotated[int, Meta(ge=1, le=10_000)]
+    expected_records: Count
+    """The public divisor: a declared typical number of records a silo. Never a silo's own count."""
+    learning_rate: Positive
+    """Length of the step that ``expected_records`` identical clipped gradients would take."""
+    rounds: Annotated[int, Meta(ge=1, le=100_000)]
+    """Rounds planned; the noise multiplier was calibrated for them."""
+    delta: Annotated[float, Meta(gt=0.0, lt=1.0)]
+    epsilon: Annotated[float, Meta(ge=0.0, le=1e9)]
+    """Local epsilon of a silo after all planned rounds; also the default cap at a silo. 0 with ``none``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mechanism == "none" and (self.noise_multiplier != 0.0 or self.epsilon != 0.0):
+            raise ValueError("mechanism 'none' takes noise_multiplier = 0.0 and epsilon = 0.0")
+        if self.mechanism == "local" and (self.noise_multiplier <= 0.0 or self.epsilon <= 0.0):
+            raise ValueError("mechanism 'local' needs noise_multiplier > 0 and epsilon > 0")
+
+
+class SecureSumPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a silo insists on before it contributes to a sum. Thresholds follow from these; see protocol.parameters."""
+
+    minimum_cohort: Annotated[int, Meta(ge=3, le=128)] = 3
+    """Fewest silos in a cohort, and in a survivor set. With two silos each learns the other's update."""
+    colluders: Annotated[int, Meta(ge=0, le=127)] = 1
+    """Silos that may pool what they know with the coordinator."""
+
+
+class FederationPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole agreement. Constructing one checks every field; ``plan_digest`` names it."""
+
+    version: Literal[1] = 1
+    protocol: Literal["CF-SecAgg/1"] = "CF-SecAgg/1"
+    federation_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    coordinator_public_key: Hex64
+    channel: Annotated[str, Meta(pattern=r"^inproc:$")] = "inproc:"
+    classes: Annotated[tuple[ClassName, ...], Meta(min_length=2, max_length=100_000)]
+    encoder: EncoderPlan
+    cache: CachePlan
+    privacy: PrivacyPlan
+    secure_sum: SecureSumPlan
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: a name stands twice")
+
+    @property
+    def number_of_keys(self) -> int:
+        """NK."""
+        return len(self.classes) * self.cache.images_per_class
+
+    @property
+    def number_of_parameters(self) -> int:
+        """d = NK * C: what a silo sends, in ring elements."""
+        return self.number_of_keys * self.encoder.feature_dim
+
+    @property
+    def id(self) -> FederationId:
+        return FederationId(self.federation_id)
+
+    @property
+    def coordinator_key(self) -> PublicKeyHex:
+        return PublicKeyHex(self.coordinator_public_key)
+
+
+def plan_digest(plan: FederationPlan) -> Digest:
+    """Digest of the plan's canonical JSON (sorted keys, shortest round-trip floats), independent of the file's layout."""
+    return digest_of("cachefl-secure/plan/1", msgspec.json.encode(plan, order="sorted"))
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """A TOML file as a checked object.
+
+    Size and key depth are capped before the parser sees the text: ``tomllib`` is quadratic in dotted keys.
+
+    Raises:
+        ConfigError: absent, too large, not TOML, or a field is missing, unknown or out of range.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
+    return decode_toml(raw, kind, file=str(path))
+
+
+def decode_toml(raw: bytes, kind: type[T], *, file: str) -> T:
+    """As ``read_toml``, from bytes already in hand."""
+    if len(raw) > MAX_TOML_BYTES:
+        raise ConfigError(file, "", f"{len(raw)} bytes, more than the {MAX_TOML_BYTES} allowed")
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if _LONG_KEY.search(_STRING.sub(b"s", line)):
+            raise ConfigError(file, f"line {number}", f"a key of more than {MAX_KEY_DOTS} parts")
+    try:
+        return msgspec.toml.decode(raw, type=kind)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        raise ConfigError(file, place.strip("`.") if place else "", reason) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(file, "", f"not TOML: {error}") from None
+
+
+def encode_toml(value: msgspec.Struct) -> bytes:
+    """The object as TOML text; ``decode_toml`` gives it back unchanged."""
+    return tomli_w.dumps(msgspec.to_builtins(value), multiline_strings=False).encode()
