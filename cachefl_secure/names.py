@@ -33,7 +33,9 @@ def parse_silo_id(text: str, *, file: str = "--name") -> SiloId:
         ConfigError: not ``[a-z0-9][a-z0-9-]{0,62}``, or the reserved name.
     """
     if not _SILO_ID.match(text):
-        raise ConfigError(file, "", f"{text[:80]!r} is no silo name: use a-z, 0-9 and '-', at most 63 characters")
+        raise ConfigError(
+            file, "", f"{text[:80]!r} is no silo name: use a-z, 0-9 and '-', at most 63 characters"
+        )
     if text == COORDINATOR:
         raise ConfigError(file, "", f"{COORDINATOR!r} is reserved")
     return SiloId(text)

@@ -100,6 +100,21 @@ class PrivacyPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
         if self.mechanism == "local" and (self.noise_multiplier <= 0.0 or self.epsilon <= 0.0):
             raise ValueError("mechanism 'local' needs noise_multiplier > 0 and epsilon > 0")
 
+    @property
+    def step_length(self) -> float:
+        """What a (noised) sum of clipped gradients is multiplied by to become a change of the cache keys."""
+        return self.learning_rate / (self.sampling_rate * self.expected_records * self.clip_norm)
+
+    @property
+    def update_noise_std(self) -> float:
+        """Standard deviation of the noise in each entry of a silo's update of one round."""
+        return self.step_length * self.noise_multiplier * self.clip_norm * math.sqrt(self.steps_per_round)
+
+    @property
+    def update_signal_bound(self) -> float:
+        """Largest noiseless entry of an update if no batch holds more than ``sampling_rate * expected_records`` records."""
+        return self.learning_rate * self.steps_per_round
+
 
 class SecureSumPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a silo insists on before it contributes to a sum. Thresholds follow from these; see protocol.parameters."""
