@@ -62,7 +62,7 @@ class EncoderPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class CachePlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The cache model of Tip-Adapter (Zhang et al. 2022): logits = scale W f + alpha L^T exp(-beta (1 - F f))."""
+    """Tip-Adapter's cache model (Zhang et al. 2022): logits = scale W f + alpha L^T exp(-beta (1 - F f))."""
 
     images_per_class: Count
     """K: cache keys a class."""
@@ -112,12 +112,12 @@ class PrivacyPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def update_signal_bound(self) -> float:
-        """Largest noiseless entry of an update if no batch holds more than ``sampling_rate * expected_records`` records."""
+        """Largest noiseless entry of an update if no batch exceeds ``sampling_rate * expected_records``."""
         return self.learning_rate * self.steps_per_round
 
 
 class SecureSumPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a silo insists on before it contributes to a sum. Thresholds follow from these; see protocol.parameters."""
+    """What a silo insists on before it contributes. Thresholds follow from these; see protocol.parameters."""
 
     minimum_cohort: Annotated[int, Meta(ge=3, le=128)] = 3
     """Fewest silos in a cohort, and in a survivor set. With two silos each learns the other's update."""
@@ -165,7 +165,7 @@ class FederationPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def plan_digest(plan: FederationPlan) -> Digest:
-    """Digest of the plan's canonical JSON (sorted keys, shortest round-trip floats), independent of the file's layout."""
+    """Digest of the plan's canonical JSON (sorted keys, shortest floats), whatever the layout of the file."""
     return digest_of("cachefl-secure/plan/1", msgspec.json.encode(plan, order="sorted"))
 
 

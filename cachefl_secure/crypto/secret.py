@@ -35,7 +35,9 @@ class Secret:
         return f"{type(self).__name__}(...)"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and hmac.compare_digest(self._value, other._value)  # type: ignore[attr-defined]
+        if not isinstance(other, Secret) or type(self) is not type(other):
+            return False
+        return hmac.compare_digest(self._value, other._value)
 
     __hash__ = None  # type: ignore[assignment]  # a hash table would compare digests of secrets
 

@@ -1,0 +1,69 @@
+# The commands of the project. `make help` lists them. Works with GNU make 3.81 and later.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := .requirements.lock
+STAMP := $(VENV)/.installed
+
+# What the lock pins beyond pyproject.toml; the reasons are in threat_model/decisions/0006-torch-pins.md.
+PINS := "setuptools>=77" "torch==2.14.1" "torchvision==0.29.2" "opacus==1.6.0" "open_clip_torch==3.3.0" "diffusers==0.42.1"
+
+.PHONY: help demo test bench lock clean
+
+help:
+	@echo "make demo    install into $(VENV), then run a federation of silos on this machine from start to audit"
+	@echo "make test    install into $(VENV), then style, types, import rules and all tests"
+	@echo "make bench   the measurements behind the numbers in README.md"
+	@echo "make lock    write $(LOCK) anew (needs uv)"
+	@echo "make clean   remove $(VENV), caches and demo runs"
+	@echo "PYTHON=...   the Python 3.11 or newer to build $(VENV) with"
+
+demo: $(STAMP)
+	$(BIN)/cachefl-secure demo
+
+test: $(STAMP)
+	@echo "==> ruff check: style and unsafe calls"
+	$(BIN)/ruff check .
+	@echo "==> ruff format: layout"
+	$(BIN)/ruff format --check .
+	@echo "==> mypy: types, strict"
+	$(BIN)/mypy
+	@echo "==> lint-imports: who may import whom"
+	$(BIN)/lint-imports
+	@echo "==> pytest: examples, vectors, properties, threats; ends with the table of claims"
+	$(BIN)/python -m pytest -v
+
+bench: $(STAMP)
+	@for bench in tests/bench/bench_*.py; do \
+	  [ -e "$$bench" ] || { echo "no benches yet"; break; }; \
+	  echo "==> $$bench"; $(BIN)/python "$$bench" || exit 1; \
+	done
+
+# A stamp, so that a second `make demo` installs nothing unless the lock or pyproject.toml has changed.
+$(STAMP): $(LOCK) pyproject.toml | $(BIN)/python
+	@echo "==> installing the locked packages (torch makes this several GB on Linux; every file is checked against its hash)"
+	$(BIN)/python -m pip install --only-binary :all: --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BIN)/python:
+	@found=; \
+	for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	  if [ "$$candidate" = "$(PYTHON)" ]; then break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "cachefl-secure needs Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; \
+	fi; \
+	echo "==> $$found -m venv $(VENV)"; "$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+lock:
+	printf '%s\n' $(PINS) | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header -q -o $(LOCK).new
+	@{ echo "# Every package of every platform, with hashes. Written by 'make lock'; not edited by hand."; cat $(LOCK).new; } > $(LOCK)
+	@rm $(LOCK).new
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info demo-run*
+	find cachefl_secure cli tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,16 @@
+"""The model: cache keys from synthetic images beside a frozen CLIP. No federation, no crypto, no DP.
+
+The story, in the order of the files:
+
+``encoder``      a frozen CLIP through open_clip: images and class names to unit features
+``synthesis``    images of each class from a generator
+``initial``      features of synthetic images become cache keys
+``images``       a silo's own images, a folder a class
+``features``     the same, encoded once
+``model``        logits = logit_scale * W f + alpha * L^T exp(-beta (1 - F f)), and its rank-one gradient
+``evaluate``     accuracy, with and without the cache
+``tensor_file``  safetensors bytes with an exact schema, for the two kinds of file above
+
+Only ``encoder`` and ``synthesis`` need more than torch, numpy, safetensors and PIL,
+and they import it when called.
+"""

@@ -1,0 +1,15 @@
+"""Orchestration: files, enrolment and the order of work; what protocol and privacy may not touch.
+
+``founding``           init: generate, encode, build the cache, calibrate, write the plan and the invite
+``enrolment``          join and admit: identities, invites, join requests, the signed roster
+``coordinator_round``  one round at the coordinator: hello, sync, the five messages of CF-SecAgg/1, record
+``silo_round``         the same at a silo: check, reserve, train, seal, mask, answer, verify
+``record``             signed round records, verified in numbered steps
+``inspection``         status, budget, audit: what a directory can prove about itself
+``accuracy``           evaluate and predict with the models of a directory
+``comparison``         what privacy costs: the same training without the protocol, on data one may pool
+``state_dir``          a party's directory: atomic writes, permissions, one process at a time
+``ports``              the two-method interface that every transport implements
+
+Order in a silo per attempt: reserve (fsync), train, seal the noised update, mask, send. Nothing is refunded.
+"""

@@ -1,0 +1,85 @@
+"""evaluate and predict with the models of a directory, at the coordinator or at a silo.
+
+Figures on private images are private: they are printed where they were computed and never sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cachefl_secure.cache.evaluate import Accuracy, evaluate, predict, zero_shot
+from cachefl_secure.cache.features import FeatureSet, extract_features, image_folder
+from cachefl_secure.cache.images import open_image
+from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.ports import Progress, silent
+from cachefl_secure.plan import FederationPlan
+
+if TYPE_CHECKING:
+    from cachefl_secure.cache.encoder import Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class RoundAccuracy:
+    """The model after ``number`` rounds happened; ``epsilon`` is that of a silo that took part in all."""
+
+    round: int
+    epsilon: float
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All on the same images. ``rounds[0]`` is the synthetic cache before any private data."""
+
+    zero_shot: Accuracy
+    rounds: tuple[RoundAccuracy, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Class probabilities for one image, most probable first."""
+
+    image: Path
+    classes: tuple[tuple[str, float], ...]
+
+
+def encode_folder(
+    folder: Path, plan: FederationPlan, encoder: Encoder, progress: Progress = silent
+) -> FeatureSet:
+    """An ImageFolder as features.
+
+    Raises:
+        ConfigError: an unknown class folder or an unreadable image.
+    """
+    images = image_folder(folder, plan.classes)
+    what = f"{folder.name}: encode"
+    return extract_features(images, encoder, progress=lambda done, all_: progress(done, all_, what))
+
+
+def evaluate_rounds(chain: Chain, records: FeatureSet, *, every_round: bool) -> Evaluation:
+    """Accuracy of zero-shot CLIP, of the synthetic cache, and after the last or every round."""
+    last = chain.position.round
+    points = []
+    for taken, (number, model) in enumerate(chain.models()):
+        if every_round or number in (0, last):
+            epsilon = chain.epsilon_after(taken)
+            points.append(RoundAccuracy(number, epsilon, evaluate(model, records)))
+    return Evaluation(zero_shot(chain.initial_model(), records), tuple(points))
+
+
+def predict_images(chain: Chain, encoder: Encoder, paths: Sequence[Path], *, most: int) -> list[Prediction]:
+    """The ``most`` probable classes of each image under the latest model.
+
+    Raises:
+        ConfigError: an image cannot be read.
+    """
+    features = encoder.encode_images([open_image(path) for path in paths])
+    ranked = predict(chain.model(), features).sort(dim=1, descending=True)
+    names = chain.plan.classes
+    return [
+        Prediction(path, tuple((names[j], float(p)) for p, j in zip(row_p[:most], row_j[:most], strict=True)))
+        for path, row_p, row_j in zip(paths, ranked.values.tolist(), ranked.indices.tolist(), strict=True)
+    ]

@@ -1,0 +1,228 @@
+"""A party's verified rounds on disk: the same code at the coordinator, at a silo and for an auditor.
+
+    models/0000.safetensors     the cache that the plan names
+    models/0007.safetensors     the cache after the last round
+    rounds/0007/record.json     the coordinator's signed record; its presence is what commits the round
+    rounds/0007/aggregate.bin   the sum that the record names
+
+Every model is a function of the initial cache and the sums, so only the first and the last are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from cachefl_secure.cache.model import CacheModel, add_update, cache_digest, cache_from_bytes, cache_to_bytes
+from cachefl_secure.errors import ConfigError, PeerError, RecordRejected
+from cachefl_secure.federation.record import (
+    Participation,
+    Position,
+    RoundRecord,
+    check_record,
+    genesis,
+    open_record,
+)
+from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.names import Digest, digest_of
+from cachefl_secure.plan import FederationPlan
+from cachefl_secure.privacy.accounting import epsilon_spent
+from cachefl_secure.privacy.mechanism import mechanism_of
+from cachefl_secure.protocol.encoding import DecodedSum, decode_sum
+from cachefl_secure.protocol.messages import Roster
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import AggregateSum
+
+_AGGREGATE_LABEL = "cachefl-secure/aggregate/1"
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRound:
+    """One round whose every step held."""
+
+    record: RoundRecord
+    digest: Digest
+
+
+def aggregate_digest(aggregate: bytes) -> Digest:
+    """The name under which a record refers to its sum."""
+    return digest_of(_AGGREGATE_LABEL, aggregate)
+
+
+def aggregate_to_bytes(aggregate: AggregateSum) -> bytes:
+    """Ring words, then counters, little endian: the file that everybody hashes."""
+    return aggregate.words.tobytes() + aggregate.counters.tobytes()
+
+
+def aggregate_from_bytes(content: bytes, parameters: RoundParameters) -> AggregateSum:
+    """
+    Raises:
+        ValueError: not as long as this round's sums are.
+    """
+    if len(content) != parameters.vector_bytes + parameters.counter_bytes:
+        raise ValueError(f"{len(content)} bytes")
+    words, counters = content[: parameters.vector_bytes], content[parameters.vector_bytes :]
+    return AggregateSum(np.frombuffer(words, parameters.word), np.frombuffer(counters, "<u8"))
+
+
+def apply_aggregate(model: CacheModel, decoded: DecodedSum, survivors: int) -> CacheModel:
+    """The cache plus the mean update of the survivors. Post-processing of the sum: costs no privacy."""
+    return add_update(model, decoded.values / survivors)
+
+
+def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParameters) -> DecodedSum:
+    """Step (5) of the record's verification.
+
+    Raises:
+        RecordRejected: not the sum named, wrong size, or outside what the survivors can have sent.
+    """
+    if aggregate_digest(aggregate) != record.aggregate_digest:
+        raise RecordRejected(5, "the sum delivered is not the sum named")
+    try:
+        decoded = decode_sum(aggregate_from_bytes(aggregate, parameters), parameters)
+    except (PeerError, ValueError) as error:
+        raise RecordRejected(5, f"not a sum of this round: {error}") from None
+    bound = len(record.survivors) * (parameters.clamp + parameters.grid_step)
+    if decoded.values.size and float(np.abs(decoded.values).max()) > bound * (1 + 1e-12):
+        raise RecordRejected(5, "outside what the survivors can have sent")
+    if decoded.saturated != record.saturated:
+        raise RecordRejected(5, "another count of clamped entries")
+    return decoded
+
+
+class Chain:
+    """The rounds a party holds, verified on opening and before every extension.
+
+    Raises (on construction):
+        RecordRejected: a stored record fails a step: damage or tampering.
+        ConfigError: a file is missing or unreadable.
+    """
+
+    def __init__(self, state: StateDir, plan: FederationPlan, roster: Roster) -> None:
+        self._state, self._plan, self._roster = state, plan, roster
+        self.position: Position = genesis(plan)
+        self.verified: list[VerifiedRound] = []
+        for number in self._committed():
+            record, digest = open_record(state.read(_file(number, "record.json")), plan)
+            check_record(record, plan, roster, self.position, None)
+            self._accept(record, digest)
+
+    def _committed(self) -> list[int]:
+        folders = self._state.path("rounds").glob("[0-9]*")
+        return sorted(int(f.name) for f in folders if (f / "record.json").is_file())
+
+    def _accept(self, record: RoundRecord, digest: Digest) -> None:
+        self.verified.append(VerifiedRound(record, digest))
+        self.position = Position(record.round, digest, Digest(record.cache_after))
+
+    @property
+    def plan(self) -> FederationPlan:
+        return self._plan
+
+    @property
+    def roster(self) -> Roster:
+        return self._roster
+
+    def epsilon_after(self, rounds: int) -> float:
+        """Local epsilon of a silo that took part in this many rounds of the plan."""
+        return epsilon_spent([(mechanism_of(self._plan.privacy), rounds)], self._plan.privacy.delta)
+
+    def initial_model(self) -> CacheModel:
+        """The cache that the plan names.
+
+        Raises:
+            ConfigError: the file is not that cache.
+        """
+        return self._stored_model(0, Digest(self._plan.cache.initial_digest))
+
+    def model(self) -> CacheModel:
+        """The cache after the last round; recomputed from the sums if its file was lost."""
+        try:
+            return self._stored_model(self.position.round, self.position.cache_digest)
+        except ConfigError:
+            *_, (_, last) = self.models()
+            return last
+
+    def models(self) -> Iterator[tuple[int, CacheModel]]:
+        """(round, cache) from round 0 on, recomputed from the initial cache and the sums: steps (5), (6)."""
+        model = self.initial_model()
+        yield 0, model
+        for verified in self.verified:
+            record = verified.record
+            parameters = RoundParameters.derive(self._plan, len(record.cohort))
+            decoded = open_aggregate(self._aggregate(record.round), record, parameters)
+            model = apply_aggregate(model, decoded, len(record.survivors))
+            if cache_digest(model) != record.cache_after:
+                raise RecordRejected(6, f"round {record.round}: the cache after is not what the sum gives")
+            yield record.round, model
+
+    def extend(self, raw: bytes, aggregate: bytes, seen: Participation | None) -> RoundRecord:
+        """Verifies a record in all its steps and commits it; a record already held changes nothing.
+
+        Raises:
+            RecordRejected: names the step; nothing was written.
+        """
+        record, digest = open_record(raw, self._plan)  # (1)
+        if any(digest == held.digest for held in self.verified):
+            return record
+        parameters = check_record(record, self._plan, self._roster, self.position, seen)  # (2) (3) (4) (7)
+        decoded = open_aggregate(aggregate, record, parameters)  # (5)
+        model = apply_aggregate(self.model(), decoded, len(record.survivors))
+        if cache_digest(model) != record.cache_after:  # (6)
+            raise RecordRejected(6, "the cache after is not what the sum gives")
+        self._commit(record, digest, raw, aggregate, model)
+        return record
+
+    def _commit(
+        self, record: RoundRecord, digest: Digest, raw: bytes, aggregate: bytes, model: CacheModel
+    ) -> None:
+        before = self.position.round
+        self._state.write(_file(record.round, "aggregate.bin"), aggregate)
+        self._state.write(_model_file(record.round), cache_to_bytes(model))
+        self._state.write(_file(record.round, "record.json"), raw)  # last: this is what commits the round
+        self._accept(record, digest)
+        if before > 0:
+            self._state.remove(_model_file(before))
+
+    def rounds_after(self, round_number: int) -> list[tuple[bytes, bytes]]:
+        """(record, sum) of every later round, for a silo that missed them."""
+        later = [held.record.round for held in self.verified if held.record.round > round_number]
+        return [(self._state.read(_file(number, "record.json")), self._aggregate(number)) for number in later]
+
+    def initial_cache_bytes(self) -> bytes:
+        return self._state.read(_model_file(0))
+
+    def _aggregate(self, number: int) -> bytes:
+        return self._state.read(_file(number, "aggregate.bin"))
+
+    def _stored_model(self, number: int, digest: Digest) -> CacheModel:
+        path = self._state.path(_model_file(number))
+        model = cache_from_bytes(self._state.read(_model_file(number)), file=str(path))
+        if cache_digest(model) != digest:
+            raise ConfigError(str(path), "", f"not the cache {digest[:16]} that the chain of records names")
+        return model
+
+
+def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes) -> None:
+    """Keeps the cache that round 1 starts from.
+
+    Raises:
+        PeerError: not the cache that the plan names.
+    """
+    try:
+        digest = cache_digest(cache_from_bytes(content, file="initial cache"))
+    except ConfigError as error:
+        raise PeerError("coordinator", str(error)) from None
+    if digest != plan.cache.initial_digest:
+        raise PeerError("coordinator", "the initial cache is not the one that the plan names")
+    state.write(_model_file(0), content)
+
+
+def _file(number: int, name: str) -> str:
+    return f"rounds/{number:04d}/{name}"
+
+
+def _model_file(number: int) -> str:
+    return f"models/{number:04d}.safetensors"

@@ -1,0 +1,82 @@
+"""Where a party finds the frozen CLIP, and the check that it is the one the plan pins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.plan import EncoderPlan
+
+if TYPE_CHECKING:
+    from cachefl_secure.cache.encoder import Encoder
+
+EMBEDDED, LOCAL_DIR = "embedded", "local-dir"
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSource:
+    """What was given to ``--clip`` (and ``--pretrained``)."""
+
+    model: str
+    pretrained: str = ""
+    local_dir: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, pretrained: str = "") -> ClipSource:
+        """``embedded``, ``local-dir:PATH``, ``hf-hub:NAME``, or an architecture with ``--pretrained``.
+
+        Raises:
+            ConfigError: a local-dir without a path.
+        """
+        if text == EMBEDDED:
+            from cachefl_secure.embedded import CLIP_DIR
+
+            return cls(EMBEDDED, "", CLIP_DIR)
+        model, colon, place = text.partition(":")
+        if model == LOCAL_DIR:
+            if not (colon and place):
+                raise ConfigError("--clip", "", "write local-dir:PATH, a folder with open_clip_config.json")
+            return cls(LOCAL_DIR, "", Path(place).expanduser().resolve())
+        return cls(text, pretrained)
+
+    @property
+    def text(self) -> str:
+        """As ``parse`` takes it."""
+        return f"{LOCAL_DIR}:{self.local_dir}" if self.model == LOCAL_DIR else self.model
+
+    @classmethod
+    def of_plan(cls, plan: EncoderPlan, text: str | None) -> ClipSource:
+        """A party's source for the plan's encoder: as the plan names it unless the operator says otherwise.
+
+        Raises:
+            ConfigError: the plan's encoder is a local folder and nobody said where it lies here.
+        """
+        if text:
+            return cls.parse(text, plan.pretrained)
+        if plan.model == LOCAL_DIR:
+            raise ConfigError(
+                "--clip", "", "this plan's encoder is a local folder: give --clip local-dir:PATH"
+            )
+        return cls.parse(plan.model, plan.pretrained)
+
+
+def load_source(source: ClipSource, *, device: str) -> Encoder:
+    """The encoder, whatever its weights are."""
+    from cachefl_secure.cache.encoder import load_encoder
+
+    return load_encoder(source.model, source.pretrained, local_dir=source.local_dir, device=device)
+
+
+def open_encoder(plan: EncoderPlan, source: ClipSource, *, device: str) -> Encoder:
+    """The plan's encoder.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its weights are not the pinned ones.
+    """
+    encoder = load_source(source, device=device)
+    if encoder.weights_digest != plan.weights_digest:
+        found, pinned = encoder.weights_digest[:16], plan.weights_digest[:16]
+        raise ConfigError("--clip", source.text, f"weights {found}, but the plan pins {pinned}")
+    return encoder

@@ -1,0 +1,163 @@
+"""Who is in: invites, join requests, and the roster that every silo pins and countersigns.
+
+init  ->  invite.toml         the plan, signed by the coordinator; its fingerprint is read out by phone
+join  ->  join-request.toml   a silo's public key, signed with it, bound to the plan
+admit ->  roster.bin          all members, signed by the coordinator; fingerprints compared by people
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from cachefl_secure.crypto.sign import SigningKey, fingerprint, verify
+from cachefl_secure.errors import BadSignature, ConfigError, PeerError
+from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId, parse_silo_id
+from cachefl_secure.plan import FederationPlan, Hex64, encode_toml, plan_digest, read_toml
+from cachefl_secure.protocol.messages import Member, Roster
+
+_INVITE_PURPOSE = "cachefl-secure/invite/1"
+_REQUEST_PURPOSE = "cachefl-secure/join-request/1"
+_ROSTER_PURPOSE = "cachefl-secure/roster/1"
+
+SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+
+
+class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The plan with the coordinator's signature over its digest."""
+
+    signature: SignatureHex
+    plan: FederationPlan
+
+
+class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A silo asks to be admitted: its name and key, signed with that key, for this plan only."""
+
+    silo: str
+    public_key: Hex64
+    plan_digest: Hex64
+    signature: SignatureHex
+
+
+class SignedRoster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The roster's canonical JSON and the coordinator's signature over exactly those bytes."""
+
+    roster: bytes
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+def write_invite(plan: FederationPlan, key: SigningKey) -> bytes:
+    """The text of invite.toml."""
+    return encode_toml(Invite(key.sign(_INVITE_PURPOSE, plan_digest(plan).encode()).hex(), plan))
+
+
+def read_invite(path: Path, *, expect: str | None = None) -> FederationPlan:
+    """The plan of an invite whose signature holds.
+
+    ``expect`` is the coordinator's fingerprint as heard from a person; spaces and case do not matter.
+
+    Raises:
+        ConfigError: unreadable, changed after signing, or another coordinator than expected.
+    """
+    invite = read_toml(path, Invite)
+    digest = plan_digest(invite.plan).encode()
+    try:
+        signature = bytes.fromhex(invite.signature)
+        verify(invite.plan.coordinator_key, _INVITE_PURPOSE, digest, signature, peer=COORDINATOR)
+    except BadSignature:
+        raise ConfigError(str(path), "signature", "does not verify: the invite was changed") from None
+    actual = fingerprint(invite.plan.coordinator_key)
+    if expect is not None and "".join(expect.split()).lower() != actual.replace(" ", ""):
+        raise ConfigError(
+            str(path), "plan.coordinator_public_key", f"fingerprint is {actual}, not as expected"
+        )
+    return invite.plan
+
+
+def write_join_request(silo: SiloId, plan: FederationPlan, key: SigningKey) -> bytes:
+    """The text of join-request.toml."""
+    digest = plan_digest(plan)
+    signature = key.sign(_REQUEST_PURPOSE, _request_bytes(silo, key.public_key, digest))
+    return encode_toml(JoinRequest(silo, key.public_key, digest, signature.hex()))
+
+
+def read_join_request(path: Path, plan: FederationPlan) -> Member:
+    """The member that a valid request describes.
+
+    Raises:
+        ConfigError: unreadable, for another plan, or not signed with the key it names.
+    """
+    request = read_toml(path, JoinRequest)
+    silo = parse_silo_id(request.silo, file=str(path))
+    if request.plan_digest != plan_digest(plan):
+        raise ConfigError(str(path), "plan_digest", "is for another federation or an older invite")
+    body = _request_bytes(silo, request.public_key, request.plan_digest)
+    try:
+        public_key = PublicKeyHex(request.public_key)
+        verify(public_key, _REQUEST_PURPOSE, body, bytes.fromhex(request.signature), peer=silo)
+    except BadSignature:
+        raise ConfigError(str(path), "signature", "does not verify: the request was changed") from None
+    return Member(silo=silo, public_key=public_key)
+
+
+def make_roster(plan: FederationPlan, members: Sequence[Member]) -> Roster:
+    """The roster of these members, sorted by name.
+
+    Raises:
+        ConfigError: a name or a key stands twice, or there are fewer than the minimum cohort.
+    """
+    for what in ("silo", "public_key"):
+        values = [getattr(member, what) for member in members]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ConfigError("join requests", what, f"{twice[0]} stands twice")
+    least = plan.secure_sum.minimum_cohort
+    if len(members) < least:
+        raise ConfigError("join requests", "", f"{len(members)} silos; this plan needs at least {least}")
+    ordered = tuple(sorted(members, key=lambda member: member.silo))
+    return Roster(federation_id=plan.id, plan_digest=plan_digest(plan), epoch=1, members=ordered)
+
+
+def sign_roster(roster: Roster, key: SigningKey) -> bytes:
+    body = msgspec.json.encode(roster, order="sorted")
+    return msgspec.msgpack.encode(SignedRoster(body, key.sign(_ROSTER_PURPOSE, body)))
+
+
+def open_roster(raw: bytes, plan: FederationPlan) -> Roster:
+    """The roster, if the plan's coordinator signed it for this plan.
+
+    Raises:
+        PeerError: not a roster, another plan's, or a bad signature.
+    """
+    try:
+        signed = msgspec.msgpack.decode(raw, type=SignedRoster)
+        verify(plan.coordinator_key, _ROSTER_PURPOSE, signed.roster, signed.signature, peer=COORDINATOR)
+        roster = msgspec.json.decode(signed.roster, type=Roster)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise PeerError(COORDINATOR, f"not a roster: {error}") from None
+    if roster.plan_digest != plan_digest(plan):
+        raise PeerError(COORDINATOR, "a roster of another plan")
+    return roster
+
+
+def pin_roster(raw: bytes, plan: FederationPlan, silo: SiloId, own_key: PublicKeyHex) -> Roster:
+    """The roster as a silo accepts it: its own entry is unmodified and the cohort rule can be met.
+
+    Raises:
+        PeerError: the silo is missing, has another key, or there are too few members.
+    """
+    roster = open_roster(raw, plan)
+    keys = {member.silo: member.public_key for member in roster.members}
+    if keys.get(silo) != own_key:
+        raise PeerError(COORDINATOR, "the roster lacks this silo or names another key for it")
+    if len(keys) != len(roster.members) or len(keys) < plan.secure_sum.minimum_cohort:
+        raise PeerError(COORDINATOR, "the roster has too few silos, or one twice")
+    return roster
+
+
+def _request_bytes(silo: str, public_key: str, digest: str) -> bytes:
+    return msgspec.json.encode((silo, public_key, digest))

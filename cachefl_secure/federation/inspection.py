@@ -1,0 +1,264 @@
+"""What a directory can prove about itself: status, budget, audit.
+
+Audit at a silo, in steps (the numbers are printed):
+
+ (1) the ledger verifies in all the steps of ``privacy.verification``, every epsilon recomputed by PLD
+     and by the second accountant, and nothing was charged twice or beyond the cap
+ (2) the coordinator's records verify: signature, plan, roster, chain, cohort
+ (3) every ledger head that a record names for this silo is in the ledger
+ (4) every cache is the one before plus the mean of the recorded sum
+
+At the coordinator (1) and (3) are replaced by the silos' signed receipts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachefl_secure.crypto.sign import fingerprint, verify
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation import letters
+from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.enrolment import open_roster
+from cachefl_secure.federation.founding import ROSTER_FILE, CoordinatorFiles
+from cachefl_secure.federation.joining import CONFIG_FILE, LEDGER_FILE, SiloFiles
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId
+from cachefl_secure.privacy.accounting import Rounds, epsilon_spent, local_statement, rounds_within
+from cachefl_secure.privacy.ledger import LedgerReport, verify_ledger
+from cachefl_secure.privacy.mechanism import Mechanism, mechanism_of
+from cachefl_secure.protocol.messages import roster_digest
+from cachefl_secure.protocol.parameters import RoundParameters
+
+_PROJECTION_ROUNDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A silo's privacy budget. Epsilons are local: they hold without assuming a secure sum."""
+
+    silo: SiloId
+    rounds_charged: int
+    epsilon: float
+    delta: float
+    cap: float
+    rounds_left: int
+    """Rounds of the plan's mechanism that still fit under the cap."""
+    epsilon_projected: float
+    """After ten more rounds, or after as many as still fit."""
+    rounds_projected: int
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditStep:
+    """One numbered step that held. A step that does not hold raises instead."""
+
+    number: int
+    what: str
+    finding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """An audit that held in every step."""
+
+    party: str
+    steps: tuple[AuditStep, ...]
+    ledger: LedgerReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a directory says about itself."""
+
+    role: str
+    federation: str
+    fingerprint: str
+    enrolled: bool
+    rounds: int
+    rounds_planned: int
+    waiting_for: str
+    silos: Mapping[str, str]
+    """At the coordinator: each silo and how far it is known to be."""
+
+
+def is_silo(root: Path) -> bool:
+    return (root / CONFIG_FILE).is_file()
+
+
+def open_chain(root: Path) -> Chain:
+    """The verified rounds of a coordinator's or a silo's directory.
+
+    Raises:
+        ConfigError: neither, or it has not been admitted yet.
+    """
+    if not is_silo(root):
+        return CoordinatorFiles.open(root).chain()
+    files = SiloFiles.open(root)
+    if not files.state.has(ROSTER_FILE):
+        raise ConfigError(str(root), "", "has not taken part in any round yet")
+    return Chain(files.state, files.plan, open_roster(files.state.read(ROSTER_FILE), files.plan))
+
+
+def silo_budget(root: Path) -> Budget:
+    """Recomputed from the verified ledger, not read from it.
+
+    Raises:
+        LedgerError: the ledger does not verify.
+    """
+    files = SiloFiles.open(root)
+    report = _verified(files, ())
+    privacy, cap = files.plan.privacy, files.config.epsilon_cap
+    mechanism, delta = mechanism_of(privacy), min(report.delta, privacy.delta)
+    charged = [(spend.mechanism, 1) for spend in report.spends]
+    left = 0 if math.isinf(cap) else _rounds_left(charged, mechanism, delta, cap)
+    ahead = min(_PROJECTION_ROUNDS, left)
+    return Budget(
+        silo=files.silo,
+        rounds_charged=len(charged),
+        epsilon=report.epsilon,
+        delta=delta,
+        cap=cap,
+        rounds_left=left,
+        epsilon_projected=epsilon_spent([*charged, (mechanism, ahead)], delta) if ahead else report.epsilon,
+        rounds_projected=ahead,
+        statement=local_statement(files.silo, report.epsilon, delta),
+    )
+
+
+def _rounds_left(charged: Rounds, mechanism: Mechanism, delta: float, cap: float) -> int:
+    """The most further rounds whose total stays at or below the cap."""
+    fitting, beyond = 0, rounds_within(mechanism, delta, cap) + 1
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        fits = epsilon_spent([*charged, (mechanism, middle)], delta) <= cap
+        fitting, beyond = (middle, beyond) if fits else (fitting, middle)
+    return fitting
+
+
+def audit_silo(root: Path) -> Audit:
+    """Steps (1) to (4) of the module's docstring.
+
+    Raises:
+        LedgerError, RecordRejected, ConfigError: the step that does not hold.
+    """
+    files = SiloFiles.open(root)
+    if not files.state.has(ROSTER_FILE):
+        report = _verified(files, ())
+        return Audit(f"silo {files.silo}", (_ledger_step(report),), report)
+    chain = open_chain(root)  # (2)
+    heads = [v.record.ledger_heads[files.silo] for v in chain.verified if files.silo in v.record.ledger_heads]
+    report = _verified(files, tuple((None, Digest(head)) for head in heads))  # (1) (3)
+    steps = (
+        _ledger_step(report),
+        _records_step(chain),
+        AuditStep(3, "ledger heads in the records", f"{len(heads)} witnessed heads are in the ledger"),
+        _caches_step(chain),
+    )
+    return Audit(f"silo {files.silo}", steps, report)
+
+
+def audit_coordinator(root: Path) -> Audit:
+    """The coordinator's half: records, receipts, caches.
+
+    Raises:
+        BadSignature, RecordRejected, ConfigError: the step that does not hold.
+    """
+    files = CoordinatorFiles.open(root)
+    chain = files.chain()
+    receipts = _receipts(files)
+    keys = chain.roster.public_keys
+    for silo, receipt in receipts.items():
+        signed = letters.receipt_bytes(receipt)
+        verify(keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
+        if receipt.roster_digest != roster_digest(chain.roster):
+            raise ConfigError(str(root / "receipts.json"), silo, "countersigned another roster")
+    countersigned = f"{len(receipts)} of {len(keys)} silos countersigned the roster"
+    steps = (_records_step(chain), AuditStep(3, "receipts", countersigned), _caches_step(chain))
+    return Audit("coordinator", steps, None)
+
+
+def status(root: Path) -> Status:
+    """
+    Raises:
+        ConfigError: not a directory of this program.
+    """
+    return _silo_status(root) if is_silo(root) else _coordinator_status(root)
+
+
+def _silo_status(root: Path) -> Status:
+    files = SiloFiles.open(root)
+    enrolled = files.state.has(ROSTER_FILE)
+    rounds = open_chain(root).position.round if enrolled else 0
+    waiting = "the coordinator's next round" if enrolled else "the coordinator: hand over join-request.toml"
+    return Status(
+        role=f"silo {files.silo}",
+        federation=files.plan.name,
+        fingerprint=fingerprint(files.state.signing_key().public_key),
+        enrolled=enrolled,
+        rounds=rounds,
+        rounds_planned=files.plan.privacy.rounds,
+        waiting_for=waiting,
+        silos={},
+    )
+
+
+def _coordinator_status(root: Path) -> Status:
+    files = CoordinatorFiles.open(root)
+    enrolled = files.state.has(ROSTER_FILE)
+    chain = files.chain() if enrolled else None
+    rounds, planned = (chain.position.round if chain else 0), files.plan.privacy.rounds
+    waiting = "silos: `admit` their join requests" if chain is None else f"you: run round {rounds + 1}"
+    silos: dict[str, str] = {}
+    if chain is not None:
+        receipts = _receipts(files)
+        needed = RoundParameters.derive(files.plan, len(chain.roster.members)).minimum_survivors
+        waiting += f" with at least {needed} silos" if rounds < planned else ": all planned rounds are done"
+        for member in chain.roster.members:
+            receipt = receipts.get(member.silo)
+            silos[member.silo] = f"holds round {receipt.round}" if receipt else "admitted, not heard from"
+    return Status(
+        role="coordinator",
+        federation=files.plan.name,
+        fingerprint=fingerprint(PublicKeyHex(files.plan.coordinator_public_key)),
+        enrolled=enrolled,
+        rounds=rounds,
+        rounds_planned=planned,
+        waiting_for=waiting,
+        silos=silos,
+    )
+
+
+def _verified(files: SiloFiles, anchors: tuple[tuple[int | None, Digest], ...]) -> LedgerReport:
+    path, key = files.state.path(LEDGER_FILE), files.state.signing_key().public_key
+    return verify_ledger(path, key, anchors=anchors)
+
+
+def _receipts(files: CoordinatorFiles) -> dict[SiloId, letters.Receipt]:
+    if not files.state.has(letters.RECEIPTS_FILE):
+        return {}
+    return letters.read_receipts(files.state.read(letters.RECEIPTS_FILE), file=str(files.state.root))
+
+
+def _ledger_step(report: LedgerReport) -> AuditStep:
+    finding = (
+        f"{report.entries} entries, {len(report.spends)} rounds charged; epsilon {report.epsilon:.4f} "
+        f"by PLD, {report.epsilon_rdp:.4f} by RDP (an upper bound), delta {report.delta:g}"
+    )
+    return AuditStep(1, "privacy ledger", finding)
+
+
+def _records_step(chain: Chain) -> AuditStep:
+    return AuditStep(
+        2, "round records", f"{len(chain.verified)} records signed by the coordinator, in one chain"
+    )
+
+
+def _caches_step(chain: Chain) -> AuditStep:
+    caches = sum(1 for _ in chain.models())  # raises where a cache is not what the sums give
+    return AuditStep(
+        4, "caches", f"{caches} caches recomputed from the initial one and the sums, bit for bit"
+    )

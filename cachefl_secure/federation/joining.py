@@ -1,0 +1,191 @@
+"""join: check the invite, encode the private images once, make an identity, write the join request.
+
+Everything that can fail is tried before the silo's directory exists, so a failed join leaves nothing
+behind and is simply run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
+
+from cachefl_secure.crypto.sign import fingerprint
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.clip_source import ClipSource, open_encoder
+from cachefl_secure.federation.enrolment import read_invite, write_join_request
+from cachefl_secure.federation.ports import Progress, silent
+from cachefl_secure.federation.state_dir import StateDir, utc_now
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
+from cachefl_secure.plan import FederationPlan, Hex64, encode_toml, plan_digest, read_toml
+from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
+from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy.mechanism import mechanism_of
+
+if TYPE_CHECKING:
+    from cachefl_secure.cache.features import FeatureSet, ImageList
+
+CONFIG_FILE, INVITE_FILE, REQUEST_FILE = "silo.toml", "invite.toml", "join-request.toml"
+LEDGER_FILE, FEATURES_FILE, SALT_FILE = "ledger/ledger.jsonl", "features.safetensors", "keys/commitment.salt"
+
+
+class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """silo.toml: what is this silo's own business. Never sent."""
+
+    silo: str
+    images: str
+    """The folder the features were extracted from."""
+    clip: str
+    """Where this silo has the encoder's weights, as given to ``--clip``."""
+    epsilon_cap: Annotated[float, Meta(ge=0.0)]
+    """This silo refuses a round that would take its epsilon beyond this. Infinite with ``none``."""
+    data_commitment: Hex64
+    """Names the records in the ledger; made at join, with the salt in keys/."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class SiloFiles:
+    """A silo's directory, opened and checked."""
+
+    state: StateDir
+    plan: FederationPlan
+    config: SiloConfig
+
+    @classmethod
+    def open(cls, root: Path) -> SiloFiles:
+        """
+        Raises:
+            ConfigError: not a silo's directory, or a file in it does not parse.
+        """
+        if not (root / CONFIG_FILE).is_file():
+            raise ConfigError(str(root), "", f"no silo's directory: it has no {CONFIG_FILE}")
+        config = read_toml(root / CONFIG_FILE, SiloConfig)
+        parse_silo_id(config.silo, file=str(root / CONFIG_FILE))
+        return cls(StateDir(root), read_invite(root / INVITE_FILE), config)
+
+    @property
+    def silo(self) -> SiloId:
+        return SiloId(self.config.silo)
+
+    def records(self) -> FeatureSet:
+        """The features that ``join`` extracted.
+
+        Raises:
+            ConfigError: the file is damaged, or does not fit the plan.
+        """
+        from cachefl_secure.cache.features import load_features
+
+        path = self.state.path(FEATURES_FILE)
+        records, _ = load_features(path)
+        if len(records) and records.features.shape[1] != self.plan.encoder.feature_dim:
+            raise ConfigError(str(path), "features", "another feature dimension than the plan's")
+        return records
+
+    def ledger(self) -> Ledger:
+        return Ledger.open(self.state.path(LEDGER_FILE), self.state.signing_key())
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What join tells its operator."""
+
+    silo: SiloId
+    records: int
+    classes_present: int
+    fingerprint: str
+    coordinator_fingerprint: str
+    request: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinChoices:
+    """What the operator chose."""
+
+    name: str
+    images: Path
+    clip: ClipSource
+    expect: str | None = None
+    epsilon_cap: float | None = None
+    not_private: bool = False
+    device: str = "cpu"
+
+
+def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Progress = silent) -> Joined:
+    """A new silo's directory with its features, keys, ledger and join request.
+
+    Raises:
+        ConfigError: a bad invite, name, image folder, encoder or directory.
+    """
+    from cachefl_secure.cache.features import extract_features, features_digest, image_folder, save_features
+
+    silo = parse_silo_id(choices.name)
+    StateDir.refuse_occupied(root)
+    plan = read_invite(invite, expect=choices.expect)
+    _check_cap(plan, choices)
+    images = image_folder(choices.images, plan.classes)
+    encoder = open_encoder(plan.encoder, choices.clip, device=choices.device)
+    records = extract_features(
+        images, encoder, progress=lambda done, all_: progress(done, all_, f"{silo}: encode")
+    )
+
+    state = StateDir.create(root)
+    save_features(state.path(FEATURES_FILE), records, features_digest(images, encoder))
+    state.write(INVITE_FILE, invite.read_bytes())
+    config = _config(silo, plan, choices, _commit_to_data(state, images))
+    _create_ledger(state, plan, silo, config.epsilon_cap)
+    key = state.signing_key()
+    state.write(REQUEST_FILE, write_join_request(silo, plan, key))
+    state.write(CONFIG_FILE, encode_toml(config))  # last: with it the directory is a silo's
+    return Joined(
+        silo=silo,
+        records=len(records),
+        classes_present=len(set(records.labels.tolist())),
+        fingerprint=fingerprint(key.public_key),
+        coordinator_fingerprint=fingerprint(PublicKeyHex(plan.coordinator_public_key)),
+        request=root / REQUEST_FILE,
+    )
+
+
+def _check_cap(plan: FederationPlan, choices: JoinChoices) -> None:
+    if plan.privacy.mechanism == "none" and not choices.not_private:
+        reason = "its updates carry no noise and reveal records; confirm with --not-private"
+        raise ConfigError("invite", "plan.privacy.mechanism", reason)
+    if choices.epsilon_cap is not None and not choices.epsilon_cap > 0:
+        raise ConfigError("--epsilon-cap", "", "must be positive")
+
+
+def _config(silo: SiloId, plan: FederationPlan, choices: JoinChoices, commitment: Digest) -> SiloConfig:
+    planned = plan.privacy.epsilon if plan.privacy.mechanism == "local" else math.inf
+    cap = planned if choices.epsilon_cap is None else choices.epsilon_cap
+    return SiloConfig(
+        data_commitment=commitment,
+        silo=silo,
+        images=str(choices.images.resolve()),
+        clip=choices.clip.text,
+        epsilon_cap=float(cap),
+        device=choices.device,
+    )
+
+
+def _commit_to_data(state: StateDir, images: ImageList) -> Digest:
+    """A name for this silo's records that shows nothing about them; the salt stays here."""
+    salt = CommitmentSalt.generate()
+    state.write(SALT_FILE, salt.reveal(), private=True)
+    digests = (hashlib.sha256((images.root / path).read_bytes()).hexdigest() for path in images.paths)
+    return data_commitment((Digest(digest) for digest in digests), salt)
+
+
+def _create_ledger(state: StateDir, plan: FederationPlan, silo: SiloId, cap: float) -> None:
+    path = state.path(LEDGER_FILE)
+    path.parent.mkdir(mode=0o700)
+    with Ledger.create(
+        path, state.signing_key(), silo=silo, federation=plan.id, timestamp=utc_now()
+    ) as ledger:
+        mechanism = mechanism_of(plan.privacy)
+        ledger.note_plan(plan_digest(plan), mechanism, delta=plan.privacy.delta, cap=cap, timestamp=utc_now())

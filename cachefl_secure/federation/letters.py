@@ -1,0 +1,150 @@
+"""What coordinator and silo say to each other around the five messages of CF-SecAgg/1.
+
+Every ``Reply`` of a silo is an answer, or says that it will not take part and why, out of a closed set
+that reveals nothing beyond what its ledger heads and its absence reveal anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.names import SiloId
+from cachefl_secure.plan import Hex64
+from cachefl_secure.protocol.messages import Message
+
+HELLO, SYNC, MANIFEST, SHARE, MASKED_INPUT, UNMASK = (
+    "hello",
+    "sync",
+    "manifest",
+    "share",
+    "masked-input",
+    "unmask",
+)
+
+MAX_LETTER_BYTES = 1 << 31
+
+RECEIPTS_FILE = "receipts.json"
+
+Reason = Literal[
+    "budget-exhausted",
+    "plan-differs",
+    "roster-differs",
+    "cache-differs",
+    "stale-round",
+    "update-already-released",
+    "cohort-refused",
+    "protocol-error",
+    "record-rejected",
+    "not-enrolled",
+    "storage-failed",
+]
+
+
+class Hello(Message, frozen=True):
+    """Coordinator to silo: where do you stand?"""
+
+    plan_digest: Hex64
+
+
+class Standing(Message, frozen=True):
+    """Silo to coordinator: what I hold."""
+
+    has_roster: bool
+    has_cache: bool
+    round: Annotated[int, Meta(ge=0)]
+    record_digest: Hex64
+
+
+class SyncedRound(Message, frozen=True):
+    """A round that a silo has not recorded yet: the signed record and the sum it names."""
+
+    record: bytes
+    aggregate: bytes
+
+
+class Sync(Message, frozen=True):
+    """Coordinator to silo: what you lack. Empty fields where the silo lacks nothing."""
+
+    roster: bytes
+    initial_cache: bytes
+    rounds: tuple[SyncedRound, ...]
+
+
+class Receipt(Message, frozen=True):
+    """Silo to coordinator, signed: up to which round I hold the records, and my ledger's head.
+
+    The signature also covers the roster's digest: it is the silo's countersignature of the roster.
+    """
+
+    silo: str
+    round: Annotated[int, Meta(ge=0)]
+    record_digest: Hex64
+    roster_digest: Hex64
+    ledger_head: Hex64
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class Reply(Message, frozen=True):
+    """What a silo returns in every phase: an answer, or why there is none."""
+
+    answer: bytes
+    declined: Reason | None = None
+
+
+RECEIPT_PURPOSE = "cachefl-secure/receipt/1"
+
+
+def receipt_bytes(receipt: Receipt) -> bytes:
+    """What a receipt's signature covers."""
+    fields = (receipt.silo, receipt.round, receipt.record_digest, receipt.roster_digest, receipt.ledger_head)
+    return msgspec.json.encode(fields)
+
+
+class _KeptReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A receipt as the coordinator keeps it: JSON that people can read."""
+
+    silo: str
+    round: Annotated[int, Meta(ge=0)]
+    record_digest: Hex64
+    roster_digest: Hex64
+    ledger_head: Hex64
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+
+
+def write_receipts(receipts: Mapping[SiloId, Receipt]) -> bytes:
+    """The latest receipt of each silo."""
+    kept = {
+        silo: _KeptReceipt(
+            receipt.silo,
+            receipt.round,
+            receipt.record_digest,
+            receipt.roster_digest,
+            receipt.ledger_head,
+            receipt.signature.hex(),
+        )
+        for silo, receipt in sorted(receipts.items())
+    }
+    return msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n"
+
+
+def read_receipts(raw: bytes, *, file: str) -> dict[SiloId, Receipt]:
+    """Inverse of ``write_receipts``. Signatures are the caller's to verify.
+
+    Raises:
+        ConfigError: not what ``write_receipts`` writes.
+    """
+    try:
+        kept = msgspec.json.decode(raw, type=dict[str, _KeptReceipt])
+    except msgspec.DecodeError as error:
+        raise ConfigError(file, RECEIPTS_FILE, str(error)) from None
+    return {
+        SiloId(silo): Receipt(
+            k.silo, k.round, k.record_digest, k.roster_digest, k.ledger_head, bytes.fromhex(k.signature)
+        )
+        for silo, k in kept.items()
+    }

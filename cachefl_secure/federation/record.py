@@ -1,0 +1,164 @@
+"""Round records: what the coordinator claims about a round, signed, and how anybody checks it.
+
+A record names the cache before and after, the survivors, the sum that was applied, the transcript and
+the ledger head of every survivor. Records form a chain: each names the digest of the one before.
+Verification (the numbers stand in the code):
+
+ (1) the coordinator's signature over the record's bytes as received
+ (2) federation, plan and roster are the pinned ones
+ (3) the chain: the previous record is the last one held, and the round number grew
+ (4) the cohort is within the roster; the survivors are within the cohort, and no fewer than the threshold
+ (5) the sum delivered is the sum named, has the agreed size, and lies within the agreed bound
+ (6) the cache after the round is the cache before plus the mean update, recomputed here
+ (7) if this party took part: same manifest, same survivor set, and the ledger head it sent
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cachefl_secure.crypto.sign import SigningKey, verify
+from cachefl_secure.errors import BadSignature, ConfigError, RecordRejected
+from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
+from cachefl_secure.plan import FederationPlan, Hex64, plan_digest
+from cachefl_secure.protocol.messages import Roster, roster_digest
+from cachefl_secure.protocol.parameters import RoundParameters
+
+_PURPOSE = "cachefl-secure/record/1"
+_DIGEST_LABEL = "cachefl-secure/record-digest/1"
+MAX_RECORD_BYTES = 1 << 20
+
+RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+class RoundRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The outcome of one round. Everything in it is public."""
+
+    version: Literal[1] = 1
+    federation_id: str
+    plan_digest: Hex64
+    roster_digest: Hex64
+    round: RoundNumber
+    attempt: RoundNumber
+    manifest_digest: Hex64
+    cohort: tuple[str, ...]
+    survivors: tuple[str, ...]
+    previous_record: Hex64
+    transcript_digest: Hex64
+    aggregate_digest: Hex64
+    saturated: Annotated[int, Meta(ge=0)]
+    """Entries that silos clamped before encoding, summed inside the secure sum."""
+    cache_before: Hex64
+    cache_after: Hex64
+    ledger_heads: dict[str, Hex64]
+    """Head of each survivor's ledger after it charged this round: the anchor that an auditor holds."""
+
+
+class SignedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The record's canonical JSON, as text, and the signature over exactly those bytes."""
+
+    record: str
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Participation:
+    """What a silo itself saw of a round, to be compared with the record."""
+
+    silo: SiloId
+    round: int
+    attempt: int
+    manifest_digest: Digest
+    survivors: tuple[SiloId, ...]
+    ledger_head: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a party's chain of records stands."""
+
+    round: int
+    record_digest: Digest
+    cache_digest: Digest
+
+
+def genesis(plan: FederationPlan) -> Position:
+    """The position before round 1: the plan stands for the record, the initial cache for the cache."""
+    first = digest_of("cachefl-secure/genesis/1", plan_digest(plan).encode())
+    return Position(round=0, record_digest=first, cache_digest=Digest(plan.cache.initial_digest))
+
+
+def sign_record(record: RoundRecord, key: SigningKey) -> bytes:
+    """The record as a line of JSON text that ``open_record`` accepts."""
+    body = msgspec.json.encode(record, order="sorted")
+    signed = SignedRecord(body.decode(), key.sign(_PURPOSE, body).hex())
+    return msgspec.json.encode(signed) + b"\n"
+
+
+def open_record(raw: bytes, plan: FederationPlan) -> tuple[RoundRecord, Digest]:
+    """Step (1): the record and its digest.
+
+    Raises:
+        RecordRejected: not a record of this version, or not signed by the plan's coordinator.
+    """
+    if len(raw) > MAX_RECORD_BYTES:
+        raise RecordRejected(1, f"{len(raw)} bytes")
+    try:
+        signed = msgspec.json.decode(raw, type=SignedRecord)
+        body = signed.record.encode()
+        verify(plan.coordinator_key, _PURPOSE, body, bytes.fromhex(signed.signature), peer=COORDINATOR)
+        record = msgspec.json.decode(body, type=RoundRecord)
+    except BadSignature:
+        raise RecordRejected(1, "not signed by the coordinator of the plan") from None
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeError) as error:
+        raise RecordRejected(1, f"not a round record: {error}") from None
+    return record, digest_of(_DIGEST_LABEL, body)
+
+
+def check_record(
+    record: RoundRecord, plan: FederationPlan, roster: Roster, position: Position, seen: Participation | None
+) -> RoundParameters:
+    """Steps (2), (3), (4) and (7). Steps (5) and (6) need the sum and the cache: see ``models.advance``.
+
+    Raises:
+        RecordRejected: names the step.
+    """
+    # (2) the pinned agreement
+    _require(record.federation_id == plan.federation_id, 2, "another federation")
+    _require(record.plan_digest == plan_digest(plan), 2, "another plan")
+    _require(record.roster_digest == roster_digest(roster), 2, "another roster")
+    # (3) the chain
+    _require(record.previous_record == position.record_digest, 3, "does not follow the last record held")
+    _require(record.round > position.round, 3, f"round {record.round} after round {position.round}")
+    _require(record.cache_before == position.cache_digest, 3, "starts from another cache")
+    # (4) who took part
+    members = {member.silo for member in roster.members}
+    _require(len(set(record.cohort)) == len(record.cohort), 4, "a silo stands twice in the cohort")
+    _require(set(record.cohort) <= members, 4, "the cohort names a silo outside the roster")
+    _require(
+        len(set(record.survivors)) == len(record.survivors), 4, "a silo stands twice among the survivors"
+    )
+    _require(set(record.survivors) <= set(record.cohort), 4, "a survivor outside the cohort")
+    _require(set(record.ledger_heads) == set(record.survivors), 4, "ledger heads and survivors differ")
+    try:
+        parameters = RoundParameters.derive(plan, len(record.cohort))
+    except ConfigError as error:
+        raise RecordRejected(4, f"a cohort of {len(record.cohort)}: {error.reason}") from None
+    _require(len(record.survivors) >= parameters.threshold, 4, "fewer survivors than the threshold")
+    # (7) what this party saw itself
+    if seen is not None and (seen.round, seen.attempt) == (record.round, record.attempt):
+        _require(record.manifest_digest == seen.manifest_digest, 7, "another manifest than this silo saw")
+        _require(set(record.survivors) == set(seen.survivors), 7, "another survivor set than this silo saw")
+        _require(
+            record.ledger_heads.get(seen.silo) == seen.ledger_head, 7, "another ledger head of this silo"
+        )
+    return parameters
+
+
+def _require(holds: bool, step: int, reason: str) -> None:
+    if not holds:
+        raise RecordRejected(step, reason)

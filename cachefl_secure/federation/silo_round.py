@@ -1,0 +1,330 @@
+"""A silo's side of every exchange: check, reserve, train, seal, mask, answer, verify.
+
+Rules, in the order in which they bite:
+
+ 1. Nothing that matters is believed from the coordinator: plan, roster and cache are pinned by digest,
+    the threshold and the encoding are derived here, rounds and attempts only grow.
+ 2. The ledger is charged, durably, before a record is touched. There is no refund.
+ 3. The noised update is sealed on disk before it is masked. A later attempt of the same round sends the
+    same update under fresh masks and costs nothing.
+ 4. Once this silo has answered an unmask request, that update never enters another survivor set: two
+    sums that differ by one silo give that silo's update.
+ 5. A reply is durable, or derived from what is durable, before it leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from cachefl_secure.crypto.seal import open_at_rest, seal_at_rest
+from cachefl_secure.errors import BudgetExhausted, ConfigError, LedgerError, ProtocolError, RecordRejected
+from cachefl_secure.federation import letters
+from cachefl_secure.federation.chain import Chain, install_initial_cache
+from cachefl_secure.federation.enrolment import pin_roster
+from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.federation.letters import Hello, Reason, Receipt, Reply, Standing, Sync
+from cachefl_secure.federation.record import Participation, genesis
+from cachefl_secure.federation.state_dir import utc_now
+from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
+from cachefl_secure.plan import plan_digest
+from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy.mechanism import mechanism_of
+from cachefl_secure.privacy.training import train_privately
+from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.attempt import open_manifest
+from cachefl_secure.protocol.encoding import RoundingSeed, encode
+from cachefl_secure.protocol.messages import Manifest, Roster, manifest_digest, roster_digest
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.silo import SiloSession
+from cachefl_secure.protocol.silo_secrets import SiloSecrets
+from cachefl_secure.updates import PrivateUpdate
+
+_SEAL_PURPOSE = "cachefl-secure/sealed-update/1"
+_UPDATE_LABEL = "cachefl-secure/update-digest/1"
+
+
+class _Decline(Exception):
+    """This silo will not answer; ``reason`` is what the coordinator is told."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason: Reason = reason
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt of a round while it runs. Lost with the process: the silo then counts as dropped."""
+
+    manifest: Manifest
+    parameters: RoundParameters
+    session: SiloSession
+    ledger_head: Digest | None = None
+    survivors: tuple[SiloId, ...] = ()
+
+
+class SiloService:
+    """One silo, answering a coordinator. ``handle`` is the ``ports.Handler`` that a transport serves.
+
+    ``take_trouble`` gives the last error that made it decline: for this silo's operator only.
+    """
+
+    def __init__(self, files: SiloFiles, ledger: Ledger) -> None:
+        self._files, self._ledger = files, ledger
+        self._identity = files.state.signing_key()
+        self._chain: Chain | None = None
+        self._attempt: _Attempt | None = None
+        self._trouble: Exception | None = None
+        if files.state.has("roster.bin"):
+            self._open_chain(files.state.read("roster.bin"))
+
+    @property
+    def silo(self) -> SiloId:
+        return self._files.silo
+
+    def take_trouble(self) -> Exception | None:
+        trouble, self._trouble = self._trouble, None
+        return trouble
+
+    def handle(self, phase: str, content: bytes) -> bytes:
+        """The reply to one request; never raises for anything a coordinator can cause."""
+        try:
+            reply = Reply(self._answer(phase, content))
+        except _Decline as decline:
+            reply = self._declined(decline, decline.reason)
+        except BudgetExhausted as error:
+            reply = self._declined(error, "budget-exhausted")
+        except RecordRejected as error:
+            reply = self._declined(error, "record-rejected")
+        except ProtocolError as error:
+            reply = self._declined(error, "protocol-error")
+        except (ConfigError, LedgerError, OSError) as error:
+            reply = self._declined(error, "storage-failed")
+        return wire.encode(reply)
+
+    def _declined(self, error: Exception, reason: Reason) -> Reply:
+        self._trouble = error
+        return Reply(b"", reason)
+
+    def _answer(self, phase: str, content: bytes) -> bytes:
+        match phase:
+            case letters.HELLO:
+                return self._on_hello(wire.decode(content, Hello, limit_bytes=1 << 12, peer=COORDINATOR))
+            case letters.SYNC:
+                limit = letters.MAX_LETTER_BYTES
+                return self._on_sync(wire.decode(content, Sync, limit_bytes=limit, peer=COORDINATOR))
+            case letters.MANIFEST:
+                return self._on_manifest(content)
+            case letters.SHARE:
+                return self._running().session.on_key_list(content)
+            case letters.MASKED_INPUT:
+                return self._on_share_delivery(content)
+            case letters.UNMASK:
+                return self._on_survivor_set(content)
+            case _:
+                raise _Decline("protocol-error")
+
+    # --- enrolment and records
+
+    def _on_hello(self, hello: Hello) -> bytes:
+        if hello.plan_digest != plan_digest(self._files.plan):
+            raise _Decline("plan-differs")
+        position = self._chain.position if self._chain else genesis(self._files.plan)
+        standing = Standing(
+            has_roster=self._chain is not None,
+            has_cache=self._files.state.has("models/0000.safetensors"),
+            round=position.round,
+            record_digest=position.record_digest,
+        )
+        return wire.encode(standing)
+
+    def _on_sync(self, sync: Sync) -> bytes:
+        if sync.initial_cache and not self._files.state.has("models/0000.safetensors"):
+            install_initial_cache(self._files.state, self._files.plan, sync.initial_cache)
+        if sync.roster:
+            self._pin(sync.roster)
+        chain = self._open()
+        for synced in sync.rounds:
+            self._on_record(chain, synced)
+        return wire.encode(self._receipt(chain))
+
+    def _pin(self, raw: bytes) -> None:
+        roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
+        if self._chain is None:
+            self._files.state.write("roster.bin", raw)  # pinned: from now on no other roster is accepted
+            self._open_chain(raw)
+        elif roster_digest(roster) != roster_digest(self._chain.roster):
+            raise _Decline("roster-differs")
+
+    def _open_chain(self, raw: bytes) -> None:
+        roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
+        self._chain = Chain(self._files.state, self._files.plan, roster)
+
+    def _on_record(self, chain: Chain, synced: letters.SyncedRound) -> None:
+        before = chain.position.round
+        record = chain.extend(synced.record, synced.aggregate, self._participation())
+        if record.round > before:
+            if self._ledger.spend_of(plan_digest(self._files.plan), record.round) is not None:
+                self._ledger.note_receipt(record.round, chain.position.record_digest, timestamp=utc_now())
+            self._files.state.remove(_round_file(record.round, "update.sealed"))
+            self._attempt = None
+
+    def _participation(self) -> Participation | None:
+        attempt = self._attempt
+        if attempt is None or attempt.ledger_head is None or not attempt.survivors:
+            return None
+        return Participation(
+            silo=self.silo,
+            round=attempt.manifest.round,
+            attempt=attempt.manifest.attempt,
+            manifest_digest=manifest_digest(attempt.manifest),
+            survivors=attempt.survivors,
+            ledger_head=attempt.ledger_head,
+        )
+
+    def _receipt(self, chain: Chain) -> Receipt:
+        unsigned = Receipt(
+            silo=self.silo,
+            round=chain.position.round,
+            record_digest=chain.position.record_digest,
+            roster_digest=roster_digest(chain.roster),
+            ledger_head=self._ledger.head,
+            signature=bytes(64),
+        )
+        signature = self._identity.sign(letters.RECEIPT_PURPOSE, letters.receipt_bytes(unsigned))
+        return msgspec.structs.replace(unsigned, signature=signature)
+
+    # --- one attempt
+
+    def _on_manifest(self, content: bytes) -> bytes:
+        chain, plan = self._open(), self._files.plan
+        manifest = open_manifest(content, plan.coordinator_key)
+        if self._attempt is not None and self._attempt.manifest == manifest:
+            return self._attempt.session.advertise()  # the same request again: the same reply
+        self._check_manifest(manifest, chain)
+        try:
+            parameters = RoundParameters.derive(plan, len(manifest.cohort))
+        except ConfigError as error:
+            self._trouble = error
+            raise _Decline("cohort-refused") from None
+        self._check_budget(manifest.round)
+        self._files.state.write(_round_file(manifest.round, "attempt"), str(manifest.attempt).encode())
+        session = SiloSession(
+            manifest=manifest,
+            silo=self.silo,
+            identity=self._identity,
+            roster=chain.roster,
+            coordinator_key=plan.coordinator_key,
+            parameters=parameters,
+            secrets=SiloSecrets.generate(),
+        )
+        self._attempt = _Attempt(manifest, parameters, session)
+        return session.advertise()
+
+    def _check_manifest(self, manifest: Manifest, chain: Chain) -> None:
+        if manifest.plan_digest != plan_digest(self._files.plan):
+            raise _Decline("plan-differs")
+        if manifest.roster_digest != roster_digest(chain.roster):
+            raise _Decline("roster-differs")
+        if manifest.previous_record != chain.position.record_digest or manifest.round <= chain.position.round:
+            raise _Decline("stale-round")
+        if manifest.cache_digest != chain.position.cache_digest:
+            raise _Decline("cache-differs")
+        if self.silo not in manifest.cohort or not set(manifest.cohort) <= _names(chain.roster):
+            raise _Decline("cohort-refused")
+        if manifest.round < self._latest_round() or manifest.attempt <= self._last_attempt(manifest.round):
+            raise _Decline("stale-round")
+        if self._files.state.has(_round_file(manifest.round, "released")):
+            raise _Decline("update-already-released")  # rule 4
+
+    def _latest_round(self) -> int:
+        folders = self._files.state.path("rounds").glob("[0-9]*")
+        return max((int(folder.name) for folder in folders), default=0)
+
+    def _last_attempt(self, round_number: int) -> int:
+        name = _round_file(round_number, "attempt")
+        return int(self._files.state.read(name)) if self._files.state.has(name) else 0
+
+    def _check_budget(self, round_number: int) -> None:
+        """Declines before the round starts what ``reserve`` would refuse later; charges nothing."""
+        plan = self._files.plan
+        if self._ledger.spend_of(plan_digest(plan), round_number) is None:
+            cap = self._files.config.epsilon_cap
+            self._ledger.check(mechanism_of(plan.privacy), delta=plan.privacy.delta, cap=cap)
+
+    def _on_share_delivery(self, content: bytes) -> bytes:
+        attempt = self._running()
+        round_number = attempt.manifest.round
+        if not self._files.state.has(_round_file(round_number, "update.sealed")):
+            self._train(attempt)
+        update, rounding, digest = self._unseal(round_number)
+        attempt.ledger_head = self._ledger.head
+        encoded = encode(update, attempt.parameters, rounding)
+        reply = attempt.session.on_share_delivery(content, encoded, attempt.ledger_head)
+        number, transcript = attempt.manifest.attempt, manifest_digest(attempt.manifest)
+        self._ledger.note_sent(round_number, number, digest, transcript, timestamp=utc_now())
+        return reply
+
+    def _train(self, attempt: _Attempt) -> None:
+        """Rule 2, then rule 3."""
+        manifest, plan = attempt.manifest, self._files.plan
+        mechanism = mechanism_of(plan.privacy)
+        spend = self._ledger.reserve(
+            mechanism,
+            round=manifest.round,
+            attempt=manifest.attempt,
+            plan_digest=manifest.plan_digest,
+            cache_digest=manifest.cache_digest,
+            data_commitment=Digest(self._files.config.data_commitment),
+            delta=plan.privacy.delta,
+            cap=self._files.config.epsilon_cap,
+            timestamp=utc_now(),
+        )
+        if spend.update_digest is not None:
+            # An update of this charge may have left and its file is gone: another would be a second release.
+            raise _Decline("update-already-released")
+        records, device = self._files.records(), self._files.config.device
+        update = train_privately(self._open().model(), records, mechanism, device=device)
+        content = RoundingSeed.generate().reveal() + update.values.astype("<f8").tobytes()
+        sealed = seal_at_rest(self._files.state.storage_key(), _SEAL_PURPOSE, content)
+        self._files.state.write(_round_file(manifest.round, "update.sealed"), sealed, private=True)
+
+    def _unseal(self, round_number: int) -> tuple[PrivateUpdate, RoundingSeed, Digest]:
+        """The update, its rounding, and the digest that binds the charge to it (the seed serves as salt)."""
+        sealed = self._files.state.read(_round_file(round_number, "update.sealed"))
+        try:
+            content = open_at_rest(self._files.state.storage_key(), _SEAL_PURPOSE, sealed)
+        except ValueError as error:
+            raise ConfigError(_round_file(round_number, "update.sealed"), "", str(error)) from None
+        split = RoundingSeed.length_bytes
+        update = PrivateUpdate(np.frombuffer(content[split:], "<f8"))
+        return update, RoundingSeed(content[:split]), digest_of(_UPDATE_LABEL, content)
+
+    def _on_survivor_set(self, content: bytes) -> bytes:
+        attempt = self._running()
+        reply = attempt.session.on_survivor_set(content)
+        attempt.survivors = tuple(attempt.session.survivors)
+        self._files.state.write(
+            _round_file(attempt.manifest.round, "released"), b""
+        )  # rule 4, before it leaves
+        return reply
+
+    def _running(self) -> _Attempt:
+        if self._attempt is None:
+            raise _Decline("stale-round")
+        return self._attempt
+
+    def _open(self) -> Chain:
+        if self._chain is None:
+            raise _Decline("not-enrolled")
+        return self._chain
+
+
+def _names(roster: Roster) -> set[str]:
+    return {member.silo for member in roster.members}
+
+
+def _round_file(round_number: int, name: str) -> str:
+    return f"rounds/{round_number:04d}/{name}"

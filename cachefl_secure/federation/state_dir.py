@@ -1,0 +1,150 @@
+"""A party's directory: atomic writes, permissions, one process at a time.
+
+Two write patterns only (of nine tried, these two survived every enumerated crash state): the ledger's
+checksummed append + fsync, and here tmp + fsync + rename + fsync of the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cachefl_secure.crypto.seal import AtRestKey
+from cachefl_secure.crypto.secret import Secret
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.errors import ConfigError
+
+_SIGNING_KEY = "keys/signing.key"
+_STORAGE_KEY = "keys/storage.key"
+
+
+def utc_now() -> str:
+    """For people who read the files. No decision rests on a clock."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """A directory that belongs to one party (mode 0700). Paths given to the methods are relative to it."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, root: Path) -> StateDir:
+        """A new, empty directory with fresh identity and storage keys.
+
+        Raises:
+            ConfigError: it exists and is not empty.
+        """
+        cls.refuse_occupied(root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            root.chmod(0o700)
+        except OSError as error:
+            raise ConfigError(str(root), "", error.strerror or "cannot be created") from None
+        state = cls(root)
+        state.write(_SIGNING_KEY, SigningKey.generate().reveal(), private=True)
+        state.write(_STORAGE_KEY, AtRestKey.generate().reveal(), private=True)
+        return state
+
+    @staticmethod
+    def refuse_occupied(root: Path) -> None:
+        """
+        Raises:
+            ConfigError: the path exists and is not an empty directory.
+        """
+        if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
+            raise ConfigError(str(root), "", "exists already and is not an empty directory")
+
+    def path(self, relative: str) -> Path:
+        return self.root / relative
+
+    def has(self, relative: str) -> bool:
+        return self.path(relative).is_file()
+
+    def read(self, relative: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            ConfigError: absent or unreadable.
+        """
+        try:
+            return self.path(relative).read_bytes()
+        except OSError as error:
+            raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be read") from None
+
+    def write(self, relative: str, content: bytes, *, private: bool = False) -> None:
+        """Old content or new content after a crash, never a mixture; durable when this returns.
+
+        Raises:
+            ConfigError: disk full, read-only or forbidden; the old content stands.
+        """
+        target = self.path(relative)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _write_durably(target, content, 0o600 if private else 0o644)
+        except OSError as error:
+            raise ConfigError(str(target), "", f"not written: {error.strerror}") from None
+
+    def remove(self, relative: str) -> None:
+        """Deletes the file if it is there. Flash storage may keep old blocks (limit N6)."""
+        self.path(relative).unlink(missing_ok=True)
+
+    def signing_key(self) -> SigningKey:
+        return SigningKey(self._read_key(_SIGNING_KEY))
+
+    def storage_key(self) -> AtRestKey:
+        return AtRestKey(self._read_key(_STORAGE_KEY))
+
+    def _read_key(self, relative: str) -> bytes:
+        path = self.path(relative)
+        content = self.read(relative)
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise ConfigError(str(path), "", "readable by others; run `chmod 600` on it")
+        if len(content) != Secret.length_bytes:
+            raise ConfigError(str(path), "", f"{len(content)} bytes, a key has {Secret.length_bytes}")
+        return content
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while a command works on the directory; the system drops it when the process dies.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        guard = FileLock(self.path(".lock"), timeout=0, mode=0o600)
+        try:
+            guard.acquire()
+        except Timeout:
+            raise ConfigError(str(self.root), "", "another cachefl-secure process works here") from None
+        try:
+            yield
+        finally:
+            guard.release()
+
+
+def _write_durably(target: Path, content: bytes, mode: int) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # O_EXCL, 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # else the rename itself may be lost
+    finally:
+        os.close(directory)

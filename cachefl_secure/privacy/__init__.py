@@ -1,0 +1,17 @@
+"""Differential privacy of one silo: what it does, what that costs, what is spent, and the training.
+
+Adjacency everywhere: add or remove one record of one silo. Every constant that the released update
+depends on is in the agreed plan; the number of records never is.
+
+``mechanism``     sampling, clipping, noise and steps of one round, as one frozen object that all others read
+``accounting``    the epsilon of a sequence of rounds, by two accountants; calibration; the printed statement
+``entries``       the ledger's line format: canonical bytes, hash, signature
+``verification``  numbered checks of a ledger that anybody with the public key can run
+``ledger``        charge first, durably; then train
+``commitment``    names a silo's records without showing them
+``noise``         Gaussian and uniform numbers from AES-256-CTR, keyed by the operating system
+``training``      DP-SGD on the cache keys: the only file that knows Opacus, and the only one with torch
+
+The order in a silo is ``ledger.reserve`` (on disk) -> ``train_privately`` -> seal the noised update ->
+``ledger.note_sent`` -> send. A retry sends the sealed update again and is not charged again.
+"""

@@ -1,0 +1,290 @@
+"""A silo's privacy ledger on disk: charge first and durably, then train; never a refund.
+
+One signed line per event, appended and fsynced (of nine ways to write, this and tmp + fsync + rename +
+fsync of the directory survived every enumerated crash state). What a crash leaves of an unfinished
+append is cut off on opening: that charge was never confirmed, so nothing was trained on it. A last line
+that is whole but lacks its newline counts, and any other damage is an error.
+
+The file alone cannot show that its tail was removed while the program was away. The head goes into every
+signed round record; ``verify_ledger`` and ``Ledger.open`` take such heads as anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock
+
+import cachefl_secure
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.errors import BudgetExhausted, LocalProtocolError, RoundDeclined, UnaccountedMechanism
+from cachefl_secure.names import Digest, FederationId, SiloId
+from cachefl_secure.privacy import append_only, entries
+from cachefl_secure.privacy.accounting import accountant_name, epsilon_spent, may_follow
+from cachefl_secure.privacy.entries import AnyBody, EntryRejected, exact
+from cachefl_secure.privacy.mechanism import Mechanism, mechanism_fields
+from cachefl_secure.privacy.verification import (
+    Anchor,
+    History,
+    LedgerReport,
+    Spend,
+    check_anchors,
+    read_history,
+    verify_ledger,
+)
+
+__all__ = ["Anchor", "Ledger", "LedgerReport", "Spend", "verify_ledger"]
+
+
+class Ledger:
+    """An open ledger. One process at a time; the lock goes with the process.
+
+    All ``timestamp`` arguments are informational; no decision rests on a clock.
+    """
+
+    recovered: str | None = None
+    """What ``open`` had to cut off or complete, for the operator; None after a clean stop."""
+
+    def __init__(self, path: Path, signing_key: SigningKey, lock: FileLock, raw: bytes) -> None:
+        """Through ``create`` and ``open`` only."""
+        self._path, self._signing_key, self._lock = path, signing_key, lock
+        self._history: History = read_history(raw, signing_key.public_key, file=str(path))
+        self._size = len(raw)
+        self._usable = True
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        signing_key: SigningKey,
+        *,
+        silo: SiloId,
+        federation: FederationId,
+        timestamp: str = "",
+    ) -> Self:
+        """A new ledger with its ``enrol`` entry: complete and durable, or not there at all.
+
+        Raises:
+            ConfigError: it exists already, is in use, or cannot be written.
+        """
+        lock = append_only.locked(path)
+        try:
+            header = _header(signing_key, 0, entries.GENESIS, timestamp)
+            line, _ = entries.seal(entries.Enrol(**header, silo=silo, federation=federation), signing_key)
+            append_only.write_new(path, line)
+            return cls(path, signing_key, lock, line)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, signing_key: SigningKey, *, anchors: Sequence[Anchor] = ()) -> Self:
+        """The ledger as verified in every step of ``verification``, ready for appending.
+
+        Raises:
+            ConfigError: it cannot be read, or another process has it.
+            LedgerCorrupt: damage other than an unfinished last line.
+            LedgerRolledBack: a head in ``anchors`` is missing.
+        """
+        lock = append_only.locked(path)
+        try:
+            found = append_only.read(path)
+            raw, recovered = append_only.repaired(found, entries.is_unfinished)
+            ledger = cls(path, signing_key, lock, raw)
+            check_anchors(ledger._history, anchors, file=str(path))
+            append_only.replace_tail(path, found, raw)  # only now that all the rest has verified
+            ledger.recovered = recovered
+            return ledger
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Releases the lock. Nothing is pending: every entry was durable when its method returned."""
+        self._usable = False
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def head(self) -> Digest:
+        """Hash of the last entry: publish it, so that this history cannot be replaced."""
+        return self._history.head
+
+    @property
+    def sequence(self) -> int:
+        """Number of the last entry, counted from 0."""
+        return len(self._history.hashes) - 1
+
+    @property
+    def epsilon_spent(self) -> float:
+        """Total, at the smallest delta of any spend; 0.0 without spends."""
+        return self._history.epsilon
+
+    @property
+    def spends(self) -> tuple[Spend, ...]:
+        return tuple(self._history.spends)
+
+    def spend_of(self, plan_digest: Digest, round: int) -> Spend | None:
+        """The charge of a round, or None. With an ``update_digest``, its update may have left the silo."""
+        return self._history.spend_of(plan_digest, round)
+
+    def check(self, mechanism: Mechanism, *, delta: float, cap: float) -> tuple[float, float]:
+        """Epsilon before and after one more round, at the smallest delta so far. Writes nothing.
+
+        Raises:
+            BudgetExhausted: after would pass ``cap``. A mechanism without noise passes any finite cap.
+            UnaccountedMechanism: unknown, or its sampling or noise differs from earlier rounds in a way
+                that no filter covers.
+        """
+        earlier, delta = self._history.rounds(), min(delta, self._history.delta)
+        before = epsilon_spent(earlier, delta)
+        after = epsilon_spent([*earlier, (mechanism, 1)], delta)
+        if not after <= cap:
+            raise BudgetExhausted(before, after, cap)
+        if not may_follow(mechanism, [m for m, _ in earlier]):
+            raise UnaccountedMechanism(f"{mechanism.kind} with sampling or noise changed midway")
+        return before, after
+
+    def reserve(
+        self,
+        mechanism: Mechanism,
+        *,
+        round: int,
+        attempt: int,
+        plan_digest: Digest,
+        cache_digest: Digest,
+        data_commitment: Digest,
+        delta: float,
+        cap: float,
+        timestamp: str = "",
+    ) -> Spend:
+        """Charges one round. The charge is on disk when this returns; train only then.
+
+        A round is charged once: for a later attempt of the same plan and round the existing spend comes
+        back, uncharged. That is right because a retry sends the *same* noised update again under fresh
+        masks; ``note_sent`` refuses another update for the round. Retraining for release is a new round.
+
+        Raises:
+            BudgetExhausted, UnaccountedMechanism: as ``check``; nothing was written.
+            RoundDeclined: the round was charged for another cache, other records or another mechanism.
+            ConfigError: not durable (disk full, say). Do not train; open the ledger again.
+        """
+        asked = (mechanism, cache_digest, data_commitment)
+        if (held := self.spend_of(plan_digest, round)) is not None:
+            if asked != (held.mechanism, held.cache_digest, held.data_commitment):
+                raise RoundDeclined(self._history.silo, f"round {round} was charged for something else")
+            return held
+        before, after = self.check(mechanism, delta=delta, cap=cap)
+        self._append(
+            entries.SpendEntry,
+            timestamp,
+            plan=plan_digest,
+            round=round,
+            attempt=attempt,
+            cache=cache_digest,
+            data=data_commitment,
+            mechanism=mechanism_fields(mechanism),
+            delta=exact(min(delta, self._history.delta)),
+            epsilon_before=exact(before),
+            epsilon_after=exact(after),
+            cap=exact(cap),
+            accountant=accountant_name(),
+        )
+        return self._history.spends[-1]
+
+    def note_plan(
+        self, plan_digest: Digest, mechanism: Mechanism, *, delta: float, cap: float, timestamp: str = ""
+    ) -> None:
+        """The silo agreed to a plan."""
+        self._append(
+            entries.Plan,
+            timestamp,
+            plan=plan_digest,
+            mechanism=mechanism_fields(mechanism),
+            delta=exact(delta),
+            cap=exact(cap),
+        )
+
+    def note_sent(
+        self,
+        round: int,
+        attempt: int,
+        update_digest: Digest,
+        transcript_digest: Digest,
+        *,
+        timestamp: str = "",
+    ) -> None:
+        """Call before the masked update leaves: binds the round to this one update for ever.
+
+        The round is the one of the plan that was charged last.
+
+        Raises:
+            LocalProtocolError: the round was not reserved, or is bound to another update.
+        """
+        plan = self._latest_plan(round)
+        self._append(
+            entries.Sent,
+            timestamp,
+            plan=plan,
+            round=round,
+            attempt=attempt,
+            update=update_digest,
+            transcript=transcript_digest,
+        )
+
+    def note_receipt(self, round: int, record_digest: Digest, *, timestamp: str = "") -> None:
+        """The round's signed record was verified."""
+        self._append(
+            entries.Receipt, timestamp, plan=self._latest_plan(round), round=round, record=record_digest
+        )
+
+    def note_abort(self, round: int, attempt: int, reason: str, *, timestamp: str = "") -> None:
+        """An attempt ended without a record; its charge stays. ``reason``: up to 200 of printable ASCII."""
+        plan = self._latest_plan(round)
+        self._append(entries.Abort, timestamp, plan=plan, round=round, attempt=attempt, reason=reason)
+
+    def _latest_plan(self, round: int) -> Digest:
+        for spend in reversed(self._history.spends):
+            if spend.round == round:
+                return spend.plan_digest
+        raise LocalProtocolError(f"round {round} was not reserved")
+
+    def _append(self, kind: type[Any], timestamp: str, **fields: Any) -> None:
+        if not self._usable:
+            raise LocalProtocolError("the ledger is closed, or a write to it failed: open it again")
+        header = _header(self._signing_key, self.sequence + 1, self.head, timestamp)
+        line, digest = entries.seal(kind(**header, **fields), self._signing_key)
+        # Read back what will be written: an entry that would not verify later is refused now.
+        body: AnyBody
+        try:
+            body = entries.open_line(
+                line[:-1], self.sequence + 1, self.head, self._signing_key.public_key
+            ).body
+            self._history.check(body)
+        except EntryRejected as error:
+            raise LocalProtocolError(f"refused to write: {error}") from None
+        self._usable = False  # after a failed write or fsync nobody knows what is on disk
+        append_only.append(self._path, line, size=self._size)
+        self._usable = True
+        self._history.accept(body, digest)
+        self._size += len(line)
+
+
+def _header(signing_key: SigningKey, sequence: int, previous: Digest, timestamp: str) -> dict[str, Any]:
+    return {
+        "sequence": sequence,
+        "previous": previous,
+        "public_key": signing_key.public_key,
+        "code": cachefl_secure.__version__,
+        "time": timestamp,
+    }

@@ -1,0 +1,213 @@
+"""DP-SGD on the cache keys: the only file that knows Opacus.
+
+Opacus gives the engine: its ``PrivacyEngine`` prepares the module, its ``DPOptimizer`` runs clip, noise,
+scale and accounting hook in that order, its accountant counts. Two things are ours:
+
+* The gradient of one record is ``a f^T`` (see ``cache.model``), so its norm is ``||a|| * ||f||`` and the
+  clipped sum is one matrix product. Nothing of size records x NK x C ever exists.
+* Everything that Opacus derives from a silo's number of records (sampling rate, batch size, divisor)
+  comes from the plan instead. Derived from the records, it tells N from N + 1 without error.
+
+What one more record may change is exactly one clipped gradient in the sum. Therefore records are
+processed in chunks of one fixed shape, padded with zeros, so that the other records are computed alike;
+and sums are accumulated in float64, where rounding is 1e-13 of the clip norm and not 1e-4 of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from opacus import PrivacyEngine
+from opacus.accountants import create_accountant
+from opacus.optimizers import DPOptimizer
+from torch import Tensor, nn
+
+from cachefl_secure.cache.features import FeatureSet
+from cachefl_secure.cache.model import CacheModel, affinity_gradient, with_keys
+from cachefl_secure.errors import LocalProtocolError
+from cachefl_secure.privacy.mechanism import Mechanism
+from cachefl_secure.privacy.noise import RandomStream, RandomStreams
+from cachefl_secure.updates import PrivateUpdate
+
+CHUNK_RECORDS = 128
+"""Records whose ``a`` (NK numbers each) are in memory at once."""
+
+
+def train_privately(
+    cache: CacheModel,
+    records: FeatureSet,
+    mechanism: Mechanism,
+    randomness: RandomStreams | None = None,
+    *,
+    device: str = "cpu",
+    chunk_records: int = CHUNK_RECORDS,
+) -> PrivateUpdate:
+    """The change of the cache keys (NK * C float64) after the mechanism's steps on these records.
+
+    (epsilon, delta)-DP by add or remove one record, at the cost that ``accounting`` gives for
+    ``mechanism``: reserve it in the ledger first. With ``NoMechanism``, which costs infinity, the same
+    steps run without noise, and the result is the private features in another form.
+
+    Zero records, and steps that draw none, give noise only. A record with a non-finite feature or
+    gradient counts as absent. ``randomness`` is for tests; None draws keys from the operating system.
+
+    Raises:
+        ValueError: a label beyond the classes, or features of another dimension.
+    """
+    _check_records(cache, records)
+    streams = randomness or RandomStreams.from_system()
+    engine, trained = CachePrivacyEngine(), _KeyChange(cache, device)
+    module, optimizer = engine.make_cache_private(trained, mechanism, streams.noise)
+    for _ in range(mechanism.steps):
+        drawn = streams.sampling.coins(len(records), mechanism.sampling_rate)
+        trained.begin_step()
+        positions = torch.from_numpy(drawn).nonzero().flatten()
+        chunks = torch.split(positions, chunk_records)  # none drawn: one chunk, empty
+        for number, chunk in enumerate(chunks, 1):
+            optimizer.zero_grad()
+            module(*_padded(records, chunk, chunk_records, device))
+            # Opacus' own way to split a batch: noise and step come with the last chunk only.
+            optimizer.signal_skip_step(do_skip=number < len(chunks))
+            optimizer.step()
+    counted = engine.accountant.history
+    if counted != [(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)]:
+        raise LocalProtocolError(f"Opacus counted {counted}, which is not the mechanism that was charged")
+    return PrivateUpdate(trained.change.detach().cpu().numpy())
+
+
+def _check_records(cache: CacheModel, records: FeatureSet) -> None:
+    if records.features.shape[1] != cache.feature_dim:
+        raise ValueError("features and cache keys differ in dimension")
+    if len(records) and int(records.labels.max()) >= cache.number_of_classes:
+        raise ValueError("a record's label is beyond the classes of the plan")
+
+
+def _padded(records: FeatureSet, positions: Tensor, chunk_records: int, device: str) -> tuple[Tensor, Tensor]:
+    """The chunk's features and labels; a row of zeros has a gradient of exactly zero."""
+    features = torch.zeros(chunk_records, records.features.shape[1])
+    labels = torch.zeros(chunk_records, dtype=torch.int64)
+    features[: len(positions)] = records.features[positions]
+    labels[: len(positions)] = records.labels[positions]
+    return features.to(device), labels.to(device)
+
+
+@dataclass(eq=False)
+class RankOneGradients:
+    """Per-record gradients ``a_i f_i^T`` of one chunk, never multiplied out. ``a`` (b, NK), ``f`` (b, C).
+
+    Records with a non-finite number are set to zero on entry.
+    """
+
+    a: Tensor
+    f: Tensor
+
+    def __post_init__(self) -> None:
+        finite = (self.a.isfinite().all(dim=1) & self.f.isfinite().all(dim=1)).unsqueeze(1)
+        # Both factors, since 0 * inf is NaN.
+        self.a = torch.where(finite, self.a, 0.0).double()
+        self.f = torch.where(finite, self.f, 0.0).double()
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def clipped_sum(self, clip_norm: float) -> Tensor:
+        """(NK, C) float64: sum of the gradients, each scaled to a norm of at most ``clip_norm``."""
+        norms = self.a.norm(dim=1) * self.f.norm(dim=1)
+        factors = (clip_norm / (norms + 1e-6)).clamp(max=1.0)  # as in DPOptimizer, and never below the norm
+        return torch.mm((self.a * factors.unsqueeze(1)).T, self.f)
+
+
+class _KeyChange(nn.Module):
+    """What is trained: how far the cache keys have moved, float64, from zero. All else is frozen.
+
+    The change and not the keys themselves, so that the released update is what the steps added up to.
+    """
+
+    def __init__(self, cache: CacheModel, device: str) -> None:
+        super().__init__()
+        self._cache = self._moved = cache
+        self._start = cache.cache_keys.to(device=device, dtype=torch.float64)
+        self.change = nn.Parameter(torch.zeros_like(self._start))
+
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """Fixes the cache that this step's gradients are taken at."""
+        self._moved = with_keys(self._cache, (self._start + self.change).float())
+
+    @torch.no_grad()
+    def forward(self, features: Tensor, labels: Tensor) -> None:
+        """Leaves the gradients where Opacus looks for them. No autograd: they have a closed form."""
+        gradients = RankOneGradients(affinity_gradient(self._moved, features, labels), features)
+        self.change.grad_sample = gradients  # type: ignore[attr-defined]  # set by Opacus
+
+
+class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
+    """Opacus' optimizer for gradients that stay factored, with noise from our stream.
+
+    Skip queue, order of work, scaling and hook are inherited.
+    """
+
+    def __init__(self, *, noise: RandomStream, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._noise = noise
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """One batch a step: the accountant multiplies the sampling rate by this."""
+        return 1
+
+    def _get_flat_grad_sample(self, parameter: nn.Parameter) -> RankOneGradients:
+        gradients: object = parameter.grad_sample  # type: ignore[attr-defined]
+        if not isinstance(gradients, RankOneGradients):
+            raise LocalProtocolError("a step without the records' gradients")
+        return gradients
+
+    def clip_and_accumulate(self) -> None:
+        """Adds the chunk's clipped sum, and takes its gradients away so that none is counted twice."""
+        (parameter,) = self.params
+        clipped = self._get_flat_grad_sample(parameter).clipped_sum(self.max_grad_norm)
+        parameter.summed_grad = clipped if parameter.summed_grad is None else parameter.summed_grad + clipped
+        parameter.grad_sample = None
+
+    def add_noise(self) -> None:
+        """Gaussian noise of standard deviation noise_multiplier * clip_norm, once for the whole batch."""
+        (parameter,) = self.params
+        parameter.grad, parameter.summed_grad = parameter.summed_grad, None
+        if self.noise_multiplier > 0:
+            drawn = torch.from_numpy(self._noise.normals(parameter.numel())).view_as(parameter)
+            parameter.grad += self.noise_multiplier * self.max_grad_norm * drawn.to(parameter.device)
+
+
+class CachePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is untyped
+    """``PrivacyEngine`` with the sampling rate and the divisor of the plan.
+
+    ``make_private`` is not called: it takes both from ``len(data_loader)``, that is from the private
+    number of records (opacus #571, #819).
+    """
+
+    def __init__(self) -> None:
+        # Not PrivacyEngine.__init__, which only chooses a generator, and warns that its secure one is not
+        # installable. The generator is noise.RandomStream; Opacus draws nothing.
+        self.accountant = create_accountant(mechanism="prv")  # only its history is read
+        self.secure_mode, self.secure_rng, self.dataset = False, None, None
+
+    def make_private(self, **_: Any) -> None:
+        raise LocalProtocolError("make_private derives public parameters from private records")
+
+    def make_cache_private(
+        self, module: _KeyChange, mechanism: Mechanism, noise: RandomStream
+    ) -> tuple[Any, RankOneDPOptimizer]:
+        """The wrapped module, and plain SGD without momentum behind the DP optimizer."""
+        wrapped = self._prepare_model(module, grad_sample_mode="no_op", loss_reduction="sum")
+        optimizer = RankOneDPOptimizer(
+            noise=noise,
+            optimizer=torch.optim.SGD(wrapped.parameters(), lr=mechanism.step_length),
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.clip_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",  # the divisor is in step_length, from public constants
+        )
+        optimizer.attach_step_hook(self.accountant.get_optimizer_hook_fn(sample_rate=mechanism.sampling_rate))
+        return wrapped, optimizer

@@ -1,0 +1,259 @@
+"""What makes a ledger true: numbered steps, the same for its owner on opening and for an auditor.
+
+ (1) the file exists, begins with an entry and ends with a newline
+ (2) every line is a known entry in canonical form
+ (3) sequence numbers count from 0; the first entry and no other is ``enrol``
+ (4) every entry names the hash of the one before
+ (5) every hash is that of its content
+ (6) every signature verifies under one public key, the one expected
+ (7) a round of a plan is spent once; sent, receipt and abort refer to a spent round; a round has one update
+ (8) every mechanism is accountable, and no setting was changed in a way that voids the accounting
+ (9) epsilon before and after each spend is what PLD gives again, does not fall, and is within the cap
+(10) RDP, the second accountant, agrees: its epsilon is not below PLD's
+(11) every head that others witnessed is in the chain
+
+The file alone cannot show that its tail was cut off, or that its owner wrote another history: (11) does,
+with heads from signed round records. No ledger can show that noise was really drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cachefl_secure.errors import ConfigError, LedgerCorrupt, LedgerRolledBack, UnaccountedMechanism
+from cachefl_secure.names import Digest, PublicKeyHex
+from cachefl_secure.privacy import entries
+from cachefl_secure.privacy.accounting import GRID, epsilon_rdp, epsilon_spent, may_follow
+from cachefl_secure.privacy.entries import AnyBody, EntryRejected, SpendEntry
+from cachefl_secure.privacy.mechanism import Mechanism, mechanism_from_fields
+
+Anchor = tuple[int | None, Digest]
+"""A head that somebody else witnessed. Its sequence may be unknown: the hash binds it anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """One charged round. Epsilons are totals of the ledger at ``delta``, not costs of the round."""
+
+    sequence: int
+    plan_digest: Digest
+    round: int
+    attempt: int
+    cache_digest: Digest
+    data_commitment: Digest
+    mechanism: Mechanism
+    delta: float
+    epsilon_before: float
+    epsilon_after: float
+    cap: float
+    update_digest: Digest | None = None
+    """The one update of the round, once ``sent`` has bound it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerReport:
+    """A ledger in which every step held."""
+
+    silo: str
+    entries: int
+    head: Digest
+    delta: float
+    """The smallest delta of any spend; both epsilons hold at it. 1.0 without spends."""
+    epsilon: float
+    epsilon_rdp: float
+    spends: tuple[Spend, ...]
+    epsilons_rdp: tuple[float, ...]
+    """By the second accountant, after each spend."""
+
+
+def verify_ledger(path: Path, public_key: PublicKeyHex, *, anchors: Sequence[Anchor] = ()) -> LedgerReport:
+    """All steps of the module's docstring. Reads only; needs no private key, no torch.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        LedgerCorrupt: an entry fails a step, named in ``reason``.
+        LedgerRolledBack: step (11).
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
+    history = read_history(raw, public_key, file=str(path))
+    check_anchors(history, anchors, file=str(path))
+    second = [epsilon_rdp(history.rounds(n + 1), history.spends[n].delta) for n in range(len(history.spends))]
+    return LedgerReport(
+        silo=history.silo,
+        entries=len(history.hashes),
+        head=history.head,
+        delta=history.delta,
+        epsilon=history.epsilon,
+        epsilon_rdp=second[-1] if second else 0.0,
+        spends=tuple(history.spends),
+        epsilons_rdp=tuple(second),
+    )
+
+
+def read_history(raw: bytes, public_key: PublicKeyHex, *, file: str) -> History:
+    """Steps (1) to (10) over the bytes of a whole ledger.
+
+    Raises:
+        LedgerCorrupt: with the entry, counted from 0, and the step.
+    """
+    *lines, rest = raw.split(b"\n")
+    history = History()
+    for sequence, line in enumerate(lines):
+        try:
+            opened = entries.open_line(line, sequence, history.head, public_key)  # (2) to (6)
+            history.accept(opened.body, Digest(opened.hash))  # (7) to (10)
+        except EntryRejected as error:
+            raise LedgerCorrupt(file, sequence, str(error)) from None
+    if not lines or rest:
+        raise LedgerCorrupt(file, len(lines), "step 1: an unfinished line" if rest else "step 1: empty")
+    return history
+
+
+def check_anchors(history: History, anchors: Sequence[Anchor], *, file: str) -> None:
+    """Step (11).
+
+    Raises:
+        LedgerRolledBack: the ledger ends before a witnessed head, or went another way.
+    """
+    for sequence, digest in anchors:
+        held = history.hashes if sequence is None else history.hashes[sequence : sequence + 1]
+        if digest not in held:
+            raise LedgerRolledBack(file, history.head, digest)
+
+
+class History:
+    """The accepted entries so far: hashes of all, meaning of the spends. Grows by ``accept`` only."""
+
+    def __init__(self) -> None:
+        self.hashes: list[Digest] = []
+        self.spends: list[Spend] = []
+        self.silo = ""
+        self._positions: dict[tuple[Digest, int], int] = {}
+
+    @property
+    def head(self) -> Digest:
+        return self.hashes[-1] if self.hashes else entries.GENESIS
+
+    @property
+    def delta(self) -> float:
+        return self.spends[-1].delta if self.spends else 1.0
+
+    @property
+    def epsilon(self) -> float:
+        """Total at ``delta``: 0.0 without spends."""
+        return self.spends[-1].epsilon_after if self.spends else 0.0
+
+    def rounds(self, count: int | None = None) -> list[tuple[Mechanism, int]]:
+        """The first ``count`` spends as the accountants take them."""
+        return [(spend.mechanism, 1) for spend in self.spends[:count]]
+
+    def spend_of(self, plan_digest: Digest, round_number: int) -> Spend | None:
+        position = self._positions.get((plan_digest, round_number))
+        return None if position is None else self.spends[position]
+
+    def check(self, body: AnyBody) -> None:
+        """Steps (7) to (10): what the entry means, after all entries so far.
+
+        Raises:
+            EntryRejected: names the step.
+        """
+        match body:
+            case entries.Plan():
+                _accountable(body.mechanism)
+                _numbers(body.delta, body.cap)
+            case SpendEntry():
+                self._check_spend(body)
+            case entries.Sent():
+                # (7) two updates of one charge would be two releases for the price of one
+                if self._spent(body.plan, body.round).update_digest not in (None, body.update):
+                    raise EntryRejected(7, f"round {body.round} has another update")
+            case entries.Receipt() | entries.Abort():
+                self._spent(body.plan, body.round)
+
+    def accept(self, body: AnyBody, digest: Digest) -> None:
+        """Checks the entry and takes it in.
+
+        Raises:
+            EntryRejected: nothing was taken in.
+        """
+        self.check(body)
+        match body:
+            case entries.Enrol():
+                self.silo = body.silo
+            case SpendEntry():
+                self._positions[Digest(body.plan), body.round] = len(self.spends)
+                self.spends.append(_spend(body))
+            case entries.Sent():
+                position = self._positions[Digest(body.plan), body.round]
+                self.spends[position] = replace(self.spends[position], update_digest=Digest(body.update))
+        self.hashes.append(digest)
+
+    def _check_spend(self, body: SpendEntry) -> None:
+        # (7) once a round
+        if (Digest(body.plan), body.round) in self._positions:
+            raise EntryRejected(7, f"round {body.round} is spent twice")
+        # (8) the mechanism, alone and after the others
+        mechanism = _accountable(body.mechanism)
+        if not may_follow(mechanism, [spend.mechanism for spend in self.spends]):
+            raise EntryRejected(8, "sampling or noise was changed after results were seen")
+        # (9) the numbers
+        delta, before, after, cap = _numbers(body.delta, body.epsilon_before, body.epsilon_after, body.cap)
+        if not 0.0 < delta < 1.0 or delta > self.delta:
+            raise EntryRejected(9, "delta grew or is out of range")
+        rounds = [*self.rounds(), (mechanism, 1)]
+        if not (
+            _same(before, epsilon_spent(rounds[:-1], delta)) and _same(after, epsilon_spent(rounds, delta))
+        ):
+            raise EntryRejected(9, "epsilon is not what the accountant gives")
+        if after > cap or after < self.epsilon:
+            raise EntryRejected(9, "epsilon passes the cap or falls")
+        # (10) a second opinion; PLD may be up to its grid above the true value
+        if epsilon_rdp(rounds, delta) < after - GRID:
+            raise EntryRejected(10, "the second accountant contradicts the first")
+
+    def _spent(self, plan: str, round_number: int) -> Spend:
+        spend = self.spend_of(Digest(plan), round_number)
+        if spend is None:
+            raise EntryRejected(7, f"round {round_number} was not spent")
+        return spend
+
+
+def _spend(body: SpendEntry) -> Spend:
+    return Spend(
+        sequence=body.sequence,
+        plan_digest=Digest(body.plan),
+        round=body.round,
+        attempt=body.attempt,
+        cache_digest=Digest(body.cache),
+        data_commitment=Digest(body.data),
+        mechanism=mechanism_from_fields(body.mechanism),
+        delta=entries.number(body.delta),
+        epsilon_before=entries.number(body.epsilon_before),
+        epsilon_after=entries.number(body.epsilon_after),
+        cap=entries.number(body.cap),
+    )
+
+
+def _accountable(fields: dict[str, str]) -> Mechanism:
+    try:
+        return mechanism_from_fields(fields)
+    except (UnaccountedMechanism, ValueError) as error:
+        raise EntryRejected(8, str(error)) from None
+
+
+def _numbers(*texts: str) -> list[float]:
+    try:
+        return [entries.number(text) for text in texts]
+    except ValueError as error:
+        raise EntryRejected(9, str(error)) from None
+
+
+def _same(recorded: float, recomputed: float) -> bool:
+    # Another FFT library may differ in the last bits; the grid is a thousand times coarser.
+    return math.isclose(recorded, recomputed, rel_tol=1e-6, abs_tol=1e-9)

@@ -1,0 +1,46 @@
+"""One round of CF-SecAgg/1, told as a story. Messages in, messages out: no network, no file, no clock.
+
+A coordinator and n silos want the sum of the silos' updates, and nobody is to see more than the sum.
+Up to f silos may pool what they know with the coordinator.
+
+    phase           who -> whom             what                                       who can read it
+    manifest        coordinator -> silos    plan, roster, round, attempt, cohort,      all
+                                            cache, previous record, as digests
+    advertise       silo -> coordinator     two fresh X25519 public keys               all
+    key list        coordinator -> silos    all advertisements (U1), still signed      all
+    share           silo -> coordinator     Shamir shares of its self-mask seed and    a share: the one silo
+                                            its mask key, sealed for each other silo   that it is sealed for
+    share delivery  coordinator -> silo     who shared (U2), its own sealed shares     that silo
+    masked input    silo -> coordinator     update + self mask +- pairwise masks       nobody: it is uniform
+    survivor set    coordinator -> silos    whose masked input arrived (U3)            all
+    unmask          silo -> coordinator     per survivor a self-mask share, per        coordinator
+                                            dropped silo a mask-key share, never both
+    the sum         coordinator             sum over U3                                all
+
+Why the sum comes out: each pair of silos derives one mask; one adds it, the other subtracts it. What is
+left in the sum are the survivors' self masks and the masks that survivors share with dropped silos.
+t silos together can recover exactly those seeds (``shamir``), and the coordinator takes them off.
+
+Why nothing else does: a survivor's pairwise masks with other honest survivors stay secret, because the
+mask keys behind them are never shared out; a dropped silo's self mask stays secret, so its update stays
+hidden even if it arrives late. 2 t > n + f: no two survivor sets can both be answered by t silos without
+an honest silo answering both, and an honest silo answers one.
+
+Every mask and share derives from (version, manifest digest, key list digest, parties, purpose), so
+silos that were told different things share no mask. Every message is signed for this attempt and phase.
+
+What this version does not do: it believes the coordinator about U1, U2 and U3 as long as they satisfy
+the rules in ``silo``. A coordinator that tells different silos different lists gets noise instead of a
+sum, or two incomplete sets of shares; that no choice of lists gets it more is not claimed yet.
+
+Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath:
+
+``parameters``    thresholds and encoding, derived by every party from the plan
+``vectors``       EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum, a type per visibility
+``encoding``      floats to ring words by stochastic rounding, and a sum back to floats
+``masking``       key schedule; masks on and off
+``sharing``       shares dealt, sealed and opened
+``silo_secrets``  what a silo keeps to itself
+``attempt``       what one attempt's parties agree on; signing and opening messages under it
+``messages``, ``wire``   the messages, and their strict canonical bytes
+"""

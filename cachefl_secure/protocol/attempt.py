@@ -1,0 +1,153 @@
+"""What all parties of one attempt agree on, and how they sign and open messages under it.
+
+A signature is over (manifest digest, phase, sender, SHA-256 of the body), under a purpose label that
+names the protocol version and the phase. The body enters by its digest, so that a signature over a
+large masked input can be verified by somebody who has only the digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cachefl_secure.crypto import sign
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessage
+from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, digest_of
+from cachefl_secure.plan import PROTOCOL
+from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.messages import (
+    Body,
+    Manifest,
+    Phase,
+    Roster,
+    Signed,
+    manifest_digest,
+    roster_digest,
+)
+from cachefl_secure.protocol.parameters import RoundParameters
+
+_NO_MANIFEST_YET = Digest("")
+
+B = TypeVar("B", bound=Body)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt of one round, as seen by a party that has checked its manifest."""
+
+    manifest: Manifest
+    digest: Digest
+    parameters: RoundParameters
+    public_keys: Mapping[str, PublicKeyHex]
+    """Of the cohort's silos and of the coordinator: the only possible senders."""
+
+    @classmethod
+    def begin(
+        cls,
+        manifest: Manifest,
+        roster: Roster,
+        coordinator_key: PublicKeyHex,
+        parameters: RoundParameters,
+    ) -> Attempt:
+        """Checks that manifest, roster and parameters belong together.
+
+        What only the caller can know is the caller's to check: that the cache digest is that of its own
+        cache, the previous record its own last record, and (round, attempt) larger than any before.
+
+        Raises:
+            PeerError: the manifest names another plan or roster, or a silo that the roster lacks.
+            LocalProtocolError: the parameters were derived for another cohort size.
+        """
+        if manifest.roster_digest != roster_digest(roster) or manifest.plan_digest != roster.plan_digest:
+            raise PeerError(COORDINATOR, "manifest of another plan or roster")
+        if not set(manifest.cohort) <= set(roster.public_keys):
+            raise PeerError(COORDINATOR, "cohort names a silo outside the roster")
+        if len(manifest.cohort) != parameters.cohort_size:
+            raise LocalProtocolError(
+                f"parameters for {parameters.cohort_size} silos, not {len(manifest.cohort)}"
+            )
+        keys: dict[str, PublicKeyHex] = {silo: roster.public_keys[silo] for silo in manifest.cohort}
+        return cls(manifest, manifest_digest(manifest), parameters, keys | {COORDINATOR: coordinator_key})
+
+    def place(self, silo: SiloId) -> int:
+        """The silo's x in Shamir's scheme."""
+        return self.manifest.cohort.index(silo) + 1
+
+    def sign(self, body: Body, sender: str, identity: SigningKey) -> Signed:
+        return _sign(self.digest, body, sender, identity)
+
+    def decode(self, data: bytes, kind: type[Body], *, sender: str) -> Signed:
+        """The envelope of a message of this kind and sender, its signature not yet verified.
+
+        Raises:
+            MalformedMessage: no envelope, or longer than this kind can be.
+            UnexpectedMessage: of another phase, or from somebody else.
+        """
+        signed = wire.decode(data, Signed, limit_bytes=wire.limit_bytes(kind, self.parameters), peer=sender)
+        _check_address(signed, kind, sender)
+        return signed
+
+    def verify(self, signed: Signed, kind: type[B], *, sender: str) -> B:
+        """The body, verified first and then parsed.
+
+        Raises:
+            UnexpectedMessage: of another phase, or from somebody else.
+            BadSignature: not signed by the sender for this attempt and phase.
+            MalformedMessage: signed, but no message of this kind.
+        """
+        _check_address(signed, kind, sender)
+        _verify(self.digest, signed, self.public_keys[sender])
+        return wire.decode(signed.body, kind, limit_bytes=len(signed.body), peer=sender)
+
+    def open(self, data: bytes, kind: type[B], *, sender: str) -> B:
+        """``decode``, then ``verify``."""
+        return self.verify(self.decode(data, kind, sender=sender), kind, sender=sender)
+
+
+def sign_manifest(manifest: Manifest, identity: SigningKey) -> bytes:
+    return wire.encode(_sign(_NO_MANIFEST_YET, manifest, COORDINATOR, identity))
+
+
+def open_manifest(data: bytes, coordinator_key: PublicKeyHex) -> Manifest:
+    """The manifest, signed by the coordinator of the plan.
+
+    Raises:
+        MalformedMessage, UnexpectedMessage, BadSignature: as ``Attempt.open``.
+    """
+    signed = wire.decode(data, Signed, limit_bytes=wire.MANIFEST_LIMIT_BYTES, peer=COORDINATOR)
+    _check_address(signed, Manifest, COORDINATOR)
+    _verify(_NO_MANIFEST_YET, signed, coordinator_key)
+    return wire.decode(signed.body, Manifest, limit_bytes=wire.MANIFEST_LIMIT_BYTES, peer=COORDINATOR)
+
+
+def body_digest(signed: Signed) -> Digest:
+    return digest_of("cachefl-secure/body/1", signed.body)
+
+
+def _sign(digest: Digest, body: Body, sender: str, identity: SigningKey) -> Signed:
+    raw = wire.encode(body)
+    statement = _statement(digest, body.phase, sender, digest_of("cachefl-secure/body/1", raw))
+    return Signed(SiloId(sender), body.phase, raw, identity.sign(_purpose(body.phase), statement))
+
+
+def _verify(digest: Digest, signed: Signed, public_key: PublicKeyHex) -> None:
+    statement = _statement(digest, signed.phase, signed.sender, body_digest(signed))
+    sign.verify(public_key, _purpose(signed.phase), statement, signed.signature, peer=signed.sender)
+
+
+def _check_address(signed: Signed, kind: type[Body], sender: str) -> None:
+    if signed.sender != sender:
+        raise UnexpectedMessage(sender, f"message signed as {signed.sender}")
+    if signed.phase is not kind.phase:
+        raise UnexpectedMessage(sender, f"message of phase {signed.phase.value}, {kind.phase.value} due")
+
+
+def _purpose(phase: Phase) -> str:
+    return f"cachefl-secure/{PROTOCOL}/{phase.value}"
+
+
+def _statement(digest: Digest, phase: Phase, sender: str, body: Digest) -> bytes:
+    parts = (digest.encode(), phase.value.encode(), sender.encode(), body.encode())
+    return bytes.fromhex(digest_of("cachefl-secure/statement/1", *parts))

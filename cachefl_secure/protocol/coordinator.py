@@ -1,0 +1,165 @@
+"""The coordinator's half of one attempt: it relays, adds, and takes off what silos let it take off.
+
+It is trusted with availability only. In every phase it works with the silos whose answers are
+acceptable; the others count as dropped, and ``rejected`` keeps the reason. Below the minimum it stops
+before anything is revealed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeVar
+
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessage
+from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
+from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.attempt import Attempt, body_digest, sign_manifest
+from cachefl_secure.protocol.collecting import (
+    Aborted,
+    CollectingAdvertisements,
+    CollectingMaskedInputs,
+    CollectingShares,
+    CollectingUnmaskShares,
+    Complete,
+    Received,
+    State,
+)
+from cachefl_secure.protocol.messages import (
+    Advertisement,
+    Body,
+    Manifest,
+    MaskedInput,
+    Roster,
+    SealedShares,
+    UnmaskShares,
+)
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import AggregateSum
+
+A = TypeVar("A")
+B = TypeVar("B", bound=Body)
+R = TypeVar("R")
+
+
+class CoordinatorSession:
+    """Holds the live state of the coordinator in one attempt; bytes in, bytes out.
+
+    Each ``on_*`` takes the answers of one phase, silo -> bytes (absent = no answer), ends the phase and
+    returns what to send to whom. A later answer to an ended phase cannot come in any more.
+
+    Raises, from each ``on_*``:
+        RoundAborted: too few acceptable answers. Nothing was revealed that was not before.
+        LocalProtocolError: called out of order.
+    """
+
+    rejected: dict[SiloId, PeerError]
+    """Why a silo that answered counts as dropped."""
+    survivors: tuple[SiloId, ...]
+    """U3; empty before it is decided."""
+    ledger_heads: dict[SiloId, Digest]
+    """Of the survivors, as they signed them with their masked inputs."""
+
+    def __init__(
+        self, manifest: Manifest, identity: SigningKey, roster: Roster, parameters: RoundParameters
+    ) -> None:
+        self._identity = identity
+        self._attempt = Attempt.begin(manifest, roster, identity.public_key, parameters)
+        self._state: State = CollectingAdvertisements(self._attempt)
+        self._transcript: list[str] = []
+        self.rejected, self.survivors, self.ledger_heads = {}, (), {}
+
+    def manifest_message(self) -> bytes:
+        return sign_manifest(self._attempt.manifest, self._identity)
+
+    def on_advertisements(self, answers: Mapping[SiloId, bytes]) -> dict[SiloId, bytes]:
+        """Returns the key list for every silo in it (U1)."""
+        match self._state:
+            case CollectingAdvertisements() as state:
+                arrived = self._accept(answers, Advertisement, self._attempt.manifest.cohort, state.check)
+                key_list = self._advance(state.on_advertisements, arrived)
+                return dict.fromkeys(sorted(arrived), self._sign(key_list))
+            case state:
+                raise LocalProtocolError(f"advertisements in {type(state).__name__}")
+
+    def on_sealed_shares(self, answers: Mapping[SiloId, bytes]) -> dict[SiloId, bytes]:
+        """Returns each sharer's (U2) delivery."""
+        match self._state:
+            case CollectingShares() as state:
+                arrived = self._accept(answers, SealedShares, state.advertised, state.check)
+                deliveries = self._advance(state.on_sealed_shares, arrived)
+                return {silo: self._sign(delivery) for silo, delivery in deliveries.items()}
+            case state:
+                raise LocalProtocolError(f"sealed shares in {type(state).__name__}")
+
+    def on_masked_inputs(self, answers: Mapping[SiloId, bytes]) -> dict[SiloId, bytes]:
+        """Returns the survivor set for every survivor (U3)."""
+        match self._state:
+            case CollectingMaskedInputs() as state:
+                arrived = self._accept(answers, MaskedInput, state.commitments, state.check)
+                answer = self._advance(state.on_masked_inputs, arrived)
+                self.survivors = answer.survivors
+                self.ledger_heads = {silo: arrived[silo].body.ledger_head for silo in self.survivors}
+                return dict.fromkeys(self.survivors, self._sign(answer))
+            case state:
+                raise LocalProtocolError(f"masked inputs in {type(state).__name__}")
+
+    def on_unmask_shares(self, answers: Mapping[SiloId, bytes]) -> AggregateSum:
+        """Returns the sum of the survivors' encoded updates.
+
+        Raises:
+            PeerError: a recovered secret is not the one its silo committed to.
+        """
+        match self._state:
+            case CollectingUnmaskShares() as state:
+                arrived = self._accept(answers, UnmaskShares, state.survivors, state.check)
+                total = self._advance(state.on_unmask_shares, arrived)
+                self._note(
+                    "aggregate",
+                    digest_of("cachefl-secure/aggregate/1", total.words.tobytes(), total.counters.tobytes()),
+                )
+                return total
+            case state:
+                raise LocalProtocolError(f"unmask shares in {type(state).__name__}")
+
+    @property
+    def transcript_digest(self) -> Digest:
+        """Digest of the manifest, every accepted message in order of phase and silo, and the sum."""
+        if not isinstance(self._state, Complete):
+            raise LocalProtocolError("the transcript is not complete")
+        lines = [self._attempt.digest, *self._transcript]
+        return digest_of("cachefl-secure/transcript/1", *(line.encode() for line in lines))
+
+    def _accept(
+        self,
+        answers: Mapping[SiloId, bytes],
+        kind: type[B],
+        asked: Collection[SiloId],
+        check: Callable[[SiloId, B], None],
+    ) -> dict[SiloId, Received[B]]:
+        accepted = {}
+        for silo in sorted(answers):
+            try:
+                if silo not in asked:
+                    raise UnexpectedMessage(silo, f"{kind.phase.value} from a silo that was not asked")
+                signed = self._attempt.decode(answers[silo], kind, sender=silo)
+                body = self._attempt.verify(signed, kind, sender=silo)
+                check(silo, body)
+            except PeerError as error:
+                self.rejected[silo] = error
+            else:
+                accepted[silo] = Received(signed, body)
+                self._note(f"{kind.phase.value}/{silo}", body_digest(signed))
+        return accepted
+
+    def _advance(self, step: Callable[[A], tuple[State, R]], arrived: A) -> R:
+        """The next state, or ``Aborted`` if the step raises."""
+        self._state = Aborted()
+        self._state, result = step(arrived)
+        return result
+
+    def _sign(self, body: Body) -> bytes:
+        return wire.encode(self._attempt.sign(body, COORDINATOR, self._identity))
+
+    def _note(self, what: str, digest: Digest) -> None:
+        self._transcript.append(f"{what}/{digest}")

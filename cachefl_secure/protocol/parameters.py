@@ -1,0 +1,147 @@
+"""The numbers of one round. Every party derives them from the plan; none is believed from a message."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.plan import FederationPlan, PrivacyPlan
+
+MAX_SILOS = 128  # complete graph: everybody shares with everybody
+COUNTERS = 1  # entry 0 counts the clamped entries of all updates in the sum
+MAX_VECTOR_BITS = 32
+
+_GRID_STEPS_PER_NOISE_STD = 32  # rounding then adds at most 0.02 % to the variance of the noise
+_CLAMP_NOISE_STDS = 8
+_LEVELS_WITHOUT_NOISE = 2**16
+_FILE = "plan.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundParameters:
+    """Cohort, thresholds and encoding of one round.
+
+    Guarantees, checked on construction: the sum of ``cohort_size`` encodings cannot wrap, and two
+    thresholds of shares for different survivor sets always meet in more silos than may collude.
+    """
+
+    cohort_size: int
+    """n."""
+    colluders: int
+    """f: silos that may pool what they know with the coordinator."""
+    threshold: int
+    """t: shares that recover a secret; t - 1 reveal nothing. 2 t > n + f."""
+    minimum_survivors: int
+    """Fewest updates in a sum: at least t, the plan's minimum cohort, and f + 2."""
+    dimension: int
+    """d: entries of an update."""
+    clamp: float
+    """Entries of an update are clamped to [-clamp, clamp]."""
+    grid_step: float
+    """Value of one integer step."""
+    vector_bits: int
+    """b: bits that hold any sum of ``cohort_size`` encoded entries."""
+    counters: int = COUNTERS
+    """Exact uint64 counters after the vector, modulo 2^64."""
+
+    def __post_init__(self) -> None:
+        if 2 * self.threshold <= self.cohort_size + self.colluders or self.threshold > self.cohort_size:
+            raise ValueError(f"threshold {self.threshold} does not suit {self.cohort_size} silos")
+        if not max(self.threshold, self.colluders + 2) <= self.minimum_survivors <= self.cohort_size:
+            raise ValueError(f"{self.minimum_survivors} survivors do not suit {self.cohort_size} silos")
+        if (
+            not self.cohort_size * self.entry_bound
+            < 2 ** (self.vector_bits - 1)
+            <= 2 ** (MAX_VECTOR_BITS - 1)
+        ):
+            raise ValueError(f"{self.vector_bits} bits do not hold the sum")
+        if self.dimension < 1 or self.counters < 1:
+            raise ValueError("an update has entries and a counter")
+
+    @classmethod
+    def derive(cls, plan: FederationPlan, cohort_size: int) -> RoundParameters:
+        """The parameters that ``plan`` implies for a cohort of ``cohort_size`` silos.
+
+        Raises:
+            ConfigError: the cohort is too small for the plan's minimum or its colluders, or too large;
+                or the noise is so small beside the signal that 32 bits do not hold the sum.
+        """
+        threshold, minimum_survivors = _thresholds(plan, cohort_size)
+        clamp, grid_step = _encoding(plan.privacy)
+        bits = (2 * cohort_size * _entry_bound(clamp, grid_step)).bit_length()  # ceil(log2(2 n B + 1))
+        if bits > MAX_VECTOR_BITS:
+            reason = (
+                f"the sum needs {bits} bits, {MAX_VECTOR_BITS} are there: noise too small beside the signal"
+            )
+            raise ConfigError(_FILE, "privacy", reason)
+        return cls(
+            cohort_size=cohort_size,
+            colluders=plan.secure_sum.colluders,
+            threshold=threshold,
+            minimum_survivors=minimum_survivors,
+            dimension=plan.number_of_parameters,
+            clamp=clamp,
+            grid_step=grid_step,
+            vector_bits=bits,
+        )
+
+    @property
+    def entry_bound(self) -> int:
+        """B: largest absolute value of an encoded entry."""
+        return _entry_bound(self.clamp, self.grid_step)
+
+    @property
+    def word(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Little-endian word of the ring. The ring is the whole word, Z/2^16 or Z/2^32: numpy wraps there by
+        itself, and a sum of at most ``vector_bits`` bits is the same in the larger ring.
+        """
+        return np.dtype("<u2" if self.vector_bits <= 16 else "<u4")
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.dimension * self.word.itemsize
+
+    @property
+    def counter_bytes(self) -> int:
+        return self.counters * 8
+
+    @property
+    def dropouts_tolerated(self) -> int:
+        """Silos of the cohort that may be missing from the sum."""
+        return self.cohort_size - self.minimum_survivors
+
+
+def _entry_bound(clamp: float, grid_step: float) -> int:
+    return math.ceil(clamp / grid_step) + 1  # + 1: stochastic rounding may go up
+
+
+def _thresholds(plan: FederationPlan, n: int) -> tuple[int, int]:
+    """(t, minimum survivors), or why there are none."""
+    f, minimum = plan.secure_sum.colluders, plan.secure_sum.minimum_cohort
+    if n < minimum:
+        raise ConfigError(
+            _FILE, "secure_sum.minimum_cohort", f"{n} silos in the cohort, the plan asks for {minimum}"
+        )
+    if n > MAX_SILOS:
+        raise ConfigError(_FILE, "secure_sum", f"{n} silos in the cohort, at most {MAX_SILOS} are supported")
+    if f + 2 > n:
+        reason = (
+            f"a sum must hide at least two honest updates: {n} silos tolerate {n - 2} colluder(s), not {f}, "
+            "and every colluder costs dropouts (3 silos: one colluder and no dropout)"
+        )
+        raise ConfigError(_FILE, "secure_sum.colluders", reason)
+    # Two groups of t among n share at least 2 t - n > f silos, hence an honest one (secagg 8.4).
+    threshold = (n + f) // 2 + 1
+    return threshold, max(threshold, minimum, f + 2)
+
+
+def _encoding(privacy: PrivacyPlan) -> tuple[float, float]:
+    """(clamp, grid step)."""
+    noise_std, signal = privacy.update_noise_std, privacy.update_signal_bound
+    if privacy.mechanism == "none":
+        return signal, 2 * signal / _LEVELS_WITHOUT_NOISE
+    return _CLAMP_NOISE_STDS * noise_std + signal, noise_std / _GRID_STEPS_PER_NOISE_STD

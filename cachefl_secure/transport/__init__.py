@@ -1,0 +1,4 @@
+"""Bytes to peers. Every transport implements the two methods of ``federation.ports``; none is trusted.
+
+``in_process``   threads and queues: the demo, the tests, and several silos on one machine
+"""

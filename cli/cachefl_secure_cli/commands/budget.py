@@ -1,0 +1,50 @@
+"""budget: what was spent and what is left."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachefl_secure_cli.failures import explained
+from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
+
+
+@explained
+def command(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="SILO...", help="One or more silos' directories.", show_default=False),
+    ],
+    json: Json = False,
+) -> None:
+    """Show the privacy budget of silos: spent, cap, what is left, and the sentence that may be said.
+
+    Every figure is recomputed from the verified ledger. No torch, no network.
+    """
+    from cachefl_secure.federation.inspection import silo_budget
+
+    budgets = [silo_budget(directory) for directory in directories]
+    if json:
+        print_json("budget", {"silos": [dataclasses.asdict(budget) for budget in budgets]})
+        return
+    rows = [
+        (
+            str(b.silo),
+            str(b.rounds_charged),
+            epsilon_text(b.epsilon),
+            f"{b.cap:g}",
+            str(b.rounds_left),
+            f"{epsilon_text(b.epsilon_projected)} after {b.rounds_projected} more"
+            if b.rounds_projected
+            else "-",
+        )
+        for b in budgets
+    ]
+    columns = ("silo", "rounds charged", "local epsilon", "cap", "rounds left", "projected")
+    delta = ", ".join(sorted({f"{b.delta:g}" for b in budgets}))
+    console().print(table("privacy budget", columns, rows, caption=f"delta {delta}; adjacency: one record"))
+    for budget in budgets:
+        console().print(budget.statement)

@@ -1,0 +1,113 @@
+"""compare: what privacy costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cachefl_secure_cli.failures import explained
+from cachefl_secure_cli.options import Clip, Coordinator, Device, DeviceOption, resolve_device
+from cachefl_secure_cli.output import (
+    Json,
+    console,
+    epsilon_text,
+    percent,
+    print_json,
+    progress_bar,
+    table,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from cachefl_secure.federation.comparison import Comparison
+
+
+@explained
+def command(
+    directory: Coordinator,
+    data: Annotated[
+        list[Path],
+        typer.Option(help="One silo's images, one folder a class; repeat for each.", show_default=False),
+    ],
+    held_out: Annotated[Path, typer.Option(help="Images to measure on.", show_default=False)],
+    epsilons: Annotated[
+        str, typer.Option(help="Local epsilons after all rounds, separated by commas.")
+    ] = "1,2,4,8",
+    figure: Annotated[Path | None, typer.Option(help="Also draw accuracy by epsilon into this PNG.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write every figure into this JSON file.")] = None,
+    clip: Clip = None,
+    device: DeviceOption = Device.auto,
+    json: Json = False,
+) -> None:
+    """Show what privacy costs in accuracy: together and alone, at several epsilons, and without noise.
+
+    Trains from the federation's initial cache with its plan, on images that you may see together: public
+    or consented ones. No ledger is charged, because nothing leaves.
+    """
+    from cachefl_secure.federation.accuracy import encode_folder
+    from cachefl_secure.federation.clip_source import ClipSource, open_encoder
+    from cachefl_secure.federation.comparison import compare
+    from cachefl_secure.federation.founding import CoordinatorFiles
+
+    wanted = _epsilons(epsilons)
+    files = CoordinatorFiles.open(directory)
+    plan = files.plan
+    encoder = open_encoder(
+        plan.encoder, ClipSource.of_plan(plan.encoder, clip), device=resolve_device(device)
+    )
+    with progress_bar(quiet=json) as progress:
+        silos = [encode_folder(folder, plan, encoder, progress) for folder in data]
+        measured_on = encode_folder(held_out, plan, encoder, progress)
+        found = compare(files.initial_model(), silos, measured_on, plan.privacy, wanted, progress)
+    if figure is not None:
+        from cachefl_secure_cli.figures import accuracy_by_epsilon
+
+        accuracy_by_epsilon(figure, found)
+    if report is not None:
+        write_report(report, _plain(found))
+    if json:
+        print_json("compare", _plain(found))
+        return
+    console().print(_table(found))
+    if figure is not None:
+        console().print(f"figure: {figure}")
+
+
+def _epsilons(text: str) -> list[float]:
+    from cachefl_secure.errors import ConfigError
+
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError("--epsilons", "", f"{text!r}: write numbers separated by commas") from None
+    if not all(0 < value < float("inf") for value in values):
+        raise ConfigError("--epsilons", "", "each must be positive and finite; no noise is always compared")
+    return sorted(values)
+
+
+def _table(found: Comparison) -> Any:
+    rows = [
+        ("zero-shot CLIP", "-", percent(found.zero_shot), "-"),
+        ("synthetic cache", "0", percent(found.synthetic_cache), "-"),
+    ]
+    rows += [
+        (
+            f"noise multiplier {p.noise_multiplier:g}",
+            epsilon_text(p.epsilon),
+            percent(p.together),
+            percent(p.alone_mean),
+        )
+        for p in found.grid
+    ]
+    rows.append(("no noise", "not private", percent(found.non_private[-1]), "-"))
+    caption = f"{found.rounds} rounds, delta {found.delta:g}; fresh noise on every run"
+    columns = ("model", "local epsilon", "together", "alone (mean)")
+    return table("what privacy costs", columns, rows, caption=caption)
+
+
+def _plain(found: Comparison) -> dict[str, Any]:
+    grid = [dataclasses.asdict(point) | {"alone_mean": point.alone_mean} for point in found.grid]
+    return dataclasses.asdict(found) | {"grid": grid}

@@ -1,0 +1,84 @@
+"""evaluate: how good the models are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cachefl_secure_cli.failures import explained
+from cachefl_secure_cli.options import Clip, Device, DeviceOption, Party, resolve_device
+from cachefl_secure_cli.output import (
+    Json,
+    console,
+    epsilon_text,
+    percent,
+    print_json,
+    progress_bar,
+    table,
+    write_report,
+)
+
+if TYPE_CHECKING:
+    from cachefl_secure.federation.accuracy import Evaluation
+
+
+@explained
+def command(
+    directory: Party,
+    data: Annotated[Path, typer.Option(help="Labelled images: one folder a class.", show_default=False)],
+    every_round: Annotated[
+        bool, typer.Option("--every-round", help="Not only the first and the last.")
+    ] = False,
+    figure: Annotated[Path | None, typer.Option(help="Also draw accuracy by round into this PNG.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write every figure into this JSON file.")] = None,
+    clip: Clip = None,
+    device: DeviceOption = Device.auto,
+    json: Json = False,
+) -> None:
+    """Measure accuracy on labelled images: zero-shot CLIP, the synthetic cache, and after rounds.
+
+    Figures on private images are private; nothing is sent.
+    """
+    from cachefl_secure.federation.accuracy import encode_folder, evaluate_rounds
+    from cachefl_secure.federation.clip_source import ClipSource, open_encoder
+    from cachefl_secure.federation.inspection import open_chain
+
+    chain = open_chain(directory)
+    plan = chain.plan
+    encoder = open_encoder(
+        plan.encoder, ClipSource.of_plan(plan.encoder, clip), device=resolve_device(device)
+    )
+    with progress_bar(quiet=json) as progress:
+        records = encode_folder(data, plan, encoder, progress)
+    evaluation = evaluate_rounds(chain, records, every_round=every_round or figure is not None)
+    if figure is not None:
+        from cachefl_secure_cli.figures import accuracy_by_round
+
+        accuracy_by_round(figure, evaluation, plan.name)
+    if report is not None:
+        write_report(report, _plain(evaluation))
+    if json:
+        print_json("evaluate", _plain(evaluation))
+        return
+    rows = [
+        ("zero-shot CLIP", "-", percent(evaluation.zero_shot.top1), percent(evaluation.zero_shot.macro_f1))
+    ]
+    for point in evaluation.rounds:
+        what = "synthetic cache" if point.round == 0 else f"after round {point.round}"
+        epsilon = "0" if point.round == 0 else epsilon_text(point.epsilon)
+        rows.append((what, epsilon, percent(point.accuracy.top1), percent(point.accuracy.macro_f1)))
+    caption = f"{evaluation.zero_shot.records} images; delta {plan.privacy.delta:g}"
+    console().print(table("accuracy", ("model", "local epsilon", "top-1", "macro F1"), rows, caption=caption))
+    if figure is not None:
+        console().print(f"figure: {figure}")
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    rounds = [
+        {"round": point.round, "epsilon": point.epsilon, **dataclasses.asdict(point.accuracy)}
+        for point in evaluation.rounds
+    ]
+    return {"zero_shot": dataclasses.asdict(evaluation.zero_shot), "rounds": rounds}

@@ -1,0 +1,161 @@
+"""init: found a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cachefl_secure_cli.failures import explained, say
+from cachefl_secure_cli.options import Clip, Device, DeviceOption, resolve_device
+from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
+
+
+@explained
+def command(
+    directory: Annotated[
+        Path, typer.Argument(help="A new directory for the coordinator.", show_default=False)
+    ],
+    classes: Annotated[
+        str, typer.Option(help="Class names, separated by commas; @FILE for one a line. Default: the digits.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="What this federation is called.")] = "federation",
+    clip: Clip = None,
+    pretrained: Annotated[
+        str, typer.Option(help="open_clip's tag or a .safetensors file, for an architecture.")
+    ] = "",
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompt for the text classifier with one {} for the class; repeat for several."),
+    ] = None,
+    generator: Annotated[
+        str, typer.Option(help="embedded, or a diffusers model id or local folder.")
+    ] = "embedded",
+    images_per_class: Annotated[
+        int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
+    ] = 4,
+    alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
+    beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 5.0,
+    mechanism: Annotated[str, typer.Option(help="local (DP-SGD in every silo), or none.")] = "local",
+    not_private: Annotated[
+        bool, typer.Option("--not-private", help="Confirms --mechanism none: silos get no privacy guarantee.")
+    ] = False,
+    epsilon: Annotated[float, typer.Option(help="Local epsilon of a silo after all rounds.")] = 8.0,
+    delta: Annotated[float, typer.Option(help="Below one over the number of records of any silo.")] = 1e-5,
+    rounds: Annotated[int, typer.Option(help="Rounds the noise is calibrated for.")] = 20,
+    sampling_rate: Annotated[float, typer.Option(help="1 is full batch; below, Poisson sampling.")] = 1.0,
+    steps_per_round: Annotated[int, typer.Option(help="Local steps in each round.")] = 1,
+    clip_norm: Annotated[float, typer.Option(help="Largest norm of one record's gradient.")] = 0.1,
+    expected_records: Annotated[
+        int, typer.Option(help="A public, typical number of records a silo: the divisor. Not a count of any.")
+    ] = 250,
+    learning_rate: Annotated[float, typer.Option(help="Length of a step if all gradients agree.")] = 8.0,
+    minimum_cohort: Annotated[int, typer.Option(help="Fewest silos in a round; at least 3.")] = 3,
+    colluders: Annotated[int, typer.Option(help="Silos that may collude with the coordinator.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the synthetic images. Not of any noise or key.")] = 0,
+    device: DeviceOption = Device.auto,
+    json: Json = False,
+) -> None:
+    """Found a federation: generate images, build the cache, calibrate the noise, write the invite.
+
+    Nothing private is read. Give the invite to every silo and read out its fingerprint by phone.
+
+    Example: cachefl-secure init coordinator --classes cat,dog,horse --generator ./my-generator --clip RN50
+    --pretrained openai
+    """
+    from cachefl_secure.errors import ConfigError
+    from cachefl_secure.federation.clip_source import ClipSource
+    from cachefl_secure.federation.founding import FoundingChoices, PrivacyChoices, found_federation
+    from cachefl_secure.plan import SecureSumPlan
+
+    if mechanism not in ("local", "none"):
+        raise ConfigError("--mechanism", "", f"{mechanism!r} is neither 'local' nor 'none'")
+    if mechanism == "none" and not not_private:
+        raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
+    chosen: Literal["local", "none"] = "none" if mechanism == "none" else "local"
+    choices = FoundingChoices(
+        name=name,
+        classes=_classes(classes, clip),
+        templates=_templates(template, clip),
+        clip=ClipSource.parse(clip or "embedded", pretrained),
+        generator=_generator(generator),
+        images_per_class=images_per_class,
+        alpha=alpha,
+        beta=beta,
+        rng_seed=seed,
+        privacy=PrivacyChoices(
+            mechanism=chosen,
+            epsilon=epsilon,
+            delta=delta,
+            rounds=rounds,
+            sampling_rate=sampling_rate,
+            steps_per_round=steps_per_round,
+            clip_norm=clip_norm,
+            expected_records=expected_records,
+            learning_rate=learning_rate,
+        ),
+        secure_sum=SecureSumPlan(minimum_cohort=minimum_cohort, colluders=colluders),
+        device=resolve_device(device),
+    )
+    with progress_bar(quiet=json) as progress:
+        founded = found_federation(directory, choices, progress)
+    plan = founded.plan
+    if json:
+        print_json(
+            "init",
+            {
+                "federation_id": plan.federation_id,
+                "fingerprint": founded.fingerprint,
+                "invite": str(founded.invite),
+                "noise_multiplier": plan.privacy.noise_multiplier,
+                "epsilon": plan.privacy.epsilon if chosen == "local" else float("inf"),
+                "delta": plan.privacy.delta,
+                "synthetic_images": founded.synthetic_images,
+            },
+        )
+        return
+    private = f"epsilon {epsilon:g}, delta {delta:g} a silo after {rounds} rounds"
+    rows = [
+        ("synthetic images", str(founded.synthetic_images)),
+        ("parameters a silo sends", f"{plan.number_of_parameters:,}"),
+        ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
+        ("privacy", private if chosen == "local" else "NOT PRIVATE: no noise"),
+        ("fingerprint", founded.fingerprint),
+        ("invite", str(founded.invite)),
+    ]
+    console().print(table(f"federation {plan.name!r}", ("", ""), rows))
+    say("send the invite to every silo; read the fingerprint to them over another channel")
+
+
+def _classes(text: str, clip: str | None) -> tuple[str, ...]:
+    from cachefl_secure.errors import ConfigError
+
+    if text.startswith("@"):
+        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    if text:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if clip in (None, "embedded"):
+        from cachefl_secure.embedded import CLASSES
+
+        return CLASSES
+    raise ConfigError("--classes", "", "required with another CLIP than the embedded one")
+
+
+def _templates(given: list[str] | None, clip: str | None) -> tuple[str, ...]:
+    if given:
+        return tuple(given)
+    if clip in (None, "embedded"):
+        from cachefl_secure.embedded import TEMPLATES
+
+        return TEMPLATES
+    return ("a photo of a {}.",)
+
+
+def _generator(text: str) -> str:
+    if text == "embedded":
+        from cachefl_secure.embedded import GENERATOR_DIR
+
+        return str(GENERATOR_DIR)
+    return text

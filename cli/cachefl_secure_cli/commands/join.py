@@ -1,0 +1,73 @@
+"""join: take part with one's own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachefl_secure_cli.failures import explained, say
+from cachefl_secure_cli.options import Clip, Device, DeviceOption, resolve_device
+from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
+
+
+@explained
+def command(
+    invite: Annotated[Path, typer.Argument(help="The invite.toml from the coordinator.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(help="A new directory for this silo.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Private images: one folder a class.", show_default=False)],
+    name: Annotated[str, typer.Option(help="This silo's name: a-z, 0-9 and '-'.", show_default=False)],
+    clip: Clip = None,
+    expect: Annotated[
+        str | None, typer.Option(help="The coordinator's fingerprint as you heard it; refuses any other.")
+    ] = None,
+    epsilon_cap: Annotated[
+        float | None, typer.Option(help="Refuse rounds beyond this local epsilon. Default: the plan's.")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    json: Json = False,
+) -> None:
+    """Join a federation: encode the private images once, make keys, write a join request.
+
+    Nothing is sent. Hand join-request.toml to the coordinator and read out this silo's fingerprint.
+
+    Example: cachefl-secure join invite.toml my-clinic --data /data/xrays --name my-clinic
+    """
+    from cachefl_secure.federation.clip_source import ClipSource
+    from cachefl_secure.federation.enrolment import read_invite
+    from cachefl_secure.federation.joining import JoinChoices, join_federation
+
+    plan = read_invite(invite, expect=expect)
+    choices = JoinChoices(
+        name=name,
+        images=data,
+        clip=ClipSource.of_plan(plan.encoder, clip),
+        expect=expect,
+        epsilon_cap=epsilon_cap,
+        device=resolve_device(device),
+    )
+    with progress_bar(quiet=json) as progress:
+        joined = join_federation(invite, directory, choices, progress)
+    if json:
+        print_json(
+            "join",
+            {
+                "silo": joined.silo,
+                "records": joined.records,
+                "classes_present": joined.classes_present,
+                "fingerprint": joined.fingerprint,
+                "coordinator_fingerprint": joined.coordinator_fingerprint,
+                "request": str(joined.request),
+            },
+        )
+        return
+    rows = [
+        ("records (stay here)", f"{joined.records} of {joined.classes_present} classes"),
+        ("this silo's fingerprint", joined.fingerprint),
+        ("coordinator's fingerprint", joined.coordinator_fingerprint),
+        ("join request", str(joined.request)),
+    ]
+    console().print(table(f"silo {joined.silo}", ("", ""), rows))
+    if expect is None:
+        say("compare the coordinator's fingerprint by phone; `--expect` does it for you")

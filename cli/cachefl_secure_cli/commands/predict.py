@@ -1,0 +1,41 @@
+"""predict: use the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachefl_secure_cli.failures import explained
+from cachefl_secure_cli.options import Clip, Device, DeviceOption, Party, resolve_device
+from cachefl_secure_cli.output import Json, console, percent, print_json, table
+
+
+@explained
+def command(
+    directory: Party,
+    images: Annotated[list[Path], typer.Argument(help="Images to classify.", show_default=False)],
+    most: Annotated[int, typer.Option("-m", "--most", min=1, help="How many classes to show.")] = 3,
+    clip: Clip = None,
+    device: DeviceOption = Device.auto,
+    json: Json = False,
+) -> None:
+    """Classify images with the latest model. Nothing leaves this machine."""
+    from cachefl_secure.federation.accuracy import predict_images
+    from cachefl_secure.federation.clip_source import ClipSource, open_encoder
+    from cachefl_secure.federation.inspection import open_chain
+
+    chain = open_chain(directory)
+    plan = chain.plan.encoder
+    encoder = open_encoder(plan, ClipSource.of_plan(plan, clip), device=resolve_device(device))
+    predictions = predict_images(chain, encoder, images, most=most)
+    if json:
+        listed = [{"image": str(p.image), "classes": dict(p.classes)} for p in predictions]
+        print_json("predict", {"round": chain.position.round, "predictions": listed})
+        return
+    rows = [
+        (str(p.image), ", ".join(f"{name} {percent(share)}" for name, share in p.classes))
+        for p in predictions
+    ]
+    console().print(table(f"model after round {chain.position.round}", ("image", "classes"), rows))

@@ -1,0 +1,83 @@
+"""round: train together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cachefl_secure_cli.failures import explained, say
+from cachefl_secure_cli.options import Coordinator
+from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, progress_bar, table
+
+if TYPE_CHECKING:
+    from cachefl_secure.federation.coordinator_round import RoundOutcome
+
+
+@explained
+def command(
+    directory: Coordinator,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many rounds.")] = 1,
+    in_process: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--in-process",
+            help="A silo's directory to run in this process; repeat for each.",
+            show_default=False,
+        ),
+    ] = None,
+    deadline: Annotated[float, typer.Option(min=1.0, help="Seconds a silo has for one phase.")] = 600.0,
+    json: Json = False,
+) -> None:
+    """Run rounds: every silo trains with noise, the masked updates are summed, the record is signed.
+
+    Until networked transports are built, silos run in threads of this process; each still uses its own
+    directory, keys and ledger, and exchanges the same sealed bytes. Interrupted? Run it again: silos
+    re-send the same noised update and pay nothing twice.
+
+    Example: cachefl-secure round coordinator -n 20 --in-process clinic-1 --in-process clinic-2
+    --in-process clinic-3
+    """
+    from cachefl_secure.transport.local_federation import run_local_rounds
+
+    with progress_bar(quiet=json) as progress:
+        outcomes = run_local_rounds(
+            directory, in_process or [], number, deadline_seconds=deadline, progress=progress, tell=say
+        )
+    if json:
+        print_json("round", {"rounds": [_plain(outcome) for outcome in outcomes]})
+        return
+    console().print(_table(outcomes))
+
+
+def _table(outcomes: list[RoundOutcome]) -> Any:
+    rows = [
+        (
+            str(outcome.record.round),
+            f"{len(outcome.record.survivors)} of {len(outcome.record.cohort)}",
+            str(outcome.record.saturated),
+            epsilon_text(outcome.epsilon),
+            outcome.record.cache_after[:16],
+        )
+        for outcome in outcomes
+    ]
+    columns = ("round", "silos in the sum", "clamped entries", "local epsilon", "cache")
+    return table(
+        "rounds", columns, rows, caption="local epsilon: of a silo that took part in every round so far"
+    )
+
+
+def _plain(outcome: RoundOutcome) -> dict[str, Any]:
+    record = outcome.record
+    return {
+        "round": record.round,
+        "attempt": record.attempt,
+        "survivors": list(record.survivors),
+        "epsilon": outcome.epsilon,
+        "cache": record.cache_after,
+        "saturated": record.saturated,
+        "declined": dict(outcome.attendance.declined),
+        "absent": sorted(outcome.attendance.absent),
+        "rejected": dict(outcome.attendance.rejected),
+    }

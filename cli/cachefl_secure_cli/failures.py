@@ -1,0 +1,94 @@
+"""Error to exit code, one line and a hint. The only place where errors get words for the operator.
+
+Style: standard error, prefix ``cachefl-secure:``, lower case, no full stop, the hint on a line of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from cachefl_secure import errors
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a command ends for one class of error."""
+
+    exit_code: int
+    hint: str = ""
+
+
+# The most specific class first: the first match decides.
+_ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
+    (errors.ConfigError, Ending(7)),
+    (errors.LocalProtocolError, Ending(70, "this is a bug; please report it with the command you ran")),
+    (errors.PeerError, Ending(3, "nothing was applied; ask that party what it runs, then try again")),
+    (errors.RoundDeclined, Ending(4, "run `cachefl-secure status` there")),
+    (
+        errors.RoundAborted,
+        Ending(4, "nothing was revealed; wait for a silo to return, then run `cachefl-secure round` again"),
+    ),
+    (errors.BudgetExhausted, Ending(5, "this silo takes no further part; see `cachefl-secure budget`")),
+    (errors.UnaccountedMechanism, Ending(5, "update cachefl-secure, or ask for another plan")),
+    (errors.LedgerError, Ending(6, "do not edit the ledger; run `cachefl-secure audit` and keep a copy")),
+    (errors.RecordRejected, Ending(6, "do not use this round; run `cachefl-secure audit`")),
+    (errors.TransportError, Ending(8, "try again")),
+    (errors.CacheflError, Ending(1)),
+    (PermissionError, Ending(7, "check who owns the directory")),
+    (OSError, Ending(7)),
+)
+
+
+def report(error: BaseException) -> int:
+    """Prints the error's line and hint on standard error and returns the exit code."""
+    for kind, ending in _ENDINGS:
+        if isinstance(error, kind):
+            say(_sentence(error))
+            if ending.hint:
+                say(f"hint: {ending.hint}")
+            return ending.exit_code
+    raise error
+
+
+def say(text: str) -> None:
+    """One line to the operator, on standard error."""
+    print(f"cachefl-secure: {text}", file=sys.stderr)
+
+
+def explained(command: Callable[P, R]) -> Callable[P, R]:
+    """A command whose expected errors end in a sentence and an exit code, never in a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("interrupted; nothing is lost, run the same command again")
+            raise typer.Exit(130) from None
+        except (errors.CacheflError, OSError) as error:
+            raise typer.Exit(report(error)) from None
+
+    return run
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, errors.RoundAborted):
+        return f"round aborted: {error}"
+    if isinstance(error, errors.RecordRejected):
+        return f"record rejected at {error}"
+    if isinstance(error, errors.LedgerError):
+        return f"ledger: {error}"
+    if isinstance(error, errors.BudgetExhausted):
+        return f"budget exhausted: {error}"
+    if isinstance(error, OSError):
+        return f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
+    return str(error)

@@ -1,0 +1,55 @@
+"""The command table."""
+
+from __future__ import annotations
+
+import importlib
+
+import typer
+
+_COMMANDS = (
+    "init",
+    "join",
+    "admit",
+    "round",
+    "status",
+    "budget",
+    "audit",
+    "evaluate",
+    "predict",
+    "compare",
+    "demo",
+)
+
+# Local variables must never reach a terminal: one of them may be a seed.
+app = typer.Typer(
+    name="cachefl-secure",
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Train one image classifier across institutions that may not share images.\n\n"
+        "The coordinator runs init, admit and round; every institution (a silo) runs join. "
+        "A silo's images and features never leave it; what leaves is a noised update under masks. "
+        "Begin with: cachefl-secure demo"
+    ),
+)
+
+for _name in _COMMANDS:
+    _module = importlib.import_module(f"cachefl_secure_cli.commands.{_name}")
+    app.command(_name)(_module.command)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from cachefl_secure import __version__
+
+        print(f"cachefl-secure {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None: ...

@@ -1,0 +1,100 @@
+"""How results are printed: tables for people, one JSON envelope for programs, bars for the patient."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from cachefl_secure.federation.ports import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+_ENVELOPE_VERSION = 1
+
+
+def console() -> Console:
+    """Standard output, found anew each time so that a captured stream is honoured."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def print_json(command: str, result: Any) -> None:
+    """``{"version": 1, "command": ..., "result": ...}`` on standard output; infinity is the string "inf"."""
+    envelope = {"version": _ENVELOPE_VERSION, "command": command, "result": _plain(result)}
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(envelope), indent=2).decode() + "\n")
+
+
+def write_report(path: Path, result: Any) -> None:
+    """The result as JSON in a file, infinity as the string "inf"."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(_plain(result)), indent=2) + b"\n")
+
+
+def read_report(path: Path) -> Any:
+    """What ``write_report`` wrote."""
+    return msgspec.json.decode(path.read_bytes())
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> Table:
+    """A table whose first column is text and whose others are right-aligned."""
+    made = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def percent(fraction: float) -> str:
+    return "-" if fraction != fraction else f"{100 * fraction:.1f} %"
+
+
+def epsilon_text(epsilon: float) -> str:
+    return "not private" if epsilon == float("inf") else f"{epsilon:.3f}"
+
+
+@contextlib.contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+    """A bar on standard error for each kind of work that reports to it; nothing when ``quiet``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True), disable=quiet, transient=False) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show

@@ -1,0 +1,219 @@
+"""The standards' own vectors, through our calls: they test how we call pyca, not pyca."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachefl_secure.crypto.agreement import AgreementKey, check_public_key
+from cachefl_secure.crypto.derive import Purpose, derive, hkdf_sha256
+from cachefl_secure.crypto.expand import CHUNK_BYTES, Keystream, apply_masks, counter_mode
+from cachefl_secure.crypto.secret import Secret
+from cachefl_secure.crypto.sign import SigningKey, fingerprint, verify
+from cachefl_secure.errors import BadSignature, PeerError
+from cachefl_secure.names import PublicKeyHex
+
+
+class Seed(Secret):
+    __slots__ = ()
+
+
+class OtherSeed(Secret):
+    __slots__ = ()
+
+
+HKDF_CASES = {
+    "A.1": (
+        "0b" * 22,
+        "000102030405060708090a0b0c",
+        "f0f1f2f3f4f5f6f7f8f9",
+        "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
+    ),
+    "A.2": (
+        bytes(range(0x50)).hex(),
+        bytes(range(0x60, 0xB0)).hex(),
+        bytes(range(0xB0, 0x100)).hex(),
+        "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271cb41c65e590e09"
+        "da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87",
+    ),
+    "A.3": (
+        "0b" * 22,
+        "",
+        "",
+        "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HKDF_CASES)
+def test_hkdf_gives_the_vectors_of_rfc_5869(case: str) -> None:
+    key_material, salt, info, expected = (bytes.fromhex(text) for text in HKDF_CASES[case])
+    assert hkdf_sha256(key_material, salt=salt, info=info, length=len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("scalar", "point", "expected"),
+    [
+        (
+            "a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4",
+            "e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c",
+            "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552",
+        ),
+        (
+            "4b66e9d4d1b4673c5ad22691957d6af5c11b6421e0ea01d42ca4169e7918ba0d",
+            "e5210f12786811d3f4b7959d0538ae2c31dbe7106fc03c3efc4cd549c715a493",
+            "95cbde9476e8907d7aade45cb4b873f88b595a68799fa152e6f8f7647aac7957",
+        ),
+    ],
+)
+def test_agreement_gives_the_vectors_of_rfc_7748_section_5_2(scalar: str, point: str, expected: str) -> None:
+    shared = AgreementKey(bytes.fromhex(scalar)).agree(bytes.fromhex(point), peer="x")
+    assert shared.reveal().hex() == expected
+
+
+def test_agreement_gives_the_thousand_iterations_of_rfc_7748() -> None:
+    k = u = (9).to_bytes(32, "little")
+    for count in range(1000):
+        k, u = AgreementKey(k).agree(u, peer="x").reveal(), k
+        if count == 0:
+            assert k.hex() == "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079"
+    assert k.hex() == "684cf59ba83309552800ef566f2f4d3c1c3887c49360e3875f2eb94d99532c51"
+
+
+def test_agreement_gives_the_vectors_of_rfc_7748_section_6_1() -> None:
+    alice = AgreementKey(bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
+    bob = AgreementKey(bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
+    assert alice.public_key.hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
+    assert bob.public_key.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
+    shared = alice.agree(bob.public_key, peer="bob")
+    assert shared == bob.agree(alice.public_key, peer="alice")
+    assert shared.reveal().hex() == "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
+
+
+@pytest.mark.claim("C6")
+@pytest.mark.parametrize(
+    "point",
+    [
+        "00" * 32,
+        "01" + "00" * 31,
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+        "00" * 31,
+        "00" * 33,
+        "",
+    ],
+)
+def test_points_of_low_order_and_of_wrong_length_are_refused(point: str) -> None:
+    for act in (AgreementKey.generate().agree, check_public_key):
+        with pytest.raises(PeerError) as raised:
+            act(bytes.fromhex(point), peer="silo-b")
+        assert raised.value.peer == "silo-b"
+
+
+def test_an_honest_public_key_passes_the_check() -> None:
+    for _ in range(20):
+        check_public_key(AgreementKey.generate().public_key, peer="x")
+
+
+def test_counter_mode_gives_the_vector_of_sp_800_38a_f_5_5() -> None:
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    plaintext = bytes.fromhex(
+        "6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51"
+        "30c81c46a35ce411e5fbc1191a0a52eff69f2445df4f9b17ad2b417be66c3710"
+    )
+    ciphertext = bytes.fromhex(
+        "601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5"
+        "2b0930daa23de94ce87017ba2d84988ddfc9c58db67aada613c2dd08457941a6"
+    )
+    assert counter_mode(key, bytes(range(0xF0, 0x100))).update(plaintext) == ciphertext
+
+
+def test_signatures_give_the_first_vector_of_rfc_8032() -> None:
+    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    assert SigningKey(seed).public_key == "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+
+
+def test_a_signature_verifies_for_its_key_purpose_and_message_only() -> None:
+    key, other = SigningKey(bytes(32)), SigningKey(bytes(31) + b"1")
+    signature = key.sign("p", b"message")
+    verify(key.public_key, "p", b"message", signature, peer="x")
+    for public_key, purpose, message, signed in [
+        (other.public_key, "p", b"message", signature),
+        (key.public_key, "q", b"message", signature),
+        (key.public_key, "p", b"massage", signature),
+        (key.public_key, "p", b"message", signature[:-1]),
+        (key.public_key, "p", b"message", bytes(64)),
+        (PublicKeyHex("zz"), "p", b"message", signature),
+    ]:
+        with pytest.raises(BadSignature):
+            verify(public_key, purpose, message, signed, peer="x")
+
+
+def test_a_fingerprint_is_eight_groups_of_four_digits() -> None:
+    groups = fingerprint(SigningKey(bytes(32)).public_key).split(" ")
+    assert [len(group) for group in groups] == [4] * 8
+    assert groups != fingerprint(SigningKey(bytes(31) + b"1").public_key).split(" ")
+
+
+@pytest.mark.claim("C5")
+def test_a_derived_secret_changes_with_every_argument() -> None:
+    source, other = Seed(bytes(32)), Seed(bytes(31) + b"1")
+    variants = [
+        derive(Seed, Purpose.SELF_MASK, source, context=b"c", parties=["a", "b"]),
+        derive(Seed, Purpose.PAIRWISE_MASK, source, context=b"c", parties=["a", "b"]),
+        derive(Seed, Purpose.SELF_MASK, other, context=b"c", parties=["a", "b"]),
+        derive(Seed, Purpose.SELF_MASK, source, context=b"d", parties=["a", "b"]),
+        derive(Seed, Purpose.SELF_MASK, source, context=b"c", parties=["b", "a"]),
+        derive(Seed, Purpose.SELF_MASK, source, context=b"c", parties=["ab"]),
+        derive(Seed, Purpose.SELF_MASK, source, context=b"c", parties=["a", "b", ""]),
+    ]
+    assert len({secret.reveal() for secret in variants}) == len(variants)
+    assert variants[0] != derive(OtherSeed, Purpose.SELF_MASK, source, context=b"c", parties=["a", "b"])
+
+
+@given(st.binary(min_size=32, max_size=32), st.lists(st.integers(1, 3 * CHUNK_BYTES), max_size=4))
+def test_a_keystream_does_not_depend_on_how_it_is_cut(seed: bytes, sizes: list[int]) -> None:
+    whole, pieces = np.empty(sum(sizes), np.uint8), [np.empty(size, np.uint8) for size in sizes]
+    Keystream(Seed(seed)).fill(whole)
+    stream = Keystream(Seed(seed))
+    for piece in pieces:
+        stream.fill(piece)
+    assert b"".join(piece.tobytes() for piece in pieces) == whole.tobytes()
+
+
+def test_the_keystream_is_that_of_gcm_under_a_zero_nonce() -> None:
+    """So a machine on which GCM is faster may use it without a change on the wire."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    stream = np.empty(1000, np.uint8)
+    Keystream(Seed(bytes(32))).fill(stream)
+    assert AESGCM(bytes(32)).encrypt(bytes(12), bytes(1000), None)[:1000] == stream.tobytes()
+
+
+@pytest.mark.parametrize("word", ["<u2", "<u4"])
+@pytest.mark.parametrize("size", [1, 7, CHUNK_BYTES // 4 + 3, CHUNK_BYTES])
+def test_masks_are_the_streams_words_and_come_off_again(word: str, size: int) -> None:
+    rng = np.random.default_rng(size)
+    words = rng.integers(0, np.iinfo(word).max, size, dtype=np.dtype(word).type, endpoint=True)
+    counters = np.array([2**64 - 1, 5], "<u8")
+    a, b = Seed(bytes(32)), Seed(bytes(31) + b"1")
+    masked, masked_counters = words.copy(), counters.copy()
+    apply_masks((masked, masked_counters), add=[a], subtract=[b])
+    expected = [int(w) for w in words] + [int(c) for c in counters]
+    for seed, sign in ((a, 1), (b, -1)):
+        stream = np.empty(words.nbytes + counters.nbytes, np.uint8)
+        Keystream(seed).fill(stream)
+        mask = [int(w) for w in stream[: words.nbytes].view(word)]
+        mask += [int(c) for c in np.frombuffer(stream[words.nbytes :].tobytes(), "<u8")]
+        expected = [value + sign * m for value, m in zip(expected, mask, strict=True)]
+    modulus = 2 ** (8 * words.itemsize)
+    assert [int(w) for w in masked] == [value % modulus for value in expected[:size]]
+    assert [int(c) for c in masked_counters] == [value % 2**64 for value in expected[size:]]
+    apply_masks((masked, masked_counters), add=[b], subtract=[a])
+    np.testing.assert_array_equal(masked, words)
+    np.testing.assert_array_equal(masked_counters, counters)

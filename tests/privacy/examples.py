@@ -1,0 +1,83 @@
+"""Small caches, records, mechanisms and ledgers for the privacy tests. All seeded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+from cachefl_secure.cache.features import FeatureSet
+from cachefl_secure.cache.model import CacheModel
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.names import Digest, FederationId, SiloId
+from cachefl_secure.privacy.ledger import Ledger, Spend
+from cachefl_secure.privacy.mechanism import LocalMechanism, Mechanism, NoMechanism
+
+SIGNING_KEY = SigningKey(bytes(range(32)))
+PLAN = Digest("a" * 64)
+CACHE = Digest("c" * 64)
+DATA = Digest("d" * 64)
+UPDATE = Digest("e" * 64)
+TRANSCRIPT = Digest("f" * 64)
+DELTA = 1e-5
+
+
+def cache_of(classes: int = 5, images: int = 3, dim: int = 16, seed: int = 0) -> CacheModel:
+    generator = torch.Generator().manual_seed(seed)
+    return CacheModel(
+        cache_keys=normalize(torch.randn(classes * images, dim, generator=generator), dim=1),
+        key_labels=torch.arange(classes).repeat_interleave(images),
+        text_classifier=normalize(torch.randn(classes, dim, generator=generator), dim=1),
+        alpha=16.0,
+        beta=5.5,
+        logit_scale=20.0,
+    )
+
+
+def records_of(count: int, classes: int = 5, dim: int = 16, seed: int = 1) -> FeatureSet:
+    """The first ``count`` of an endless list, so that a longer set begins with a shorter one."""
+    generator = torch.Generator().manual_seed(seed)
+    features = normalize(torch.randn(2048, dim, generator=generator), dim=1)[:count]
+    return FeatureSet(features, torch.randint(0, classes, (2048,), generator=generator)[:count])
+
+
+def local(**changes: Any) -> LocalMechanism:
+    """One full-batch step for an epsilon of 2 after 20 rounds, unless changed."""
+    public: dict[str, Any] = {
+        "sampling_rate": 1.0,
+        "clip_norm": 0.1,
+        "noise_multiplier": 8.9167,
+        "steps": 1,
+        "expected_records": 40,
+        "learning_rate": 0.5,
+    }
+    return LocalMechanism(**(public | changes))
+
+
+def without_noise(mechanism: LocalMechanism) -> NoMechanism:
+    return NoMechanism(
+        sampling_rate=mechanism.sampling_rate,
+        clip_norm=mechanism.clip_norm,
+        steps=mechanism.steps,
+        expected_records=mechanism.expected_records,
+        learning_rate=mechanism.learning_rate,
+    )
+
+
+def new_ledger(path: Path) -> Ledger:
+    return Ledger.create(path, SIGNING_KEY, silo=SiloId("clinic"), federation=FederationId("0" * 32))
+
+
+def spend(ledger: Ledger, round_number: int, mechanism: Mechanism | None = None, **changes: Any) -> Spend:
+    """Reserves a round with the usual digests and a cap of 2, unless changed."""
+    usual: dict[str, Any] = {
+        "attempt": 1,
+        "plan_digest": PLAN,
+        "cache_digest": CACHE,
+        "data_commitment": DATA,
+        "delta": DELTA,
+        "cap": 2.0,
+    }
+    return ledger.reserve(mechanism or local(), round=round_number, **(usual | changes))
