@@ -50,6 +50,8 @@ class EncoderPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
     """``embedded``, an open_clip model name, ``hf-hub:...``, or ``local-dir`` (each party says where)."""
     pretrained: Annotated[str, Meta(max_length=200)] = ""
     weights_digest: Hex64
+    preprocessing_digest: Hex64
+    """Pins resizing, normalisation and the architecture: the same weights under another one give other features."""
     feature_dim: Count
     templates: Annotated[tuple[str, ...], Meta(min_length=1, max_length=200)]
     """Prompts with one ``{}`` for the class name."""

@@ -3,14 +3,15 @@
 Where weights may come from, and what is never done:
 
 - ``local_dir`` holds ``open_clip_config.json`` and safetensors weights. No hub is asked.
-- ``hf-hub:...`` fetches the same files from the hub, then goes on as with ``local_dir``.
+- ``hf-hub:...`` fetches the same files from the hub, then goes on as with ``local_dir``. Models whose text tower
+  is itself a reference into the hub are refused.
 - an open_clip architecture with ``pretrained``: a path to safetensors weights, or a tag that open_clip knows
   (open_clip fetches it; if that is a pickle, torch reads it with ``weights_only``).
 
 A file named by the operator is never unpickled, code that comes with a model is never run, and a model
 without weights (open_clip only warns) is an error.
 
-Equal batches give equal bits on one machine; other batch sizes or machines differ in the last bits.
+Equal batches give equal bits on one CPU; other batch sizes or machines differ in the last bits.
 """
 
 from __future__ import annotations
@@ -193,7 +194,8 @@ def _load(name: str, pretrained: str, device: torch.device) -> Encoder:
         no_code = {"trust_remote_code": False} if "hf_tokenizer_name" in config["text_cfg"] else {}
         tokenize = open_clip.get_tokenizer(name, **no_code)
     except Exception as error:  # whatever open_clip, timm or safetensors make of files that do not fit
-        reason = f"cannot be loaded: {type(error).__name__}: {str(error)[:300]}"
+        detail = " ".join(str(error).split())[:300]
+        reason = f"cannot be loaded: {type(error).__name__}: {detail}"
         raise ConfigError("encoder", "model", reason) from None
     model.eval().requires_grad_(False)
     return Encoder(

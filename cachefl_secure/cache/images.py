@@ -17,7 +17,7 @@ _CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ImageList:
     """Images of a folder: ``paths`` relative to ``root``, sorted, with '/'; ``labels`` index ``classes``."""
 
@@ -28,6 +28,9 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __repr__(self) -> str:  # names and labels of private images are private
+        return f"ImageList(<{len(self)} images>)"
 
 
 def image_folder(path: Path, classes: Sequence[str]) -> ImageList:

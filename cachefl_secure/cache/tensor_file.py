@@ -2,8 +2,8 @@
 
 safetensors runs no code, but takes NaN payloads, any tensor name and any metadata. Here everything in
 a file is expected by name, dtype and number of dimensions, and nothing else may be in it.
-All metadata is one entry: safetensors writes several in a random order, and equal content should give equal
-bytes.
+All metadata is one entry: safetensors writes several in a random order, and equal content
+should give equal bytes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ def _tensor(name: str, entry: Mapping[str, object], expected: tuple[str, int], f
     if (entry["dtype"], len(shape)) != expected:
         reason = f"{entry['dtype']} of shape {shape}, expected {dtype} of {dimensions} dimensions"
         raise ConfigError(file, name, reason)
-    array = np.frombuffer(data, dtype=_NUMPY[dtype]).reshape(shape)
+    try:
+        array = np.frombuffer(data, dtype=_NUMPY[dtype]).reshape(shape)
+    except (ValueError, OverflowError):  # no bytes, under a shape like [0, 2**63]
+        raise ConfigError(file, name, f"shape {shape} is impossible") from None
     if not np.isfinite(array).all():
         raise ConfigError(file, name, "holds a value that is not finite")
     return torch.from_numpy(array.copy())

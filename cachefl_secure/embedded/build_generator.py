@@ -31,7 +31,7 @@ from cachefl_secure.embedded.glyphs import CLIP_SIZE, LEVELS, clip_pixels, draw_
 
 TRAINING_GLYPHS = 40_000
 BATCH = 128
-AUTOENCODER_STEPS = 800
+AUTOENCODER_STEPS = 600
 PEAK_LEARNING_RATE = 2e-3
 WARM_UP_STEPS = 100
 LABEL_DROPOUT = 0.1
@@ -54,7 +54,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of glyphs, initial weights and batches.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = GENERATOR_DIR,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    steps: Annotated[int, typer.Option(help="Training steps of 128 glyphs.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Training steps of 128 glyphs.")] = 1800,
 ) -> None:
     """Train the tiny generator and write it to a folder."""
     torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def train_autoencoder(
         sample_size=CLIP_SIZE,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 16, 16),
+        block_out_channels=(8, 8, 8),
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=1.0,
@@ -92,7 +92,7 @@ def train_autoencoder(
     optimizer = torch.optim.Adam(autoencoder.parameters())
     for step in track(range(AUTOENCODER_STEPS), "training the autoencoder "):
         optimizer.param_groups[0]["lr"] = _learning_rate(step, AUTOENCODER_STEPS)
-        batch = rng.integers(len(latents), size=BATCH // 2)
+        batch = rng.integers(len(latents), size=BATCH // 4)
         scan = latents[batch].to(device)
         picture = torch.from_numpy(pictures[batch]).float()[:, None].to(device) / 127.5 - 1
         # A little noise, because a diffusion sample is never a clean scan.

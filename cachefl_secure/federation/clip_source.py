@@ -79,4 +79,7 @@ def open_encoder(plan: EncoderPlan, source: ClipSource, *, device: str) -> Encod
     if encoder.weights_digest != plan.weights_digest:
         found, pinned = encoder.weights_digest[:16], plan.weights_digest[:16]
         raise ConfigError("--clip", source.text, f"weights {found}, but the plan pins {pinned}")
+    if encoder.preprocessing_digest != plan.preprocessing_digest:
+        reason = "the plan's weights, but another architecture or preprocessing than it pins"
+        raise ConfigError("--clip", source.text, reason)
     return encoder

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.crypto.sign import SigningKey, verify
-from cachefl_secure.errors import BadSignature, MalformedMessage, PeerError
+from cachefl_secure.errors import BadSignature, MalformedMessage, PeerError, RoundAborted
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain, aggregate_digest, aggregate_to_bytes, apply_aggregate
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync, SyncedRound
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
-from cachefl_secure.federation.record import RoundRecord, sign_record
+from cachefl_secure.federation.record import RoundRecord, sign_record, smallest_cohort
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
@@ -129,8 +129,10 @@ class CoordinatorService:
         Raises:
             RoundAborted: fewer silos than the threshold. Run it again: the same noised updates are re-sent
                 and nothing more is charged, unless unmasking had begun.
-            ConfigError: the cohort is too small for the plan's colluders.
         """
+        needed = smallest_cohort(self._chain.plan, self._chain.roster)
+        if len(cohort) < needed:
+            raise RoundAborted(len(cohort), needed)
         parameters = RoundParameters.derive(self._chain.plan, len(cohort))
         manifest = self._open_attempt(cohort)
         session = CoordinatorSession(

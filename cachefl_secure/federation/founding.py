@@ -117,6 +117,8 @@ class Founded:
 def found_federation(root: Path, choices: FoundingChoices, progress: Progress = silent) -> Founded:
     """A new coordinator's directory: images, initial cache, keys, plan and invite.
 
+    If it was interrupted, the same call goes on: images that were made are kept.
+
     Raises:
         ConfigError: a choice out of range, no generator or encoder, or the directory is occupied.
     """
@@ -131,7 +133,8 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     RoundParameters.derive(plan, plan.secure_sum.minimum_cohort)  # the smallest cohort must be workable
     state.write("models/0000.safetensors", cache_to_bytes(model))
     key = state.signing_key()
-    state.write(INVITE_FILE, write_invite(plan, key))  # last: with it the directory is a coordinator's
+    state.write(INVITE_FILE, write_invite(plan, key))
+    state.finish()
     images = len(choices.classes) * choices.images_per_class
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, images)
 
@@ -163,7 +166,7 @@ def _initial_model(
         images_per_class=choices.images_per_class,
         alpha=choices.alpha,
         beta=choices.beta,
-        logit_scale=100.0,
+        logit_scale=encoder.logit_scale,
     )
 
 
@@ -217,6 +220,7 @@ def _plan(
             model=choices.clip.model,
             pretrained=choices.clip.pretrained,
             weights_digest=encoder.weights_digest,
+            preprocessing_digest=encoder.preprocessing_digest,
             feature_dim=encoder.feature_dim,
             templates=choices.templates,
         ),
@@ -255,7 +259,9 @@ class CoordinatorFiles:
             ConfigError: not a coordinator's directory, or a file in it does not parse.
         """
         if not (root / INVITE_FILE).is_file() or (root / "silo.toml").exists():
-            raise ConfigError(str(root), "", f"no coordinator's directory: it has no {INVITE_FILE}")
+            raise ConfigError(str(root), "", "no coordinator's directory; init makes one")
+        if not StateDir(root).is_finished:
+            raise ConfigError(str(root), "", "init was interrupted; run it again with the same directory")
         return cls(StateDir(root), read_invite(root / INVITE_FILE))
 
     def candidates(self, requests: Sequence[Path]) -> list[Candidate]:

@@ -28,7 +28,7 @@ from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.mechanism import mechanism_of
 
 if TYPE_CHECKING:
-    from cachefl_secure.cache.features import FeatureSet, ImageList
+    from cachefl_secure.cache.features import FeatureSet
 
 CONFIG_FILE, INVITE_FILE, REQUEST_FILE = "silo.toml", "invite.toml", "join-request.toml"
 LEDGER_FILE, FEATURES_FILE, SALT_FILE = "ledger/ledger.jsonl", "features.safetensors", "keys/commitment.salt"
@@ -64,7 +64,9 @@ class SiloFiles:
             ConfigError: not a silo's directory, or a file in it does not parse.
         """
         if not (root / CONFIG_FILE).is_file():
-            raise ConfigError(str(root), "", f"no silo's directory: it has no {CONFIG_FILE}")
+            raise ConfigError(str(root), "", "no silo's directory; join makes one")
+        if not StateDir(root).is_finished:
+            raise ConfigError(str(root), "", "join was interrupted; run it again with the same directory")
         config = read_toml(root / CONFIG_FILE, SiloConfig)
         parse_silo_id(config.silo, file=str(root / CONFIG_FILE))
         return cls(StateDir(root), read_invite(root / INVITE_FILE), config)
@@ -122,7 +124,7 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     Raises:
         ConfigError: a bad invite, name, image folder, encoder or directory.
     """
-    from cachefl_secure.cache.features import extract_features, features_digest, image_folder, save_features
+    from cachefl_secure.cache.features import extract_features, features_digest, image_folder
 
     silo = parse_silo_id(choices.name)
     StateDir.refuse_occupied(root)
@@ -130,22 +132,43 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     _check_cap(plan, choices)
     images = image_folder(choices.images, plan.classes)
     encoder = open_encoder(plan.encoder, choices.clip, device=choices.device)
-    records = extract_features(
-        images, encoder, progress=lambda done, all_: progress(done, all_, f"{silo}: encode")
-    )
+    what = f"{silo}: encode"
+    records = extract_features(images, encoder, progress=lambda done, all_: progress(done, all_, what))
+    file_digests = [hashlib.sha256((images.root / path).read_bytes()).hexdigest() for path in images.paths]
+    features = Features(records, features_digest(images, encoder), tuple(map(Digest, file_digests)))
+    return establish_silo(root, invite.read_bytes(), silo, features, choices)
 
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A silo's records as ``join`` extracted them, with what they were made of."""
+
+    records: FeatureSet
+    digest: Digest
+    file_digests: tuple[Digest, ...]
+    """SHA-256 of each image file."""
+
+
+def establish_silo(
+    root: Path, invite: bytes, silo: SiloId, features: Features, choices: JoinChoices
+) -> Joined:
+    """Writes the directory of a silo whose features are extracted and whose invite was checked."""
+    from cachefl_secure.cache.features import save_features
+
+    StateDir.discard_unfinished(root)  # of an interrupted join: nothing had been handed over
     state = StateDir.create(root)
-    save_features(state.path(FEATURES_FILE), records, features_digest(images, encoder))
-    state.write(INVITE_FILE, invite.read_bytes())
-    config = _config(silo, plan, choices, _commit_to_data(state, images))
+    state.write(INVITE_FILE, invite)
+    plan, key = read_invite(root / INVITE_FILE), state.signing_key()
+    save_features(state.path(FEATURES_FILE), features.records, features.digest)
+    config = _config(silo, plan, choices, _commit_to_data(state, features.file_digests))
     _create_ledger(state, plan, silo, config.epsilon_cap)
-    key = state.signing_key()
     state.write(REQUEST_FILE, write_join_request(silo, plan, key))
-    state.write(CONFIG_FILE, encode_toml(config))  # last: with it the directory is a silo's
+    state.write(CONFIG_FILE, encode_toml(config))
+    state.finish()
     return Joined(
         silo=silo,
-        records=len(records),
-        classes_present=len(set(records.labels.tolist())),
+        records=len(features.records),
+        classes_present=len(set(features.records.labels.tolist())),
         fingerprint=fingerprint(key.public_key),
         coordinator_fingerprint=fingerprint(PublicKeyHex(plan.coordinator_public_key)),
         request=root / REQUEST_FILE,
@@ -173,12 +196,11 @@ def _config(silo: SiloId, plan: FederationPlan, choices: JoinChoices, commitment
     )
 
 
-def _commit_to_data(state: StateDir, images: ImageList) -> Digest:
+def _commit_to_data(state: StateDir, file_digests: tuple[Digest, ...]) -> Digest:
     """A name for this silo's records that shows nothing about them; the salt stays here."""
     salt = CommitmentSalt.generate()
     state.write(SALT_FILE, salt.reveal(), private=True)
-    digests = (hashlib.sha256((images.root / path).read_bytes()).hexdigest() for path in images.paths)
-    return data_commitment((Digest(digest) for digest in digests), salt)
+    return data_commitment(file_digests, salt)
 
 
 def _create_ledger(state: StateDir, plan: FederationPlan, silo: SiloId, cap: float) -> None:

@@ -119,6 +119,16 @@ def open_record(raw: bytes, plan: FederationPlan) -> tuple[RoundRecord, Digest]:
     return record, digest_of(_DIGEST_LABEL, body)
 
 
+def smallest_cohort(plan: FederationPlan, roster: Roster) -> int:
+    """More than half of the roster and its colluders: two disjoint cohorts can then never both be legal.
+
+    Raises:
+        ConfigError: the roster itself is too small for the plan.
+    """
+    whole = RoundParameters.derive(plan, len(roster.members))
+    return max(whole.threshold, plan.secure_sum.minimum_cohort)
+
+
 def check_record(
     record: RoundRecord, plan: FederationPlan, roster: Roster, position: Position, seen: Participation | None
 ) -> RoundParameters:
@@ -139,6 +149,7 @@ def check_record(
     members = {member.silo for member in roster.members}
     _require(len(set(record.cohort)) == len(record.cohort), 4, "a silo stands twice in the cohort")
     _require(set(record.cohort) <= members, 4, "the cohort names a silo outside the roster")
+    _require(len(record.cohort) >= smallest_cohort(plan, roster), 4, "the cohort is too small")
     _require(
         len(set(record.survivors)) == len(record.survivors), 4, "a silo stands twice among the survivors"
     )
@@ -148,7 +159,7 @@ def check_record(
         parameters = RoundParameters.derive(plan, len(record.cohort))
     except ConfigError as error:
         raise RecordRejected(4, f"a cohort of {len(record.cohort)}: {error.reason}") from None
-    _require(len(record.survivors) >= parameters.threshold, 4, "fewer survivors than the threshold")
+    _require(len(record.survivors) >= parameters.minimum_survivors, 4, "fewer survivors than the threshold")
     # (7) what this party saw itself
     if seen is not None and (seen.round, seen.attempt) == (record.round, record.attempt):
         _require(record.manifest_digest == seen.manifest_digest, 7, "another manifest than this silo saw")

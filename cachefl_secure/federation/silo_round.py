@@ -26,7 +26,7 @@ from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.enrolment import pin_roster
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.letters import Hello, Reason, Receipt, Reply, Standing, Sync
-from cachefl_secure.federation.record import Participation, genesis
+from cachefl_secure.federation.record import Participation, genesis, smallest_cohort
 from cachefl_secure.federation.state_dir import utc_now
 from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
 from cachefl_secure.plan import plan_digest
@@ -36,7 +36,14 @@ from cachefl_secure.privacy.training import train_privately
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import open_manifest
 from cachefl_secure.protocol.encoding import RoundingSeed, encode
-from cachefl_secure.protocol.messages import Manifest, Roster, manifest_digest, roster_digest
+from cachefl_secure.protocol.messages import (
+    Manifest,
+    Roster,
+    Signed,
+    SurvivorSet,
+    manifest_digest,
+    roster_digest,
+)
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
@@ -234,6 +241,8 @@ class SiloService:
             raise _Decline("cache-differs")
         if self.silo not in manifest.cohort or not set(manifest.cohort) <= _names(chain.roster):
             raise _Decline("cohort-refused")
+        if len(manifest.cohort) < smallest_cohort(self._files.plan, chain.roster):
+            raise _Decline("cohort-refused")
         if manifest.round < self._latest_round() or manifest.attempt <= self._last_attempt(manifest.round):
             raise _Decline("stale-round")
         if self._files.state.has(_round_file(manifest.round, "released")):
@@ -305,7 +314,7 @@ class SiloService:
     def _on_survivor_set(self, content: bytes) -> bytes:
         attempt = self._running()
         reply = attempt.session.on_survivor_set(content)
-        attempt.survivors = tuple(attempt.session.survivors)
+        attempt.survivors = _survivors(content)
         self._files.state.write(
             _round_file(attempt.manifest.round, "released"), b""
         )  # rule 4, before it leaves
@@ -320,6 +329,12 @@ class SiloService:
         if self._chain is None:
             raise _Decline("not-enrolled")
         return self._chain
+
+
+def _survivors(content: bytes) -> tuple[SiloId, ...]:
+    """Of a survivor set that the session has verified and answered."""
+    signed = wire.decode(content, Signed, limit_bytes=len(content), peer=COORDINATOR)
+    return wire.decode(signed.body, SurvivorSet, limit_bytes=len(signed.body), peer=COORDINATOR).survivors
 
 
 def _names(roster: Roster) -> set[str]:

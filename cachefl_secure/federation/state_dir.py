@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from cachefl_secure.errors import ConfigError
 
 _SIGNING_KEY = "keys/signing.key"
 _STORAGE_KEY = "keys/storage.key"
+_UNFINISHED = ".unfinished"
 
 
 def utc_now() -> str:
@@ -39,10 +41,12 @@ class StateDir:
 
     @classmethod
     def create(cls, root: Path) -> StateDir:
-        """A new, empty directory with fresh identity and storage keys.
+        """A directory with identity and storage keys, marked unfinished until ``finish``.
+
+        A directory that an interrupted command left unfinished is taken up again with its keys.
 
         Raises:
-            ConfigError: it exists and is not empty.
+            ConfigError: occupied, or cannot be created.
         """
         cls.refuse_occupied(root)
         try:
@@ -51,18 +55,36 @@ class StateDir:
         except OSError as error:
             raise ConfigError(str(root), "", error.strerror or "cannot be created") from None
         state = cls(root)
-        state.write(_SIGNING_KEY, SigningKey.generate().reveal(), private=True)
-        state.write(_STORAGE_KEY, AtRestKey.generate().reveal(), private=True)
+        state.write(_UNFINISHED, b"")
+        for name, key in ((_SIGNING_KEY, SigningKey), (_STORAGE_KEY, AtRestKey)):
+            if not state.has(name):
+                state.write(name, key.generate().reveal(), private=True)
         return state
+
+    def finish(self) -> None:
+        """Everything that the directory needs is in it."""
+        self.remove(_UNFINISHED)
 
     @staticmethod
     def refuse_occupied(root: Path) -> None:
         """
         Raises:
-            ConfigError: the path exists and is not an empty directory.
+            ConfigError: the path exists, is not an empty directory, and was not left by an interrupted command.
         """
-        if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
-            raise ConfigError(str(root), "", "exists already and is not an empty directory")
+        if root.is_symlink() or (root.exists() and not root.is_dir()):
+            raise ConfigError(str(root), "", "exists already and is not a directory")
+        if root.is_dir() and any(root.iterdir()) and not (root / _UNFINISHED).is_file():
+            raise ConfigError(str(root), "", "exists already and is not empty")
+
+    @staticmethod
+    def discard_unfinished(root: Path) -> None:
+        """Removes what an interrupted command left, if it left anything; touches nothing else."""
+        if (root / _UNFINISHED).is_file():
+            shutil.rmtree(root)
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.has(_UNFINISHED)
 
     def path(self, relative: str) -> Path:
         return self.root / relative

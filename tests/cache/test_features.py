@@ -227,7 +227,8 @@ def test_a_bad_features_file_is_a_config_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.claim("C15")
-def test_no_feature_and_no_label_is_printed() -> None:
+def test_no_feature_no_label_and_no_file_name_is_printed(folder: Path) -> None:
+    assert repr(image_folder(folder, CLASSES)) == "ImageList(<3 images>)"
     features = FeatureSet(torch.eye(3)[:2], torch.tensor([1, 2]))
     assert repr(features) == "FeatureSet(<2 records, 3-d>)"
 

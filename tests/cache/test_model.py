@@ -256,7 +256,21 @@ def test_the_file_that_the_bad_ones_vary_is_good() -> None:
     assert cache_digest(cache_from_bytes(_file())) == cache_digest(random_model(12, 3, 2, 4))
 
 
+def _impossible_shape() -> bytes:
+    """An empty tensor whose other dimension no machine can address."""
+    header = safetensors_save({"cache_keys": torch.zeros(0, 7)}, metadata={"x": "y"})[8:].decode()
+    note = json.dumps(json.dumps({"kind": "cache/1", "alpha": "1.0", "beta": "1.0", "logit_scale": "1.0"}))
+    others = (
+        '"key_labels":{"dtype":"I64","shape":[0],"data_offsets":[0,0]},'
+        '"text_classifier":{"dtype":"F32","shape":[0,1],"data_offsets":[0,0]}}'
+    )
+    header = header.replace("[0,7]", f"[0,{2**63}]").replace('{"x":"y"}', f'{{"cachefl-secure":{note}}}')
+    raw = (header.rstrip()[:-1] + "," + others).encode()
+    return len(raw).to_bytes(8, "little") + raw
+
+
 BAD_FILES = {
+    "impossible shape": _impossible_shape(),
     "empty": b"",
     "not safetensors": b"\x80\x04cposix\nsystem\n" * 20,
     "huge header": b"\xff" * 8 + b"{}",

@@ -1,9 +1,9 @@
 """Photos of Caltech101 through a real image-text model, from files to accuracy, by our own functions only.
 
 The model's card says 53.9 % zero-shot on the full test set and 48 to 53 % on copies of 160 pixels, as here.
-On the 1,649 test photos of the archive our own functions gave 49.9 % and, with 16 photos a class as cache keys
-and alpha 40, beta 1, 81.5 %. The test takes 5 keys and 5 test photos a class, to be quick. alpha and beta were
-not tuned on them: they are the middle of the range that the card names.
+On all 1,649 test photos of the archive our own functions gave 49.9 % and, with 16 photos a class as cache
+keys and alpha 40, beta 1, 81.5 %. The test takes 5 keys and 5 test photos a class, to be quick. alpha and
+beta were not tuned on them: they are the middle of the range that the card names.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ WIDE = 1_000_000  # a bound that needs uint32
 @pytest.mark.claim("C2")
 @pytest.mark.parametrize("bound", [100, WIDE])
 @pytest.mark.parametrize(("n", "colluders"), [(3, 0), (3, 1), (5, 1), (8, 2)])
-@pytest.mark.parametrize("dimension", [1, 127, 200_003])
+@pytest.mark.parametrize("dimension", [1, 127, 70_001])
 def test_with_all_silos_the_aggregate_is_the_integer_sum(
     n: int, colluders: int, dimension: int, bound: int
 ) -> None:
@@ -62,7 +62,7 @@ def test_with_all_silos_the_aggregate_is_the_integer_sum(
 
 @pytest.mark.claim("C2")
 @pytest.mark.parametrize("bound", [100, WIDE])
-@pytest.mark.parametrize(("n", "colluders"), [(4, 0), (5, 1), (8, 2)])
+@pytest.mark.parametrize(("n", "colluders"), [(4, 0), (5, 1), (6, 1)])
 @pytest.mark.parametrize(
     "phase", [Phase.ADVERTISE, Phase.KEY_LIST, Phase.SHARE, Phase.SHARE_DELIVERY, Phase.MASKED_INPUT]
 )
@@ -136,7 +136,9 @@ def test_the_masked_input_is_that_of_the_slow_reference(bound: int) -> None:
     finished = run_round(fed, updates, lost(Phase.SHARE, fed.silos[2]))
     context = _reference_context(fed, finished.seen[Phase.KEY_LIST][fed.silos[0]])
     sharers = [silo for silo in fed.silos if silo != fed.silos[2]]
-    public: dict[str, bytes] = {silo: reference.public_of(fed.secrets(silo).mask_key.reveal()) for silo in sharers}
+    public: dict[str, bytes] = {
+        silo: reference.public_of(fed.secrets(silo).mask_key.reveal()) for silo in sharers
+    }
     for silo in sharers:
         masked = _body(finished.seen[Phase.MASKED_INPUT][silo], MaskedInput)
         words = np.frombuffer(masked.words, fed.parameters.word).tolist()

@@ -25,6 +25,10 @@ def command(
     epsilon_cap: Annotated[
         float | None, typer.Option(help="Refuse rounds beyond this local epsilon. Default: the plan's.")
     ] = None,
+    not_private: Annotated[
+        bool,
+        typer.Option("--not-private", help="Join although the plan adds no noise: updates reveal records."),
+    ] = False,
     device: DeviceOption = Device.auto,
     json: Json = False,
 ) -> None:
@@ -45,6 +49,7 @@ def command(
         clip=ClipSource.of_plan(plan.encoder, clip),
         expect=expect,
         epsilon_cap=epsilon_cap,
+        not_private=not_private,
         device=resolve_device(device),
     )
     with progress_bar(quiet=json) as progress:

@@ -1,0 +1,250 @@
+"""Rounds between parties that each have a directory of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_federation import SmallFederation, found
+
+from cachefl_secure.cache.model import cache_digest
+from cachefl_secure.errors import ConfigError, RoundAborted
+from cachefl_secure.federation import letters, silo_round
+from cachefl_secure.federation.chain import Chain, aggregate_from_bytes
+from cachefl_secure.federation.coordinator_round import RoundOutcome
+from cachefl_secure.federation.founding import CoordinatorFiles
+from cachefl_secure.federation.inspection import open_chain, silo_budget
+from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.silo_round import SiloService
+from cachefl_secure.names import SiloId
+from cachefl_secure.protocol.encoding import RoundingSeed, encode
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import EncodedUpdate
+from cachefl_secure.transport.local_federation import run_local_rounds
+from cachefl_secure.updates import PrivateUpdate
+
+Handle = Callable[[SiloService, str, bytes], bytes]
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> SmallFederation:
+    return found(tmp_path)
+
+
+def run(federation: SmallFederation, number: int = 1, said: list[str] | None = None) -> list[RoundOutcome]:
+    tell = (said if said is not None else []).append
+    silos = list(federation.silos.values())
+    return run_local_rounds(
+        federation.coordinator, silos, number, deadline_seconds=60.0, progress=silent, tell=tell
+    )
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EncodedUpdate]]:
+    """Every update that a silo encodes, in the clear, as only the silo sees it."""
+    encoded: list[EncodedUpdate] = []
+
+    def recording(
+        update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed
+    ) -> EncodedUpdate:
+        encoded.append(encode(update, parameters, rounding))
+        return encoded[-1]
+
+    monkeypatch.setattr(silo_round, "encode", recording)
+    yield encoded
+
+
+def make_fail(monkeypatch: pytest.MonkeyPatch, phase: str, silos: set[str]) -> None:
+    """These silos die when they are asked in this phase."""
+    genuine: Handle = SiloService.handle
+
+    def handle(self: SiloService, asked: str, content: bytes) -> bytes:
+        if asked == phase and self.silo in silos:
+            raise RuntimeError("the silo's machine lost power")
+        return genuine(self, asked, content)
+
+    monkeypatch.setattr(SiloService, "handle", handle)
+
+
+@pytest.mark.claim("C2")
+def test_the_aggregate_equals_the_integer_sum_bit_for_bit(
+    federation: SmallFederation, sent: list[EncodedUpdate]
+) -> None:
+    (outcome,) = run(federation)
+    parameters = RoundParameters.derive(federation.plan, 5)
+    content = (federation.coordinator / "rounds/0001/aggregate.bin").read_bytes()
+    aggregate = aggregate_from_bytes(content, parameters)
+    assert len(sent) == 5
+    expected = np.sum([update.words for update in sent], axis=0, dtype=np.uint64)
+    assert np.array_equal(aggregate.words, expected.astype(parameters.word))
+    assert int(aggregate.counters[0]) == sum(int(update.counters[0]) for update in sent)
+    assert len(outcome.record.survivors) == 5
+
+
+def test_after_a_round_every_party_holds_the_same_cache(federation: SmallFederation) -> None:
+    outcomes = run(federation, 2)
+    for directory in (federation.coordinator, *federation.silos.values()):
+        chain = open_chain(directory)
+        assert cache_digest(chain.model()) == outcomes[-1].record.cache_after
+        assert [verified.record.round for verified in chain.verified] == [1, 2]
+
+
+def test_training_moves_the_cache(federation: SmallFederation) -> None:
+    run(federation)
+    chain = open_chain(federation.coordinator)
+    assert not np.allclose(chain.initial_model().cache_keys, chain.model().cache_keys)
+
+
+@pytest.mark.claim("C2")
+@pytest.mark.parametrize("phase", [letters.SHARE, letters.MASKED_INPUT])
+def test_a_silo_that_drops_after_key_exchange_is_left_out_of_an_exact_sum(
+    federation: SmallFederation, sent: list[EncodedUpdate], monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    make_fail(monkeypatch, phase, {"silo-3"})
+    said: list[str] = []
+    (outcome,) = run(federation, said=said)
+    assert set(outcome.record.survivors) == {"silo-1", "silo-2", "silo-4", "silo-5"}
+    parameters = RoundParameters.derive(federation.plan, 5)
+    content = (federation.coordinator / "rounds/0001/aggregate.bin").read_bytes()
+    expected = np.sum([update.words for update in sent], axis=0, dtype=np.uint64).astype(parameters.word)
+    assert np.array_equal(aggregate_from_bytes(content, parameters).words, expected)
+    assert len(sent) == 4
+    assert said == ["silo-3: no answer (RuntimeError)"]
+
+
+def test_a_silo_that_missed_a_round_is_brought_up_to_date(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.SYNC, {"silo-2"})
+        (outcome,) = run(federation)
+        assert set(outcome.record.cohort) == {"silo-1", "silo-3", "silo-4", "silo-5"}
+    (outcome,) = run(federation)
+    assert "silo-2" in outcome.record.survivors
+    assert open_chain(federation.silos[SiloId("silo-2")]).position.round == 2
+    assert silo_budget(federation.silos[SiloId("silo-2")]).rounds_charged == 1
+
+
+def test_below_the_threshold_the_round_aborts_and_a_retry_sends_the_same_update_uncharged(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.MASKED_INPUT, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation, said=said)
+    assert open_chain(federation.coordinator).position.round == 0
+    sealed = {s: (p / "rounds/0001/update.sealed") for s, p in federation.silos.items()}
+    before = {silo: path.read_bytes() for silo, path in sealed.items() if path.exists()}
+    assert set(before) == {"silo-3", "silo-4", "silo-5"}
+    digests = {silo: _update_digest(federation.silos[SiloId(silo)]) for silo in before}
+    (outcome,) = run(federation)
+    assert (outcome.record.round, outcome.record.attempt) == (1, 2)
+    for silo, path in federation.silos.items():
+        assert silo_budget(path).rounds_charged == 1
+        if silo in digests:
+            assert _update_digest(path) == digests[silo]
+
+
+def _update_digest(directory: Path) -> str | None:
+    from cachefl_secure.federation.joining import SiloFiles
+
+    with SiloFiles.open(directory).ledger() as ledger:
+        return ledger.spends[-1].update_digest
+
+
+@pytest.mark.claim("C3")
+def test_an_update_that_was_opened_once_never_enters_another_sum(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator dies after the silos answered the unmask request: the round's number is given up."""
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    (outcome,) = run(federation)
+    assert outcome.record.round == 2
+    assert silo_budget(federation.silos[SiloId("silo-3")]).rounds_charged == 2
+
+
+def test_a_silo_that_answered_an_unmask_request_declines_the_same_round_again(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    (federation.coordinator / "rounds/0001/unmask-requested").unlink()  # a coordinator that lies to itself
+    said: list[str] = []
+    with pytest.raises(RoundAborted):
+        run(federation, said=said)
+    declined = [line for line in said if "update-already-released" in line]
+    assert len(declined) == 3
+
+
+@pytest.mark.claim("C11")
+def test_a_silo_declines_before_training_when_its_cap_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = found(tmp_path, epsilon_cap=5.5)  # the plan's four rounds cost 8
+    run(federation, 2)
+    ledgers = [(path / "ledger/ledger.jsonl").read_bytes() for path in federation.silos.values()]
+
+    def never(*_: object, **__: object) -> PrivateUpdate:
+        raise AssertionError("trained beyond the cap")
+
+    monkeypatch.setattr(silo_round, "train_privately", never)
+    said: list[str] = []
+    with pytest.raises(RoundAborted):
+        run(federation, said=said)
+    assert all("budget-exhausted" in line for line in said)
+    assert len(said) == 5
+    assert ledgers == [(path / "ledger/ledger.jsonl").read_bytes() for path in federation.silos.values()]
+
+
+def test_a_directory_in_use_is_refused(federation: SmallFederation) -> None:
+    with (
+        CoordinatorFiles.open(federation.coordinator).state.lock(),
+        pytest.raises(ConfigError, match="another cachefl-secure process"),
+    ):
+        run(federation)
+
+
+def test_a_stranger_is_not_talked_to(federation: SmallFederation, tmp_path: Path) -> None:
+    other = found(tmp_path / "other")
+    strangers = list(other.silos.values())
+    with pytest.raises(RoundAborted):
+        run_local_rounds(
+            federation.coordinator, strangers, 1, deadline_seconds=60.0, progress=silent, tell=lambda _: None
+        )
+
+
+def test_the_chain_recomputes_a_lost_model(federation: SmallFederation) -> None:
+    outcomes = run(federation, 2)
+    (federation.coordinator / "models/0002.safetensors").unlink()
+    assert cache_digest(open_chain(federation.coordinator).model()) == outcomes[-1].record.cache_after
+
+
+def test_a_record_that_was_changed_on_disk_is_found(federation: SmallFederation) -> None:
+    run(federation)
+    path = federation.silos[SiloId("silo-1")] / "rounds/0001/record.json"
+    path.write_bytes(path.read_bytes().replace(b'saturated\\":0', b'saturated\\":1'))
+    from cachefl_secure.errors import RecordRejected
+
+    with pytest.raises(RecordRejected, match="step 1"):
+        open_chain(federation.silos[SiloId("silo-1")])
+
+
+def test_a_sum_that_was_changed_on_disk_is_found_by_recomputation(federation: SmallFederation) -> None:
+    from cachefl_secure.errors import RecordRejected
+
+    run(federation)
+    path = federation.coordinator / "rounds/0001/aggregate.bin"
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(bytes(content))
+    chain: Chain = open_chain(federation.coordinator)
+    with pytest.raises(RecordRejected, match="step 5"):
+        list(chain.models())

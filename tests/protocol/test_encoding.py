@@ -1,0 +1,140 @@
+"""Encoding: bounded, unbiased, exact to sum; decoding gives back what was summed or refuses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cachefl_secure.crypto.expand import Keystream
+from cachefl_secure.errors import LocalProtocolError, PeerError
+from cachefl_secure.protocol.encoding import RoundingSeed, decode_sum, encode
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedUpdate
+from cachefl_secure.updates import PrivateUpdate
+from tests.protocol.rounds import a_plan, fixed, integers, parameters_for, privacy_plan
+
+SEED = RoundingSeed(fixed("rounding"))
+
+
+def parameters(dimension: int, *, noise_multiplier: float = 4.0, n: int = 5) -> RoundParameters:
+    plan = a_plan(privacy=privacy_plan(noise_multiplier=noise_multiplier))
+    return replace(RoundParameters.derive(plan, n), dimension=dimension)
+
+
+def encode_values(
+    values: NDArray[np.float64], chosen: RoundParameters, seed: RoundingSeed = SEED
+) -> EncodedUpdate:
+    return encode(PrivateUpdate(values), chosen, seed)
+
+
+def test_every_entry_is_the_floor_or_the_ceiling_of_its_scaled_value() -> None:
+    chosen = parameters(50_001)
+    values = np.random.default_rng(0).uniform(-chosen.clamp, chosen.clamp, chosen.dimension)
+    got = np.array(integers(encode_values(values, chosen))[:-1])
+    scaled = values / chosen.grid_step
+    assert ((got == np.floor(scaled)) | (got == np.ceil(scaled))).all()
+
+
+def test_rounding_is_that_of_a_slow_reference() -> None:
+    """One entry at a time: floor in exact fractions, plus one if a 53-bit coin falls below the fraction."""
+    chosen = parameters(1000)
+    values = np.random.default_rng(1).normal(0, chosen.clamp / 4, chosen.dimension)
+    coins = np.empty(8 * chosen.dimension, np.uint8)
+    Keystream(SEED).fill(coins)
+    expected = []
+    for i, value in enumerate(values):
+        scaled = float(value) / chosen.grid_step
+        coin = int.from_bytes(coins[8 * i : 8 * i + 8].tobytes(), "little") >> 11
+        expected.append(math.floor(scaled) + (coin < math.ldexp(scaled - math.floor(scaled), 53)))
+    assert integers(encode_values(values, chosen))[:-1] == expected
+
+
+def test_rounding_is_unbiased() -> None:
+    chosen, count = parameters(400_000), 400_000
+    for fraction in (0.0, 0.01, 0.25, 0.5, 0.9):
+        for whole in (-3, 0, 2):
+            values = np.full(count, (whole + fraction) * chosen.grid_step)
+            exact = float(values[0] / chosen.grid_step)
+            mean = np.mean(integers(encode_values(values[:20_000], replace(chosen, dimension=20_000)))[:-1])
+            assert abs(mean - exact) <= 5 * math.sqrt(fraction * (1 - fraction) / 20_000) + 1e-12
+
+
+def test_an_exact_multiple_of_the_grid_step_is_not_rounded() -> None:
+    chosen = parameters_for(3, dimension=201)
+    values = np.arange(-100, 101).astype(np.float64)
+    assert integers(encode_values(values, chosen))[:-1] == list(range(-100, 101))
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=30), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_no_finite_update_leaves_the_bound_and_clamped_entries_are_counted(
+    entries: list[float], tag: int
+) -> None:
+    for noise_multiplier in (0.0, 4.0):
+        chosen = parameters(len(entries), noise_multiplier=noise_multiplier)
+        encoded = encode_values(np.array(entries), chosen, RoundingSeed(fixed(str(tag))))
+        *words, saturated = integers(encoded)
+        assert max(abs(word) for word in words) <= chosen.entry_bound
+        assert saturated == sum(abs(entry) > chosen.clamp for entry in entries)
+
+
+@pytest.mark.claim("C2")
+@pytest.mark.parametrize("noise_multiplier", [0.0, 4.0, 0.02])
+@pytest.mark.parametrize("n", [3, 5, 100, 128])
+def test_a_sum_of_the_largest_entries_does_not_wrap(n: int, noise_multiplier: float) -> None:
+    chosen = parameters(2, noise_multiplier=noise_multiplier, n=n)
+    top = chosen.entry_bound
+    words = np.array([top, -top]).astype(chosen.word)
+    total, counters = np.zeros(2, chosen.word), np.array([2 * n], "<u8")
+    for _ in range(n):
+        total += words
+    decoded = decode_sum(AggregateSum(total, counters), chosen)
+    np.testing.assert_array_equal(decoded.values, np.array([n * top, -n * top]) * chosen.grid_step)
+    assert decoded.saturated == 2 * n
+
+
+def test_the_decoded_sum_is_within_one_grid_step_a_silo_of_the_true_sum() -> None:
+    chosen = parameters(10_000, n=7)
+    rng = np.random.default_rng(3)
+    updates = [rng.normal(0, chosen.clamp / 5, 10_000) for _ in range(7)]
+    total, counters = np.zeros(10_000, chosen.word), np.zeros(1, "<u8")
+    for i, update in enumerate(updates):
+        encoded = encode_values(update, chosen, RoundingSeed(fixed(str(i))))
+        total += encoded.words
+        counters += encoded.counters
+    decoded = decode_sum(AggregateSum(total, counters), chosen)
+    true = sum(np.clip(update, -chosen.clamp, chosen.clamp) for update in updates)
+    assert np.abs(decoded.values - true).max() <= 7 * chosen.grid_step
+    assert decoded.saturated == sum(int((np.abs(update) > chosen.clamp).sum()) for update in updates)
+
+
+@pytest.mark.parametrize("beyond", [1, 1000])
+def test_a_sum_outside_the_agreed_bound_is_refused(beyond: int) -> None:
+    chosen = parameters_for(5, dimension=3)
+    bound = 5 * chosen.entry_bound
+    for value in (bound + beyond, -bound - beyond):
+        words = np.array([0, value, 0]).astype(chosen.word)
+        with pytest.raises(PeerError):
+            decode_sum(AggregateSum(words, np.zeros(1, "<u8")), chosen)
+    with pytest.raises(PeerError):
+        decode_sum(AggregateSum(np.zeros(3, chosen.word), np.array([5 * 3 + 1], "<u8")), chosen)
+
+
+def test_an_update_of_another_dimension_is_refused() -> None:
+    with pytest.raises(LocalProtocolError):
+        encode_values(np.zeros(4), parameters(5))
+
+
+def test_vectors_are_read_only_and_print_sizes_only() -> None:
+    encoded = encode_values(np.full(3, 0.012345), parameters(3))
+    assert repr(encoded) == "EncodedUpdate(<3 words>, <1 counters>)"
+    assert repr(MaskedUpdate(np.zeros(2, "<u2"), np.zeros(1, "<u8"))).startswith("MaskedUpdate(<2 words>")
+    for array in (encoded.words, encoded.counters):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0

@@ -1,0 +1,127 @@
+"""Every party derives the same numbers from the plan, and refuses plans that protect too few."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.protocol.parameters import RoundParameters
+from tests.protocol.rounds import a_plan, parameters_for, privacy_plan
+
+
+@pytest.mark.parametrize(
+    ("n", "colluders", "threshold", "dropouts"),
+    [
+        (3, 0, 2, 0),
+        (3, 1, 3, 0),
+        (4, 0, 3, 1),
+        (5, 0, 3, 2),
+        (5, 1, 4, 1),
+        (10, 1, 6, 4),
+        (30, 10, 21, 9),
+        (100, 33, 67, 33),
+    ],
+)
+def test_the_threshold_is_that_of_the_table(n: int, colluders: int, threshold: int, dropouts: int) -> None:
+    chosen = RoundParameters.derive(a_plan(colluders=colluders), n)
+    assert chosen.threshold == threshold
+    assert chosen.dropouts_tolerated == dropouts
+
+
+@given(st.integers(3, 128), st.integers(0, 127), st.integers(3, 128))
+def test_a_cohort_has_safe_thresholds_or_is_refused(n: int, colluders: int, minimum: int) -> None:
+    plan = a_plan(colluders=colluders, minimum_cohort=minimum)
+    if n < minimum or colluders + 2 > n:
+        with pytest.raises(ConfigError):
+            RoundParameters.derive(plan, n)
+        return
+    chosen = RoundParameters.derive(plan, n)
+    assert 2 * chosen.threshold > n + colluders
+    assert chosen.threshold <= chosen.minimum_survivors <= n
+    assert chosen.minimum_survivors >= minimum
+    assert chosen.minimum_survivors - colluders >= 2
+
+
+def test_refusals_name_the_field_and_explain() -> None:
+    with pytest.raises(ConfigError, match=r"secure_sum.colluders: .*3 silos: one colluder and no dropout"):
+        RoundParameters.derive(a_plan(colluders=2), 3)
+    with pytest.raises(
+        ConfigError, match=r"secure_sum.minimum_cohort: 4 silos in the cohort, the plan asks for 5"
+    ):
+        RoundParameters.derive(a_plan(minimum_cohort=5), 4)
+    with pytest.raises(ConfigError, match="at most 128"):
+        RoundParameters.derive(a_plan(), 129)
+
+
+def test_the_encoding_follows_the_noise() -> None:
+    plan = a_plan(privacy=privacy_plan(noise_multiplier=50.0))
+    chosen = RoundParameters.derive(plan, 10)
+    noise_std = plan.privacy.update_noise_std
+    assert chosen.grid_step == noise_std / 32
+    assert chosen.clamp == 8 * noise_std + plan.privacy.update_signal_bound
+    assert chosen.vector_bits <= 16
+    assert chosen.word.itemsize == 2
+    assert chosen.dimension == plan.number_of_parameters
+    assert chosen.vector_bytes == 2 * chosen.dimension
+
+
+def test_without_noise_there_are_65536_levels() -> None:
+    plan = a_plan(privacy=privacy_plan(noise_multiplier=0.0, learning_rate=0.5))
+    chosen = RoundParameters.derive(plan, 5)
+    assert chosen.clamp == 0.5
+    assert chosen.entry_bound == 2**15 + 1
+    assert chosen.vector_bits == 19
+    assert chosen.word.itemsize == 4
+
+
+def test_noise_too_small_for_32_bits_is_refused() -> None:
+    plan = a_plan(privacy=privacy_plan(noise_multiplier=1e-6, records=1_000_000))
+    with pytest.raises(ConfigError, match=r"privacy: the sum needs \d+ bits"):
+        RoundParameters.derive(plan, 5)
+
+
+@given(
+    st.integers(3, 128),
+    st.floats(1e-4, 1e3),
+    st.floats(1e-3, 1e3),
+    st.integers(1, 100_000),
+)
+def test_the_bits_hold_every_sum_and_one_bit_fewer_would_not(
+    n: int, noise_multiplier: float, learning_rate: float, records: int
+) -> None:
+    privacy = privacy_plan(noise_multiplier=noise_multiplier, learning_rate=learning_rate, records=records)
+    try:
+        chosen = RoundParameters.derive(a_plan(privacy=privacy), n)
+    except ConfigError:
+        return
+    largest = n * chosen.entry_bound
+    assert 2 * largest + 1 <= 2**chosen.vector_bits
+    assert 2 * largest + 1 > 2 ** (chosen.vector_bits - 1)
+    assert largest < 2 ** (8 * chosen.word.itemsize - 1)
+
+
+def test_parameters_that_break_a_guarantee_cannot_be_made() -> None:
+    good = parameters_for(5, dimension=3, colluders=1)
+    for change in (
+        {"threshold": 3},
+        {"threshold": 6},
+        {"minimum_survivors": 3},
+        {"minimum_survivors": 6},
+        {"vector_bits": good.vector_bits - 1},
+        {"vector_bits": 33},
+        {"dimension": 0},
+        {"counters": 0},
+    ):
+        with pytest.raises(ValueError, match=r"do not suit|does not suit|do not hold|has entries"):
+            replace(good, **change)
+
+
+def test_two_parties_with_the_same_plan_derive_the_same_parameters() -> None:
+    plan = a_plan(colluders=1)
+    again = msgspec.convert(msgspec.to_builtins(plan), type(plan))
+    assert RoundParameters.derive(plan, 7) == RoundParameters.derive(again, 7)

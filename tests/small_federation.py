@@ -1,0 +1,120 @@
+"""A federation of a few silos with random unit features instead of images: everything else is real.
+
+For tests of what comes after encoding. The path from images is tested with the embedded CLIP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from cachefl_secure.cache.features import FeatureSet
+from cachefl_secure.cache.model import CacheModel, cache_digest, cache_to_bytes
+from cachefl_secure.federation.clip_source import ClipSource
+from cachefl_secure.federation.enrolment import write_invite
+from cachefl_secure.federation.founding import INVITE_FILE, CoordinatorFiles, PrivacyChoices
+from cachefl_secure.federation.joining import Features, JoinChoices, establish_silo
+from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.names import Digest, SiloId
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, PrivacyPlan, SecureSumPlan
+
+CLASSES, KEYS_A_CLASS, FEATURE_DIM = 4, 2, 16
+
+
+@dataclass(frozen=True)
+class SmallFederation:
+    """Directories of a coordinator and of silos that were admitted."""
+
+    coordinator: Path
+    silos: dict[SiloId, Path]
+
+    @property
+    def plan(self) -> FederationPlan:
+        return CoordinatorFiles.open(self.coordinator).plan
+
+
+def random_features(number: int, seed: int) -> FeatureSet:
+    generator = torch.Generator().manual_seed(seed)
+    features = functional.normalize(torch.randn(number, FEATURE_DIM, generator=generator), dim=1)
+    return FeatureSet(features, torch.randint(0, CLASSES, (number,), generator=generator))
+
+
+def random_cache(seed: int = 0) -> CacheModel:
+    generator = torch.Generator().manual_seed(seed)
+    rows = functional.normalize(
+        torch.randn(CLASSES * (KEYS_A_CLASS + 1), FEATURE_DIM, generator=generator), dim=1
+    )
+    labels = torch.arange(CLASSES).repeat_interleave(KEYS_A_CLASS)
+    return CacheModel(rows[CLASSES:], labels, rows[:CLASSES], alpha=10.0, beta=5.0, logit_scale=10.0)
+
+
+def found(
+    root: Path,
+    *,
+    records: Sequence[int] = (12, 20, 9, 15, 11),
+    privacy: PrivacyPlan | None = None,
+    colluders: int = 1,
+    epsilon_cap: float | None = None,
+) -> SmallFederation:
+    """A coordinator and one silo for each number of records, all admitted, no round yet."""
+    coordinator = found_coordinator(root / "coordinator", privacy=privacy, colluders=colluders)
+    silos: dict[SiloId, Path] = {}
+    for index, number in enumerate(records, 1):
+        silo = SiloId(f"silo-{index}")
+        silos[silo] = join_with_random_features(
+            root / silo, coordinator, silo, number, seed=index, epsilon_cap=epsilon_cap
+        )
+    files = CoordinatorFiles.open(coordinator)
+    files.admit(files.candidates([path / "join-request.toml" for path in silos.values()]))
+    return SmallFederation(coordinator, silos)
+
+
+def found_coordinator(root: Path, *, privacy: PrivacyPlan | None = None, colluders: int = 1) -> Path:
+    state, model = StateDir.create(root), random_cache()
+    plan = FederationPlan(
+        federation_id="0123456789abcdef0123456789abcdef",
+        name="small",
+        coordinator_public_key=state.signing_key().public_key,
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        encoder=EncoderPlan(
+            model="local-dir",
+            weights_digest="0" * 64,
+            preprocessing_digest="1" * 64,
+            feature_dim=FEATURE_DIM,
+            templates=("a {}",),
+        ),
+        cache=CachePlan(
+            images_per_class=KEYS_A_CLASS,
+            alpha=model.alpha,
+            beta=model.beta,
+            logit_scale=model.logit_scale,
+            initial_digest=cache_digest(model),
+        ),
+        privacy=privacy or PrivacyChoices(rounds=4, expected_records=15).plan(),
+        secure_sum=SecureSumPlan(colluders=colluders),
+    )
+    state.write("models/0000.safetensors", cache_to_bytes(model))
+    state.write(INVITE_FILE, write_invite(plan, state.signing_key()))
+    state.finish()
+    return root
+
+
+def join_with_random_features(
+    root: Path, coordinator: Path, silo: SiloId, number: int, *, seed: int, epsilon_cap: float | None = None
+) -> Path:
+    records = random_features(number, seed)
+    digests = tuple(Digest(f"{seed:02x}{index:062x}") for index in range(number))
+    choices = JoinChoices(
+        name=silo,
+        images=root,
+        clip=ClipSource("local-dir", "", root),
+        epsilon_cap=epsilon_cap,
+        not_private=True,
+    )
+    invite = (coordinator / INVITE_FILE).read_bytes()
+    establish_silo(root, invite, silo, Features(records, Digest("f" * 64), digests), choices)
+    return root
