@@ -279,6 +279,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.claim("C14")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bytes_are_refused_quickly(name: str) -> None:
     started = time.process_time()
@@ -292,6 +293,7 @@ def test_dots_in_comments_and_strings_are_not_keys() -> None:
     assert decode_toml(raw, FederationPlan, file="plan.toml").name == "a.b.c.d.e.f.g.h.i.j.k"
 
 
+@pytest.mark.claim("C14")
 @given(st.binary(max_size=400))
 def test_any_bytes_are_a_plan_or_a_config_error(raw: bytes) -> None:
     with pytest.raises(ConfigError):

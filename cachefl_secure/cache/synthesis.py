@@ -18,6 +18,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,9 +102,14 @@ def load_generator(source: str | Path, *, device: str = "cpu") -> Generator:
     folder = Path(source) if Path(source).is_dir() else _fetch(str(source))
     _check_components(folder)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
-        ).to(device)
+        with _quiet():
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,  # else it needs one more package
+                dtype=torch.float32,
+            ).to(device)
     except Exception as error:  # whatever diffusers, safetensors or torch make of files that do not fit
         reason = f"cannot be loaded: {type(error).__name__}: {str(error)[:300]}"
         raise ConfigError(str(source), "", reason) from None
@@ -178,6 +184,21 @@ def read_manifest(out_dir: Path) -> list[SyntheticImage]:
         except (msgspec.DecodeError, UnicodeDecodeError):
             break
     return images
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no remarks of diffusers while it loads; what goes wrong is raised all the same."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def _fetch(source: str) -> Path:

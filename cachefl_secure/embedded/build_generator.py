@@ -144,6 +144,7 @@ def _transformer() -> Any:
         num_attention_heads=4,
         attention_head_dim=24,
         in_channels=1,
+        out_channels=1,  # stated, because DiTPipeline divides it
         num_layers=4,
         sample_size=8,
         patch_size=2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def run(federation: SmallFederation, number: int = 1, said: list[str] | None = N
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EncodedUpdate]]:
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[EncodedUpdate]:
     """Every update that a silo encodes, in the clear, as only the silo sees it."""
     encoded: list[EncodedUpdate] = []
 
@@ -53,7 +53,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EncodedUpdate]]:
         return encoded[-1]
 
     monkeypatch.setattr(silo_round, "encode", recording)
-    yield encoded
+    return encoded
 
 
 def make_fail(monkeypatch: pytest.MonkeyPatch, phase: str, silos: set[str]) -> None:

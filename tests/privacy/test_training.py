@@ -293,7 +293,7 @@ def test_training_helps() -> None:
     from cachefl_secure.cache.model import add_update, logits
 
     cache, records = cache_of(), records_of(200)
-    mechanism = local(expected_records=200, steps=10, learning_rate=0.3, noise_multiplier=2.0)
+    mechanism = local(expected_records=200, steps=60, learning_rate=1.0, noise_multiplier=2.0)
     after = add_update(cache, update(records, mechanism).copy())
     before_loss = float(cross_entropy(logits(cache, records.features), records.labels))
     assert float(cross_entropy(logits(after, records.features), records.labels)) < 0.9 * before_loss

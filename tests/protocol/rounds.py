@@ -51,7 +51,13 @@ def a_plan(
         name="test",
         coordinator_public_key=SigningKey(fixed("coordinator")).public_key,
         classes=("a", "b", "c"),
-        encoder=EncoderPlan(model="embedded", weights_digest="00" * 32, feature_dim=7, templates=("a {}.",)),
+        encoder=EncoderPlan(
+            model="embedded",
+            weights_digest="00" * 32,
+            preprocessing_digest="00" * 32,
+            feature_dim=7,
+            templates=("a {}.",),
+        ),
         cache=CachePlan(
             images_per_class=2, alpha=16.0, beta=5.5, logit_scale=100.0, initial_digest="00" * 32
         ),
