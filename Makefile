@@ -35,7 +35,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -v
 
 bench: $(STAMP)
-	@for bench in tests/bench/bench_*.py; do \
+	@for bench in tests/bench/*.py; do \
 	  [ -e "$$bench" ] || { echo "no benches yet"; break; }; \
 	  echo "==> $$bench"; $(BIN)/python "$$bench" || exit 1; \
 	done

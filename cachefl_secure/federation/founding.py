@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 INVITE_FILE, ROSTER_FILE = "invite.toml", "roster.bin"
 
-_Made = TypeVar("_Made", PrivacyPlan, FederationPlan)
+_Made = TypeVar("_Made", PrivacyPlan, SecureSumPlan, FederationPlan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,21 +66,31 @@ class PrivacyChoices:
     learning_rate: float = 8.0
 
     def plan(self) -> PrivacyPlan:
-        """Calibrated with the accountant that decides: after all rounds epsilon is at most the target."""
+        """Calibrated with the accountant that decides: after all rounds epsilon is at most the target.
+
+        Raises:
+            ConfigError: a number out of range.
+        """
         private = self.mechanism == "local"
+        draft = _checked(lambda: self._section(1.0 if private else 0.0))
+        if not private:
+            return draft
         steps = self.rounds * self.steps_per_round
-        noise = noise_multiplier_for(self.epsilon, self.delta, self.sampling_rate, steps) if private else 0.0
+        noise = noise_multiplier_for(self.epsilon, self.delta, self.sampling_rate, steps)
+        return msgspec.structs.replace(draft, noise_multiplier=noise)
+
+    def _section(self, noise_multiplier: float) -> PrivacyPlan:
         return PrivacyPlan(
             mechanism=self.mechanism,
             clip_norm=self.clip_norm,
-            noise_multiplier=noise,
+            noise_multiplier=noise_multiplier,
             sampling_rate=self.sampling_rate,
             steps_per_round=self.steps_per_round,
             expected_records=self.expected_records,
             learning_rate=self.learning_rate,
             rounds=self.rounds,
             delta=self.delta,
-            epsilon=self.epsilon if private else 0.0,
+            epsilon=self.epsilon if self.mechanism == "local" else 0.0,
         )
 
 
@@ -97,7 +107,7 @@ class FoundingChoices:
     images_per_class: int = 4
     candidates_per_class: int = 8
     alpha: float = 10.0
-    beta: float = 5.0
+    beta: float = 3.0
     rng_seed: int = 0
     privacy: PrivacyChoices
     secure_sum: SecureSumPlan
@@ -125,18 +135,29 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     from cachefl_secure.cache.model import cache_to_bytes
 
     StateDir.refuse_occupied(root)
-    privacy = _checked(choices.privacy.plan)  # fail on numbers before minutes are spent on images
+    privacy = choices.privacy.plan()  # fail on numbers before minutes are spent on images
+    _check_secure_sum(choices.secure_sum)
     encoder = load_source(choices.clip, device=choices.device)
     state = StateDir.create(root)
     model = _initial_model(state, choices, encoder, progress)
     plan = _checked(lambda: _plan(state, choices, encoder, model, privacy))
-    RoundParameters.derive(plan, plan.secure_sum.minimum_cohort)  # the smallest cohort must be workable
+    RoundParameters.derive(plan, plan.secure_sum.minimum_cohort)  # the encoding must fit
     state.write("models/0000.safetensors", cache_to_bytes(model))
     key = state.signing_key()
     state.write(INVITE_FILE, write_invite(plan, key))
     state.finish()
     images = len(choices.classes) * choices.images_per_class
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, images)
+
+
+def _check_secure_sum(section: SecureSumPlan) -> None:
+    _checked(lambda: section)
+    most = section.minimum_cohort - 2
+    if section.colluders > most:
+        reason = (
+            f"a sum of {section.minimum_cohort} silos hides two honest updates from at most {most} colluders"
+        )
+        raise ConfigError("init", "colluders", f"{reason}; raise --minimum-cohort")
 
 
 def _checked(make: Callable[[], _Made]) -> _Made:

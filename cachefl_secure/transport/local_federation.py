@@ -107,8 +107,9 @@ def _explain(
     """Who was missing and why: what the coordinator knows, then what the silo's own operator may."""
     failures = reasons(network.failures)
     troubles = {silo: service.take_trouble() for silo, service in silos.items()}
-    for silo in sorted(attendance.absent & set(silos) | set(failures)):
-        tell(f"{silo}: no answer ({failures.get(silo, 'too slow')})")
+    for silo in sorted(attendance.absent | set(failures)):
+        why = "too slow" if silo in silos else "not running in this process"
+        tell(f"{silo}: no answer ({failures.get(silo, why)})")
     for silo, why in sorted((attendance.declined | attendance.rejected).items()):
         detail = troubles.get(silo)
         tell(f"{silo}: {why}" + (f" ({detail})" if detail else ""))

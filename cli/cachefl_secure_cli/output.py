@@ -89,12 +89,18 @@ def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with RichProgress(*columns, console=Console(stderr=True), disable=quiet, transient=False) as bars:
-        tasks: dict[str, Any] = {}
+    bars = RichProgress(*columns, console=Console(stderr=True), disable=quiet)
+    tasks: dict[str, Any] = {}
 
-        def show(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+    def show(done: int, total: int, what: str) -> None:
+        if not tasks:
+            bars.start()  # not before there is something to show
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
 
+    try:
         yield show
+    finally:
+        if tasks:
+            bars.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_federation import found, found_coordinator, join_with_random_features
+from tests.small_federation import found, found_coordinator, join_with_random_features
 
 from cachefl_secure.crypto.sign import SigningKey, fingerprint
 from cachefl_secure.errors import ConfigError, PeerError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, found
 
 from cachefl_secure.cache.features import load_features
 from cachefl_secure.federation import silo_round

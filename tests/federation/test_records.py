@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, found
 
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import RecordRejected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, found
 
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.errors import ConfigError, RoundAborted

@@ -485,6 +485,31 @@ def test_wrong_but_well_signed_shares_never_give_a_wrong_sum() -> None:
             _ = coordinator.transcript_digest
 
 
+@pytest.mark.claim("C6")
+@pytest.mark.parametrize(
+    ("kind", "why"), [("self_mask", "not the committed one"), ("mask_key", "not the advertised one")]
+)
+def test_holders_that_lie_together_are_caught_by_what_the_dealer_published(kind: str, why: str) -> None:
+    """All add 8 to the first limb of a share: that recovers a well-formed secret, 8 larger than the true one."""
+    table = Table()
+    table.to_delivery()
+    dropped = table.fed.silos[4]
+    inputs = {
+        silo: x.on_share_delivery(table.deliveries[silo], table.updates[silo], LEDGER_HEAD)
+        for silo, x in table.sessions.items()
+        if silo != dropped
+    }
+    sets, answers = table.coordinator.on_masked_inputs(inputs), {}
+    for silo, data in sets.items():
+        honest = body_of(table.sessions[silo].on_survivor_set(data), UnmaskShares)
+        first, *rest = getattr(honest, kind)
+        limb = (int.from_bytes(first.share[:4], "little") + 8) % (2**31 - 1)
+        lie = RevealedShare(first.silo, limb.to_bytes(4, "little") + first.share[4:])
+        answers[silo] = table.say(msgspec.structs.replace(honest, **{kind: (lie, *rest)}), silo)
+    with pytest.raises(PeerError, match=why):
+        table.coordinator.on_unmask_shares(answers)
+
+
 def test_shares_of_other_silos_than_asked_drop_the_holder() -> None:
     table = Table()
     table.to_survivor_set()

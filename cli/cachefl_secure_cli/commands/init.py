@@ -36,7 +36,7 @@ def command(
         int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
     ] = 4,
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
-    beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 5.0,
+    beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
     mechanism: Annotated[str, typer.Option(help="local (DP-SGD in every silo), or none.")] = "local",
     not_private: Annotated[
         bool, typer.Option("--not-private", help="Confirms --mechanism none: silos get no privacy guarantee.")

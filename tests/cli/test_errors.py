@@ -1,0 +1,218 @@
+"""Bad input gets a sentence and an exit code, never a traceback; help is instant and complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.small_federation import SmallFederation, found, found_coordinator
+from typer.testing import CliRunner, Result
+
+from cachefl_secure.federation.founding import PrivacyChoices
+from cachefl_secure.federation.ports import silent
+from cachefl_secure.names import SiloId
+from cachefl_secure.transport.local_federation import run_local_rounds
+from cachefl_secure_cli.main import app
+
+COMMANDS = ["init", "join", "admit", "round", "status", "budget", "audit", "evaluate", "predict", "compare", "demo"]
+TRACE = "Traceback"
+
+
+def invoke(*arguments: str | Path, typed: str = "") -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed)
+
+
+def refuses(exit_code: int, sentence: str, *arguments: str | Path) -> None:
+    """The command ends with this code and says this on standard error, in our manner."""
+    result = invoke(*arguments)
+    assert result.exit_code == exit_code, result.output
+    assert sentence in result.stderr.replace("\n", " ")
+    assert result.stderr.startswith("cachefl-secure: ")
+    assert TRACE not in result.output + result.stderr
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> SmallFederation:
+    """After one round."""
+    made = found(tmp_path_factory.mktemp("cli"))
+    silos = list(made.silos.values())
+    run_local_rounds(made.coordinator, silos, 1, deadline_seconds=60.0, progress=silent, tell=lambda _: None)
+    return made
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert len(result.output) > 400
+
+
+def test_help_does_not_import_the_heavy_libraries() -> None:
+    heavy = ["torch", "numpy", "matplotlib", "diffusers", "open_clip", "opacus", "cryptography", "sklearn", "PIL"]
+    script = (
+        "import sys, json\n"
+        "from cachefl_secure_cli.main import app\n"
+        "app(['init', '--help'], standalone_mode=False)\n"
+        f"print(json.dumps([m for m in {heavy!r} if m in sys.modules]))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout.splitlines()[-1]) == []
+
+
+def test_a_directory_of_nobody_is_refused(tmp_path: Path) -> None:
+    refuses(7, "no coordinator's directory", "status", tmp_path)
+    refuses(7, "no silo's directory", "budget", tmp_path)
+    refuses(7, "no coordinator's directory", "round", tmp_path, "--in-process", tmp_path)
+
+
+def test_an_absent_invite_is_named(tmp_path: Path) -> None:
+    refuses(
+        7,
+        "nowhere.toml",
+        "join",
+        tmp_path / "nowhere.toml",
+        tmp_path / "a",
+        "--data",
+        tmp_path,
+        "--name",
+        "a",
+    )
+
+
+def test_a_bad_silo_name_is_explained(federation: SmallFederation, tmp_path: Path) -> None:
+    invite = federation.coordinator / "invite.toml"
+    refuses(
+        7,
+        "use a-z, 0-9 and '-'",
+        *("join", invite, tmp_path / "a", "--data", tmp_path, "--name", "St. Mary's"),
+        *("--clip", f"local-dir:{tmp_path}"),
+    )
+
+
+def test_a_plan_with_a_local_encoder_asks_where_it_is(federation: SmallFederation, tmp_path: Path) -> None:
+    invite = federation.coordinator / "invite.toml"
+    refuses(
+        7, "give --clip local-dir:PATH", "join", invite, tmp_path / "a", "--data", tmp_path, "--name", "a"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--epsilon", "-1", "epsilon"),
+        ("--epsilon", "nan", "epsilon"),
+        ("--delta", "2", "delta"),
+        ("--clip-norm", "0", "clip_norm"),
+        ("--sampling-rate", "1.5", "sampling_rate"),
+        ("--rounds", "0", "rounds"),
+        ("--expected-records", "0", "expected_records"),
+        ("--mechanism", "magic", "neither 'local' nor 'none'"),
+        ("--mechanism", "none", "confirm with --not-private"),
+        ("--minimum-cohort", "2", "minimum_cohort"),
+        ("--colluders", "200", "colluders"),
+        ("--clip", "local-dir:", "local-dir:PATH"),
+        ("--generator", "no/such-generator-anywhere", "generator"),
+    ],
+)
+def test_a_choice_out_of_range_is_refused_by_name_and_leaves_nothing(
+    tmp_path: Path, option: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments: list[str | Path] = ["init", tmp_path / "c", option, value]
+    if option == "--clip":
+        arguments += ["--classes", "a,b"]
+    refuses(7, sentence, *arguments)
+
+
+def test_a_plan_without_privacy_says_so(tmp_path: Path) -> None:
+    plan = PrivacyChoices(mechanism="none").plan()
+    federation = found(tmp_path, privacy=plan, records=(5, 6, 7))
+    silos = [word for path in federation.silos.values() for word in ("--in-process", str(path))]
+    result = invoke("round", federation.coordinator, *silos)
+    assert result.exit_code == 0, result.stderr
+    assert "not private" in result.output
+    spoken = invoke("budget", federation.silos[SiloId("silo-1")]).output
+    assert "no differential privacy is claimed" in spoken.replace("\n", " ")
+
+
+def test_too_few_silos_abort_the_round_with_exit_4(federation: SmallFederation) -> None:
+    two = [word for path in list(federation.silos.values())[:2] for word in ("--in-process", str(path))]
+    result = invoke("round", federation.coordinator, *two)
+    assert result.exit_code == 4
+    assert "round aborted" in result.stderr
+    assert "hint:" in result.stderr
+
+
+def test_admitting_asks_and_no_is_an_answer(tmp_path: Path) -> None:
+    federation = found(tmp_path / "f", records=(5, 6, 7))
+    coordinator = found_coordinator(tmp_path / "other")
+    requests = [path / "join-request.toml" for path in federation.silos.values()]
+    refuses(7, "another federation", "admit", coordinator, *requests)
+    (federation.coordinator / "roster.bin").unlink()
+    result = invoke("admit", federation.coordinator, *requests, typed="n\n")
+    assert result.exit_code == 1
+    assert not (federation.coordinator / "roster.bin").exists()
+    assert invoke("admit", federation.coordinator, *requests, typed="y\n").exit_code == 0
+
+
+@pytest.mark.claim("C10")
+def test_a_ledger_that_was_edited_ends_the_audit_with_exit_6(tmp_path: Path) -> None:
+    federation = found(tmp_path, records=(5, 6, 7))
+    silos = list(federation.silos.values())
+    run_local_rounds(
+        federation.coordinator, silos, 1, deadline_seconds=60.0, progress=silent, tell=lambda _: None
+    )
+    assert invoke("audit", silos[0]).exit_code == 0
+    ledger = silos[0] / "ledger/ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().replace(b'"round":1', b'"round":2', 1))
+    refuses(6, "ledger", "audit", silos[0])
+
+
+@pytest.mark.claim("C10")
+def test_a_ledger_cut_before_a_witnessed_head_ends_the_audit_with_exit_6(tmp_path: Path) -> None:
+    federation = found(tmp_path, records=(5, 6, 7))
+    silos = list(federation.silos.values())
+    run_local_rounds(
+        federation.coordinator, silos, 2, deadline_seconds=60.0, progress=silent, tell=lambda _: None
+    )
+    ledger = silos[0] / "ledger/ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    ledger.write_bytes(b"".join(lines[:2]))  # enrol and plan: as if no round had been charged
+    refuses(6, "witnessed", "audit", silos[0])
+
+
+@pytest.mark.parametrize("command", ["status", "budget", "audit"])
+def test_reports_are_one_json_envelope(federation: SmallFederation, command: str) -> None:
+    result = invoke(command, federation.silos[SiloId("silo-1")], "--json")
+    assert result.exit_code == 0
+    envelope = json.loads(result.stdout)
+    assert (envelope["version"], envelope["command"]) == (1, command)
+
+
+def test_budget_shows_what_the_plan_says_it_costs(federation: SmallFederation) -> None:
+    result = invoke("budget", federation.silos[SiloId("silo-1")], "--json")
+    (silo,) = json.loads(result.stdout)["result"]["silos"]
+    assert silo["rounds_charged"] == 1
+    assert silo["rounds_left"] == 3
+    assert 0 < silo["epsilon"] < silo["epsilon_projected"] <= silo["cap"] == 8.0
+
+
+def test_an_unexpected_error_is_not_swallowed_and_shows_no_local_variable() -> None:
+    """A real traceback for bugs, but Typer must not print the values of local variables in it."""
+    script = (
+        "from cachefl_secure_cli import main\n"
+        "from cachefl_secure.federation import inspection\n"
+        "def broken(root):\n"
+        "    mask_seed = 'do-not-print-' + 'this-seed'\n"
+        "    raise AssertionError('a bug')\n"
+        "inspection.status = broken\n"
+        "main.app(['status', '.'])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
+    assert ran.returncode == 1
+    assert "a bug" in ran.stderr
+    assert "do-not-print-this-seed" not in ran.stderr + ran.stdout
