@@ -27,7 +27,7 @@ MAX_KEY_DOTS = 8  # tomllib needs 13.7 s for one dotted key of 20,000 parts
 _STRING_OR_COMMENT = re.compile(rb"\"(?:[^\"\\]|\\.)*\"?|'[^']*'?|#.*")
 _LONG_KEY = re.compile(rb"(?<![\"\w-])(?:[\"\w-]+\s*\.\s*){%d}" % (MAX_KEY_DOTS + 1))
 
-Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ClassName = Annotated[str, Meta(min_length=1, max_length=200)]
 Unit = Annotated[float, Meta(gt=0.0, le=1.0)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e12)]
@@ -133,10 +133,10 @@ class FederationPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     version: Literal[1] = 1
     protocol: Literal["CF-SecAgg/1"] = "CF-SecAgg/1"
-    federation_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+    federation_id: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     coordinator_public_key: Hex64
-    channel: Annotated[str, Meta(pattern=r"^inproc:$")] = "inproc:"
+    channel: Annotated[str, Meta(pattern=r"^inproc:\Z")] = "inproc:"
     classes: Annotated[tuple[ClassName, ...], Meta(min_length=2, max_length=100_000)]
     encoder: EncoderPlan
     cache: CachePlan

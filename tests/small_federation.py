@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, cache_digest, cache_to_bytes
+from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.enrolment import write_invite
-from cachefl_secure.federation.founding import INVITE_FILE, CoordinatorFiles, PrivacyChoices
+from cachefl_secure.federation.founding import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.joining import Features, JoinChoices, establish_silo
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
@@ -94,7 +95,8 @@ def found_coordinator(root: Path, *, privacy: PrivacyPlan | None = None, collude
             logit_scale=model.logit_scale,
             initial_digest=cache_digest(model),
         ),
-        privacy=privacy or PrivacyChoices(rounds=4, expected_records=15).plan(),
+        privacy=privacy
+        or PrivacyChoices(rounds=4, expected_records=15).plan(feature_dim=FEATURE_DIM, cohort_size=5),
         secure_sum=SecureSumPlan(colluders=colluders),
     )
     state.write("models/0000.safetensors", cache_to_bytes(model))

@@ -156,11 +156,11 @@ def generate(
     if not 1 <= images_per_class <= candidates or (score is None and candidates != images_per_class):
         raise ValueError("candidates_per_class must be at least images_per_class, and more needs a score")
     wanted = _wanted(generator, classes, prompts, candidates, rng_seed, steps, guidance)
+    labels = _generator_labels(generator, classes)
     out_dir.mkdir(parents=True, exist_ok=True)
     drawn = _drawn_before(out_dir, wanted)
     missing = [image for image in wanted if image.file not in drawn]
     _write_manifest(out_dir, drawn.values())
-    labels = _generator_labels(generator, classes)
     for start in range(0, len(missing), batch_size):
         if progress is not None:
             progress(len(drawn), len(wanted))

@@ -175,6 +175,8 @@ def _scheduler() -> Any:
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
         set_alpha_to_one=True,
+        # Guidance overshoots at first; clipping there, without recomputing the noise, ends in specks.
+        clip_sample=False,
     )
 
 

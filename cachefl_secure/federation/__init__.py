@@ -1,7 +1,12 @@
 """Orchestration: files, enrolment and the order of work; what protocol and privacy may not touch.
 
 ``founding``           init: generate, encode, build the cache, calibrate, write the plan and the invite
-``enrolment``          join and admit: identities, invites, join requests, the signed roster
+``calibration``        noise and step length for an epsilon, from public numbers
+``enrolment``          invites, join requests and the signed roster
+``joining``            join: check the invite, encode, make keys and a ledger
+``clip_source``        where a party has the frozen CLIP, and whether it is the pinned one
+``letters``            what is said around the messages of CF-SecAgg/1
+``chain``              verified rounds on disk
 ``coordinator_round``  one round at the coordinator: hello, sync, the five messages of CF-SecAgg/1, record
 ``silo_round``         the same at a silo: check, reserve, train, seal, mask, answer, verify
 ``record``             signed round records, verified in numbered steps

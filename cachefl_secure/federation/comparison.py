@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from cachefl_secure.cache.evaluate import evaluate, zero_shot
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, add_update
+from cachefl_secure.federation.calibration import recalibrated
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.plan import PrivacyPlan
-from cachefl_secure.privacy.accounting import noise_multiplier_for
 from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.privacy.training import train_privately
 
@@ -52,15 +51,6 @@ class Comparison:
     grid: tuple[GridPoint, ...]
 
 
-def at_epsilon(privacy: PrivacyPlan, epsilon: float) -> PrivacyPlan:
-    """The plan's privacy section recalibrated for another epsilon; infinity gives mechanism ``none``."""
-    if math.isinf(epsilon):
-        return msgspec.structs.replace(privacy, mechanism="none", noise_multiplier=0.0, epsilon=0.0)
-    steps = privacy.rounds * privacy.steps_per_round
-    noise = noise_multiplier_for(epsilon, privacy.delta, privacy.sampling_rate, steps)
-    return msgspec.structs.replace(privacy, mechanism="local", noise_multiplier=noise, epsilon=epsilon)
-
-
 def train_together(
     model: CacheModel, silos: Sequence[FeatureSet], privacy: PrivacyPlan
 ) -> Iterator[CacheModel]:
@@ -84,20 +74,24 @@ def compare(
     total = 1 + len(epsilons) * (1 + len(silos))
     done = 0
 
-    def final(members: Sequence[FeatureSet], section: PrivacyPlan) -> float:
+    def final(members: Sequence[FeatureSet], epsilon: float) -> float:
         nonlocal done
-        *_, last = train_together(model, members, section)
+        *_, last = train_together(model, members, calibrated(epsilon, len(members)))
         done += 1
         progress(done, total, "compare")
         return evaluate(last, held_out).top1
 
-    without = at_epsilon(privacy, math.inf)
+    def calibrated(epsilon: float, cohort_size: int) -> PrivacyPlan:
+        """Noise and step length that suit this epsilon and this many updates, so that each is at its best."""
+        return recalibrated(privacy, epsilon, feature_dim=model.feature_dim, cohort_size=cohort_size)
+
+    without = calibrated(math.inf, len(silos))
     non_private = tuple(evaluate(each, held_out).top1 for each in train_together(model, silos, without))
     grid = []
     for epsilon in epsilons:
-        section = at_epsilon(privacy, epsilon)
-        alone = tuple(final([records], section) for records in silos)
-        grid.append(GridPoint(epsilon, section.noise_multiplier, final(silos, section), alone))
+        alone = tuple(final([records], epsilon) for records in silos)
+        noise_multiplier = calibrated(epsilon, len(silos)).noise_multiplier
+        grid.append(GridPoint(epsilon, noise_multiplier, final(silos, epsilon), alone))
     progress(total, total, "compare")
     return Comparison(
         rounds=privacy.rounds,

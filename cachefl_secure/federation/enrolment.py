@@ -24,7 +24,7 @@ _INVITE_PURPOSE = "cachefl-secure/invite/1"
 _REQUEST_PURPOSE = "cachefl-secure/join-request/1"
 _ROSTER_PURPOSE = "cachefl-secure/roster/1"
 
-SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
 class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

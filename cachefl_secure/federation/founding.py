@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 from torch import Tensor
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.calibration import PrivacyChoices, checked
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.clip_source import ClipSource, load_source
 from cachefl_secure.federation.enrolment import (
@@ -34,7 +34,6 @@ from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import PublicKeyHex
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, PrivacyPlan, SecureSumPlan
-from cachefl_secure.privacy.accounting import noise_multiplier_for
 from cachefl_secure.protocol.messages import Member
 from cachefl_secure.protocol.parameters import RoundParameters
 
@@ -47,51 +46,6 @@ if TYPE_CHECKING:
     from cachefl_secure.cache.synthesis import Score
 
 INVITE_FILE, ROSTER_FILE = "invite.toml", "roster.bin"
-
-_Made = TypeVar("_Made", PrivacyPlan, SecureSumPlan, FederationPlan)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrivacyChoices:
-    """The privacy half of the plan; the noise multiplier follows from it."""
-
-    mechanism: Literal["local", "none"] = "local"
-    epsilon: float = 8.0
-    delta: float = 1e-5
-    rounds: int = 20
-    sampling_rate: float = 1.0
-    steps_per_round: int = 1
-    clip_norm: float = 0.1
-    expected_records: int = 250
-    learning_rate: float = 8.0
-
-    def plan(self) -> PrivacyPlan:
-        """Calibrated with the accountant that decides: after all rounds epsilon is at most the target.
-
-        Raises:
-            ConfigError: a number out of range.
-        """
-        private = self.mechanism == "local"
-        draft = _checked(lambda: self._section(1.0 if private else 0.0))
-        if not private:
-            return draft
-        steps = self.rounds * self.steps_per_round
-        noise = noise_multiplier_for(self.epsilon, self.delta, self.sampling_rate, steps)
-        return msgspec.structs.replace(draft, noise_multiplier=noise)
-
-    def _section(self, noise_multiplier: float) -> PrivacyPlan:
-        return PrivacyPlan(
-            mechanism=self.mechanism,
-            clip_norm=self.clip_norm,
-            noise_multiplier=noise_multiplier,
-            sampling_rate=self.sampling_rate,
-            steps_per_round=self.steps_per_round,
-            expected_records=self.expected_records,
-            learning_rate=self.learning_rate,
-            rounds=self.rounds,
-            delta=self.delta,
-            epsilon=self.epsilon if self.mechanism == "local" else 0.0,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +89,15 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     from cachefl_secure.cache.model import cache_to_bytes
 
     StateDir.refuse_occupied(root)
-    privacy = choices.privacy.plan()  # fail on numbers before minutes are spent on images
-    _check_secure_sum(choices.secure_sum)
+    _check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
+    choices.privacy.draft()
     encoder = load_source(choices.clip, device=choices.device)
+    privacy = choices.privacy.plan(
+        feature_dim=encoder.feature_dim, cohort_size=choices.secure_sum.minimum_cohort
+    )
     state = StateDir.create(root)
     model = _initial_model(state, choices, encoder, progress)
-    plan = _checked(lambda: _plan(state, choices, encoder, model, privacy))
+    plan = checked(lambda: _plan(state, choices, encoder, model, privacy))
     RoundParameters.derive(plan, plan.secure_sum.minimum_cohort)  # the encoding must fit
     state.write("models/0000.safetensors", cache_to_bytes(model))
     key = state.signing_key()
@@ -151,26 +108,13 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
 
 
 def _check_secure_sum(section: SecureSumPlan) -> None:
-    _checked(lambda: section)
+    checked(lambda: section)
     most = section.minimum_cohort - 2
     if section.colluders > most:
         reason = (
             f"a sum of {section.minimum_cohort} silos hides two honest updates from at most {most} colluders"
         )
         raise ConfigError("init", "colluders", f"{reason}; raise --minimum-cohort")
-
-
-def _checked(make: Callable[[], _Made]) -> _Made:
-    """A plan section, or the operator's error if a choice is out of range."""
-    try:
-        made = make()
-        msgspec.json.decode(msgspec.json.encode(made), type=type(made))  # Meta bounds hold on decoding only
-    except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$")
-        raise ConfigError("init", place.strip("`."), reason) from None
-    except ValueError as error:
-        raise ConfigError("init", "", str(error)) from None
-    return made
 
 
 def _initial_model(

@@ -113,7 +113,7 @@ class _KeptReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     record_digest: Hex64
     roster_digest: Hex64
     ledger_head: Hex64
-    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
 def write_receipts(receipts: Mapping[SiloId, Receipt]) -> bytes:

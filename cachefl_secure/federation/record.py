@@ -62,7 +62,7 @@ class SignedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The record's canonical JSON, as text, and the signature over exactly those bytes."""
 
     record: str
-    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
 @dataclass(frozen=True, slots=True)

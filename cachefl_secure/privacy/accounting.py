@@ -24,7 +24,7 @@ from cachefl_secure.privacy.mechanism import LocalMechanism, Mechanism, NoMechan
 GRID = 1e-3
 """Coarsest discretisation of the privacy loss: reports at most 8e-4 above 1e-4, ten times faster."""
 
-_FINEST_GRID = 1e-6
+_FINEST_GRID = 1e-5
 
 ORDERS = (*range(2, 65), 80, 128, 256, 512, 1024)
 """Renyi orders of the second accountant: integers, whose sums are finite; fractional ones may not converge."""
@@ -105,9 +105,9 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, tot
     enough = _full_batch_noise(epsilon, delta, total_steps)
     while cost(enough) > epsilon:
         enough *= 1.01
-    too_little = enough / 2
-    while cost(too_little) <= epsilon:
-        enough, too_little = too_little, too_little / 2
+    factor = 1.002
+    while cost(too_little := enough / factor) <= epsilon:
+        enough, factor = too_little, min(factor * factor, 2.0)
     while enough / too_little > 1.0003:
         middle = math.sqrt(enough * too_little)
         enough, too_little = (middle, too_little) if cost(middle) <= epsilon else (enough, middle)

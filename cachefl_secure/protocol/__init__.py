@@ -21,17 +21,17 @@ Why the sum comes out: each pair of silos derives one mask; one adds it, the oth
 left in the sum are the survivors' self masks and the masks that survivors share with dropped silos.
 t silos together can recover exactly those seeds (``shamir``), and the coordinator takes them off.
 
-Why nothing else does: a survivor's pairwise masks with other honest survivors stay secret, because the
-mask keys behind them are never shared out; a dropped silo's self mask stays secret, so its update stays
-hidden even if it arrives late. 2 t > n + f: no two survivor sets can both be answered by t silos without
-an honest silo answering both, and an honest silo answers one.
+Why nothing else does: no honest silo reveals its share of a survivor's mask key, so the pairwise masks
+between honest survivors stay; none reveals its share of a dropped silo's self-mask seed, so that silo's
+update stays hidden even if it arrives late. t - 1 shares say nothing. 2 t > n + f: no silo's two secrets
+can both be recovered, as some honest silo would have had to reveal both its shares of that silo.
 
 Every mask and share derives from (version, manifest digest, key list digest, parties, purpose), so
 silos that were told different things share no mask. Every message is signed for this attempt and phase.
 
-What this version does not do: it believes the coordinator about U1, U2 and U3 as long as they satisfy
-the rules in ``silo``. A coordinator that tells different silos different lists gets noise instead of a
-sum, or two incomplete sets of shares; that no choice of lists gets it more is not claimed yet.
+What this version does not do: it believes the coordinator about U1, U2 and U3 as far as they satisfy the
+rules in ``silo``. That a coordinator which tells different silos different lists learns nothing more is
+not claimed yet; a certificate that the silos sign over these lists will settle it.
 
 Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath:
 

@@ -29,7 +29,13 @@ def demo_picture(path: Path, summary: dict[str, Any], epsilon: float) -> None:
     figure, axes = _canvas("Five silos, real handwriting, one model")
     synthetic = 100 * summary["synthetic_cache"]
     without = [synthetic, *(100 * value for value in summary["non_private_by_round"])]
-    axes.plot(range(len(without)), without, color=_GREEN, lw=1.8, label="same federation without privacy")
+    axes.plot(
+        range(len(without)),
+        without,
+        color=_GREEN,
+        lw=1.8,
+        label="same federation without noise (not private)",
+    )
     points = [{"round": 0, "accuracy": summary["synthetic_cache"], "epsilon": 0.0}, *summary["private"]]
     _private_line(axes, [(p["round"], p["accuracy"], p["epsilon"]) for p in points])
     _level(axes, 100 * summary["local_only"], f"a silo alone (mean), epsilon {epsilon:g}", _PURPLE, "-.")
@@ -46,7 +52,7 @@ def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
     alone = [100 * point.alone_mean for point in comparison.grid]
     low = [100 * min(point.alone) for point in comparison.grid]
     high = [100 * max(point.alone) for point in comparison.grid]
-    _level(axes, 100 * comparison.non_private[-1], "together, without privacy", _GREEN, "-")
+    _level(axes, 100 * comparison.non_private[-1], "together, without noise (not private)", _GREEN, "-")
     axes.plot(epsilons, together, "o-", color=_BLUE, lw=2.2, label="together, private")
     axes.plot(epsilons, alone, "s-.", color=_PURPLE, label="a silo alone, private (mean and range)")
     axes.fill_between(epsilons, low, high, color=_PURPLE, alpha=0.12, lw=0)
@@ -62,6 +68,7 @@ def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
 def _private_line(axes: Any, points: Sequence[tuple[int, float, float]]) -> None:
     """(round, accuracy in [0, 1], epsilon) of each model."""
     numbers = [number for number, _, _ in points]
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.plot(
         numbers,
         [100 * top1 for _, top1, _ in points],
@@ -102,6 +109,6 @@ def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str) -> N
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["right", "top"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
@@ -64,7 +65,14 @@ def _plain(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> Table:
     """A table whose first column is text and whose others are right-aligned."""
-    made = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    made = Table(
+        title=title,
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        show_header=any(columns),
+        box=box.ROUNDED if any(columns) else box.SIMPLE,
+    )
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
     for row in rows:

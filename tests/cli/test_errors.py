@@ -9,16 +9,28 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.small_federation import SmallFederation, found, found_coordinator
 from typer.testing import CliRunner, Result
 
-from cachefl_secure.federation.founding import PrivacyChoices
+from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure_cli.main import app
+from tests.small_federation import SmallFederation, found, found_coordinator
 
-COMMANDS = ["init", "join", "admit", "round", "status", "budget", "audit", "evaluate", "predict", "compare", "demo"]
+COMMANDS = [
+    "init",
+    "join",
+    "admit",
+    "round",
+    "status",
+    "budget",
+    "audit",
+    "evaluate",
+    "predict",
+    "compare",
+    "demo",
+]
 TRACE = "Traceback"
 
 
@@ -52,7 +64,17 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 def test_help_does_not_import_the_heavy_libraries() -> None:
-    heavy = ["torch", "numpy", "matplotlib", "diffusers", "open_clip", "opacus", "cryptography", "sklearn", "PIL"]
+    heavy = [
+        "torch",
+        "numpy",
+        "matplotlib",
+        "diffusers",
+        "open_clip",
+        "opacus",
+        "cryptography",
+        "sklearn",
+        "PIL",
+    ]
     script = (
         "import sys, json\n"
         "from cachefl_secure_cli.main import app\n"
@@ -129,7 +151,7 @@ def test_a_choice_out_of_range_is_refused_by_name_and_leaves_nothing(
 
 
 def test_a_plan_without_privacy_says_so(tmp_path: Path) -> None:
-    plan = PrivacyChoices(mechanism="none").plan()
+    plan = PrivacyChoices(mechanism="none").draft()
     federation = found(tmp_path, privacy=plan, records=(5, 6, 7))
     silos = [word for path in federation.silos.values() for word in ("--in-process", str(path))]
     result = invoke("round", federation.coordinator, *silos)

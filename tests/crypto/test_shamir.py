@@ -105,6 +105,21 @@ def test_coefficients_are_uniform_over_the_field() -> None:
     assert chi_square < 63 + 5 * np.sqrt(2 * 63)
 
 
+def test_a_draw_outside_the_field_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """31 one bits come once in 2^31 draws; taken as a coefficient they would count 0 twice."""
+
+    class FirstOnes:
+        def __init__(self, seed: CoefficientSeed) -> None:
+            self.draws = iter([0xFFFFFFFF, 0x7FFFFFFF, *range(1, 20)])
+
+        def fill(self, out: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> None:
+            out[:] = np.array([next(self.draws) for _ in range(out.size // 4)], "<u4").view(np.uint8)
+
+    monkeypatch.setattr("cachefl_secure.crypto.shamir.Keystream", FirstOnes)
+    ((share,),) = split([bytes(32)], threshold=2, holders=[1, 2], seed=SEED)[:1]
+    assert values_of(share) == list(range(1, LIMBS + 1))
+
+
 def test_the_same_seed_gives_the_same_shares_and_another_seed_others() -> None:
     def deal(seed: bytes) -> list[list[bytes]]:
         return split([bytes(32)], threshold=2, holders=[1, 2], seed=CoefficientSeed(seed))

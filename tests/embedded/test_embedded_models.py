@@ -12,6 +12,7 @@ from PIL import Image
 from cachefl_secure.cache.encoder import Encoder, load_encoder, text_classifier
 from cachefl_secure.cache.synthesis import generate, load_generator
 from cachefl_secure.embedded import CLASSES, CLIP_DIR, GENERATOR_DIR, TEMPLATES
+from cachefl_secure.embedded.digits import load_scans
 from cachefl_secure.embedded.glyphs import draw_glyphs, to_clip_image
 
 PACKAGE_LIMIT_BYTES = 12_000_000
@@ -30,7 +31,15 @@ def _read(encoder: Encoder, images: list[Image.Image]) -> np.ndarray:
 def test_the_clip_reads_fresh_glyphs(encoder: Encoder) -> None:
     labels = np.arange(500) % 10
     images = [to_clip_image(glyph) for glyph in draw_glyphs(labels, 987_654)]
-    assert (_read(encoder, images) == labels).mean() >= 0.93
+    assert (_read(encoder, images) == labels).mean() >= 0.95
+
+
+def test_the_clip_reads_handwriting_that_it_has_never_seen_better_than_half_the_time(
+    encoder: Encoder,
+) -> None:
+    scans, labels = load_scans()
+    accuracy = (_read(encoder, [to_clip_image(scan) for scan in scans]) == labels).mean()
+    assert 0.5 <= accuracy <= 0.9  # above, there would be nothing left for a federation to learn
 
 
 def test_the_clip_reads_each_template_alike(encoder: Encoder) -> None:
@@ -56,7 +65,7 @@ def test_the_generator_draws_what_it_is_asked_for(encoder: Encoder, tmp_path: Pa
     drawn = generate(load_generator(GENERATOR_DIR), CLASSES, "{}", 5, 2024, tmp_path)
     images = [Image.open(tmp_path / image.file).copy() for image in drawn]
     labels = np.array([image.label for image in drawn])
-    assert (_read(encoder, images) == labels).mean() >= 0.85
+    assert (_read(encoder, images) == labels).mean() >= 0.9
     assert {image.size for image in images} == {(32, 32)}
     # Five images of a class are five images, not one.
     pixels = np.stack([np.asarray(image, float) for image in images]).reshape(10, 5, -1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.small_federation import found, found_coordinator, join_with_random_features
 
 from cachefl_secure.crypto.sign import SigningKey, fingerprint
 from cachefl_secure.errors import ConfigError, PeerError
+from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.enrolment import (
     make_roster,
     open_roster,
@@ -16,10 +16,11 @@ from cachefl_secure.federation.enrolment import (
     read_invite,
     sign_roster,
 )
-from cachefl_secure.federation.founding import CoordinatorFiles, PrivacyChoices
+from cachefl_secure.federation.founding import CoordinatorFiles
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.protocol.messages import Member
+from tests.small_federation import found, found_coordinator, join_with_random_features
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_plan_without_privacy_needs_a_word_from_the_silo(tmp_path: Path) -> No
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.joining import JoinChoices, join_federation
 
-    coordinator = found_coordinator(tmp_path / "c", privacy=PrivacyChoices(mechanism="none").plan())
+    coordinator = found_coordinator(tmp_path / "c", privacy=PrivacyChoices(mechanism="none").draft())
     choices = JoinChoices(name="a", images=tmp_path, clip=ClipSource("local-dir", "", tmp_path))
     with pytest.raises(ConfigError, match="--not-private"):
         join_federation(coordinator / "invite.toml", tmp_path / "a", choices)

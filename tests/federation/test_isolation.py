@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.small_federation import SmallFederation, found
 
 from cachefl_secure.cache.features import load_features
 from cachefl_secure.federation import silo_round
@@ -21,6 +20,7 @@ from cachefl_secure.privacy.training import train_privately
 from cachefl_secure.transport.in_process import InProcessNetwork
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure.updates import PrivateUpdate
+from tests.small_federation import SmallFederation, found
 
 _opened: list[tuple[str, str]] | None = (
     None  # (thread, path); audit hooks cannot be removed, so it is switched

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.small_federation import SmallFederation, found
 
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import RecordRejected
@@ -19,6 +18,7 @@ from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.record import Participation, RoundRecord, open_record, sign_record
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.transport.local_federation import run_local_rounds
+from tests.small_federation import SmallFederation, found
 
 SILO = SiloId("silo-1")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.small_federation import SmallFederation, found
 
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.errors import ConfigError, RoundAborted
@@ -24,6 +23,7 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure.updates import PrivateUpdate
+from tests.small_federation import SmallFederation, found
 
 Handle = Callable[[SiloService, str, bytes], bytes]
 

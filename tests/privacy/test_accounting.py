@@ -58,6 +58,21 @@ def test_three_accountants_agree(setting: tuple[float, float, int]) -> None:
 
 
 @pytest.mark.claim("C7")
+@pytest.mark.parametrize("setting", [(0.05, 300.0, 200), (0.001, 20.0, 200), (0.25, 300.0, 2000)], ids=str)
+def test_many_steps_of_little_loss_are_not_drowned_by_the_grid(setting: tuple[float, float, int]) -> None:
+    rate, noise, steps = setting
+    rounds = [(local(sampling_rate=rate, noise_multiplier=noise), steps)]
+    pld, rdp = epsilon_spent(rounds, DELTA), epsilon_rdp(rounds, DELTA)
+    assert 0.2 * rdp <= pld <= rdp
+
+
+def test_the_second_accountant_has_no_order_that_does_not_converge(caplog: pytest.LogCaptureFixture) -> None:
+    for rate, noise in ((0.5, 0.9), (0.16, 3.3), (0.01, 0.7)):
+        epsilon_rdp([(local(sampling_rate=rate, noise_multiplier=noise), 7)], DELTA)
+    assert not caplog.records
+
+
+@pytest.mark.claim("C7")
 def test_accountants_agree_on_a_mixed_history() -> None:
     runs = [(1.0, 10.0, 20), (0.25, 4.0, 30), (0.05, 1.0, 100)]
     rounds = [(local(sampling_rate=rate, noise_multiplier=noise), steps) for rate, noise, steps in runs]

@@ -50,7 +50,10 @@ def command(
     expected_records: Annotated[
         int, typer.Option(help="A public, typical number of records a silo: the divisor. Not a count of any.")
     ] = 250,
-    learning_rate: Annotated[float, typer.Option(help="Length of a step if all gradients agree.")] = 8.0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
+    ] = None,
     minimum_cohort: Annotated[int, typer.Option(help="Fewest silos in a round; at least 3.")] = 3,
     colluders: Annotated[int, typer.Option(help="Silos that may collude with the coordinator.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the synthetic images. Not of any noise or key.")] = 0,
@@ -65,8 +68,9 @@ def command(
     --pretrained openai
     """
     from cachefl_secure.errors import ConfigError
+    from cachefl_secure.federation.calibration import PrivacyChoices
     from cachefl_secure.federation.clip_source import ClipSource
-    from cachefl_secure.federation.founding import FoundingChoices, PrivacyChoices, found_federation
+    from cachefl_secure.federation.founding import FoundingChoices, found_federation
     from cachefl_secure.plan import SecureSumPlan
 
     if mechanism not in ("local", "none"):
@@ -109,6 +113,7 @@ def command(
                 "fingerprint": founded.fingerprint,
                 "invite": str(founded.invite),
                 "noise_multiplier": plan.privacy.noise_multiplier,
+                "learning_rate": plan.privacy.learning_rate,
                 "epsilon": plan.privacy.epsilon if chosen == "local" else float("inf"),
                 "delta": plan.privacy.delta,
                 "synthetic_images": founded.synthetic_images,
@@ -120,6 +125,7 @@ def command(
         ("synthetic images", str(founded.synthetic_images)),
         ("parameters a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
+        ("learning rate", f"{plan.privacy.learning_rate:g}"),
         ("privacy", private if chosen == "local" else "NOT PRIVATE: no noise"),
         ("fingerprint", founded.fingerprint),
         ("invite", str(founded.invite)),
