@@ -16,8 +16,8 @@ from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, cache_digest, cache_to_bytes
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.clip_source import ClipSource
+from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.enrolment import write_invite
-from cachefl_secure.federation.founding import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.joining import Features, JoinChoices, establish_silo
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId

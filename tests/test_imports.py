@@ -160,7 +160,11 @@ def test_every_source_file_is_searched() -> None:
         "cachefl_secure.privacy.accounting",
         "cachefl_secure.privacy.ledger",
         "cachefl_secure.privacy.mechanism",
+        "cachefl_secure.federation.budget",
+        "cachefl_secure.federation.coordinator_files",
+        "cachefl_secure.federation.record",
         "cachefl_secure_cli.main",
+        "cachefl_secure_cli.commands.budget",
     ],
 )
 def test_what_an_auditor_needs_does_not_import_torch(module: str) -> None:

@@ -1,6 +1,8 @@
 """Orchestration: files, enrolment and the order of work; what protocol and privacy may not touch.
 
-``founding``           init: generate, encode, build the cache, calibrate, write the plan and the invite
+``founding``           init: encode, build the cache, calibrate, write the plan and the invite
+``synthetic_images``   the pictures that become cache keys
+``coordinator_files``  a coordinator's directory; admit
 ``calibration``        noise and step length for an epsilon, from public numbers
 ``enrolment``          invites, join requests and the signed roster
 ``joining``            join: check the invite, encode, make keys and a ledger
@@ -9,8 +11,10 @@
 ``chain``              verified rounds on disk
 ``coordinator_round``  one round at the coordinator: hello, sync, the five messages of CF-SecAgg/1, record
 ``silo_round``         the same at a silo: check, reserve, train, seal, mask, answer, verify
+``sealed_update``      a noised update on disk, from training to the record
 ``record``             signed round records, verified in numbered steps
-``inspection``         status, budget, audit: what a directory can prove about itself
+``budget``             what a silo has spent and what is left
+``inspection``         status and audit: what a directory can prove about itself
 ``accuracy``           evaluate and predict with the models of a directory
 ``comparison``         what privacy costs: the same training without the protocol, on data one may pool
 ``state_dir``          a party's directory: atomic writes, permissions, one process at a time

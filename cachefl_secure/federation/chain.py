@@ -25,7 +25,7 @@ from cachefl_secure.federation.record import (
     genesis,
     open_record,
 )
-from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import Digest, digest_of
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.accounting import epsilon_spent
@@ -105,7 +105,7 @@ class Chain:
         self.position: Position = genesis(plan)
         self.verified: list[VerifiedRound] = []
         for number in self._committed():
-            record, digest = open_record(state.read(_file(number, "record.json")), plan)
+            record, digest = open_record(state.read(round_file(number, "record.json")), plan)
             check_record(record, plan, roster, self.position, None)
             self._accept(record, digest)
 
@@ -179,9 +179,11 @@ class Chain:
         self, record: RoundRecord, digest: Digest, raw: bytes, aggregate: bytes, model: CacheModel
     ) -> None:
         before = self.position.round
-        self._state.write(_file(record.round, "aggregate.bin"), aggregate)
+        self._state.write(round_file(record.round, "aggregate.bin"), aggregate)
         self._state.write(_model_file(record.round), cache_to_bytes(model))
-        self._state.write(_file(record.round, "record.json"), raw)  # last: this is what commits the round
+        self._state.write(
+            round_file(record.round, "record.json"), raw
+        )  # last: this is what commits the round
         self._accept(record, digest)
         if before > 0:
             self._state.remove(_model_file(before))
@@ -189,13 +191,15 @@ class Chain:
     def rounds_after(self, round_number: int) -> list[tuple[bytes, bytes]]:
         """(record, sum) of every later round, for a silo that missed them."""
         later = [held.record.round for held in self.verified if held.record.round > round_number]
-        return [(self._state.read(_file(number, "record.json")), self._aggregate(number)) for number in later]
+        return [
+            (self._state.read(round_file(number, "record.json")), self._aggregate(number)) for number in later
+        ]
 
     def initial_cache_bytes(self) -> bytes:
         return self._state.read(_model_file(0))
 
     def _aggregate(self, number: int) -> bytes:
-        return self._state.read(_file(number, "aggregate.bin"))
+        return self._state.read(round_file(number, "aggregate.bin"))
 
     def _stored_model(self, number: int, digest: Digest) -> CacheModel:
         path = self._state.path(_model_file(number))
@@ -218,10 +222,6 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
     if digest != plan.cache.initial_digest:
         raise PeerError("coordinator", "the initial cache is not the one that the plan names")
     state.write(_model_file(0), content)
-
-
-def _file(number: int, name: str) -> str:
-    return f"rounds/{number:04d}/{name}"
 
 
 def _model_file(number: int) -> str:

@@ -21,7 +21,7 @@ from cachefl_secure.federation.chain import Chain, aggregate_digest, aggregate_t
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync, SyncedRound
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
 from cachefl_secure.federation.record import RoundRecord, sign_record, smallest_cohort
-from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire
@@ -150,7 +150,7 @@ class CoordinatorService:
 
     def _open_attempt(self, cohort: set[SiloId]) -> Manifest:
         number = self.next_round()
-        attempt_file = f"rounds/{number:04d}/attempt"
+        attempt_file = round_file(number, "attempt")
         attempt = 1 + (int(self._state.read(attempt_file)) if self._state.has(attempt_file) else 0)
         self._state.write(attempt_file, str(attempt).encode())  # rule 1
         position = self._chain.position
@@ -182,7 +182,7 @@ class CoordinatorService:
         progress(2, len(PHASES), what)
         survivor_sets = session.on_masked_inputs(self._ask(letters.MASKED_INPUT, deliveries, attendance))
         progress(3, len(PHASES), what)
-        self._state.write(f"rounds/{manifest.round:04d}/unmask-requested", b"")  # rule 2
+        self._state.write(round_file(manifest.round, "unmask-requested"), b"")  # rule 2
         aggregate = session.on_unmask_shares(self._ask(letters.UNMASK, survivor_sets, attendance))
         progress(4, len(PHASES), what)
         return aggregate

@@ -1,4 +1,4 @@
-"""What a directory can prove about itself: status, budget, audit.
+"""What a directory can prove about itself: status and audit.
 
 Audit at a silo, in steps (the numbers are printed):
 
@@ -13,7 +13,6 @@ At the coordinator (1) and (3) are replaced by the silos' signed receipts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,35 +20,15 @@ from pathlib import Path
 from cachefl_secure.crypto.sign import fingerprint, verify
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation import letters
+from cachefl_secure.federation.budget import verified_ledger
 from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.coordinator_files import ROSTER_FILE, CoordinatorFiles
 from cachefl_secure.federation.enrolment import open_roster
-from cachefl_secure.federation.founding import ROSTER_FILE, CoordinatorFiles
-from cachefl_secure.federation.joining import CONFIG_FILE, LEDGER_FILE, SiloFiles
+from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId
-from cachefl_secure.privacy.accounting import Rounds, epsilon_spent, local_statement, rounds_within
-from cachefl_secure.privacy.ledger import LedgerReport, verify_ledger
-from cachefl_secure.privacy.mechanism import Mechanism, mechanism_of
+from cachefl_secure.privacy.ledger import LedgerReport
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
-
-_PROJECTION_ROUNDS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """A silo's privacy budget. Epsilons are local: they hold without assuming a secure sum."""
-
-    silo: SiloId
-    rounds_charged: int
-    epsilon: float
-    delta: float
-    cap: float
-    rounds_left: int
-    """Rounds of the plan's mechanism that still fit under the cap."""
-    epsilon_projected: float
-    """After ten more rounds, or after as many as still fit."""
-    rounds_projected: int
-    statement: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,42 +82,6 @@ def open_chain(root: Path) -> Chain:
     return Chain(files.state, files.plan, open_roster(files.state.read(ROSTER_FILE), files.plan))
 
 
-def silo_budget(root: Path) -> Budget:
-    """Recomputed from the verified ledger, not read from it.
-
-    Raises:
-        LedgerError: the ledger does not verify.
-    """
-    files = SiloFiles.open(root)
-    report = _verified(files, ())
-    privacy, cap = files.plan.privacy, files.config.epsilon_cap
-    mechanism, delta = mechanism_of(privacy), min(report.delta, privacy.delta)
-    charged = [(spend.mechanism, 1) for spend in report.spends]
-    left = 0 if math.isinf(cap) else _rounds_left(charged, mechanism, delta, cap)
-    ahead = min(_PROJECTION_ROUNDS, left)
-    return Budget(
-        silo=files.silo,
-        rounds_charged=len(charged),
-        epsilon=report.epsilon,
-        delta=delta,
-        cap=cap,
-        rounds_left=left,
-        epsilon_projected=epsilon_spent([*charged, (mechanism, ahead)], delta) if ahead else report.epsilon,
-        rounds_projected=ahead,
-        statement=local_statement(files.silo, report.epsilon, delta),
-    )
-
-
-def _rounds_left(charged: Rounds, mechanism: Mechanism, delta: float, cap: float) -> int:
-    """The most further rounds whose total stays at or below the cap."""
-    fitting, beyond = 0, rounds_within(mechanism, delta, cap) + 1
-    while beyond - fitting > 1:
-        middle = (fitting + beyond) // 2
-        fits = epsilon_spent([*charged, (mechanism, middle)], delta) <= cap
-        fitting, beyond = (middle, beyond) if fits else (fitting, middle)
-    return fitting
-
-
 def audit_silo(root: Path) -> Audit:
     """Steps (1) to (4) of the module's docstring.
 
@@ -147,11 +90,11 @@ def audit_silo(root: Path) -> Audit:
     """
     files = SiloFiles.open(root)
     if not files.state.has(ROSTER_FILE):
-        report = _verified(files, ())
+        report = verified_ledger(files, ())
         return Audit(f"silo {files.silo}", (_ledger_step(report),), report)
     chain = open_chain(root)  # (2)
     heads = [v.record.ledger_heads[files.silo] for v in chain.verified if files.silo in v.record.ledger_heads]
-    report = _verified(files, tuple((None, Digest(head)) for head in heads))  # (1) (3)
+    report = verified_ledger(files, tuple((None, Digest(head)) for head in heads))  # (1) (3)
     steps = (
         _ledger_step(report),
         _records_step(chain),
@@ -230,11 +173,6 @@ def _coordinator_status(root: Path) -> Status:
         waiting_for=waiting,
         silos=silos,
     )
-
-
-def _verified(files: SiloFiles, anchors: tuple[tuple[int | None, Digest], ...]) -> LedgerReport:
-    path, key = files.state.path(LEDGER_FILE), files.state.signing_key().public_key
-    return verify_ledger(path, key, anchors=anchors)
 
 
 def _receipts(files: CoordinatorFiles) -> dict[SiloId, letters.Receipt]:

@@ -17,9 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 
-from cachefl_secure.crypto.seal import open_at_rest, seal_at_rest
 from cachefl_secure.errors import BudgetExhausted, ConfigError, LedgerError, ProtocolError, RecordRejected
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain, install_initial_cache
@@ -27,15 +25,16 @@ from cachefl_secure.federation.enrolment import pin_roster
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.letters import Hello, Reason, Receipt, Reply, Standing, Sync
 from cachefl_secure.federation.record import Participation, genesis, smallest_cohort
-from cachefl_secure.federation.state_dir import utc_now
-from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
+from cachefl_secure.federation.sealed_update import discard_update, has_update, open_update, seal_update
+from cachefl_secure.federation.state_dir import round_file, utc_now
+from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.privacy.training import train_privately
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import open_manifest
-from cachefl_secure.protocol.encoding import RoundingSeed, encode
+from cachefl_secure.protocol.encoding import encode
 from cachefl_secure.protocol.messages import (
     Manifest,
     Roster,
@@ -47,10 +46,6 @@ from cachefl_secure.protocol.messages import (
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
-from cachefl_secure.updates import PrivateUpdate
-
-_SEAL_PURPOSE = "cachefl-secure/sealed-update/1"
-_UPDATE_LABEL = "cachefl-secure/update-digest/1"
 
 
 class _Decline(Exception):
@@ -175,7 +170,7 @@ class SiloService:
         if record.round > before:
             if self._ledger.spend_of(plan_digest(self._files.plan), record.round) is not None:
                 self._ledger.note_receipt(record.round, chain.position.record_digest, timestamp=utc_now())
-            self._files.state.remove(_round_file(record.round, "update.sealed"))
+            discard_update(self._files.state, record.round)
             self._attempt = None
 
     def _participation(self) -> Participation | None:
@@ -217,7 +212,7 @@ class SiloService:
             self._trouble = error
             raise _Decline("cohort-refused") from None
         self._check_budget(manifest.round)
-        self._files.state.write(_round_file(manifest.round, "attempt"), str(manifest.attempt).encode())
+        self._files.state.write(round_file(manifest.round, "attempt"), str(manifest.attempt).encode())
         session = SiloSession(
             manifest=manifest,
             silo=self.silo,
@@ -245,7 +240,7 @@ class SiloService:
             raise _Decline("cohort-refused")
         if manifest.round < self._latest_round() or manifest.attempt <= self._last_attempt(manifest.round):
             raise _Decline("stale-round")
-        if self._files.state.has(_round_file(manifest.round, "released")):
+        if self._files.state.has(round_file(manifest.round, "released")):
             raise _Decline("update-already-released")  # rule 4
 
     def _latest_round(self) -> int:
@@ -253,7 +248,7 @@ class SiloService:
         return max((int(folder.name) for folder in folders), default=0)
 
     def _last_attempt(self, round_number: int) -> int:
-        name = _round_file(round_number, "attempt")
+        name = round_file(round_number, "attempt")
         return int(self._files.state.read(name)) if self._files.state.has(name) else 0
 
     def _check_budget(self, round_number: int) -> None:
@@ -266,14 +261,14 @@ class SiloService:
     def _on_share_delivery(self, content: bytes) -> bytes:
         attempt = self._running()
         round_number = attempt.manifest.round
-        if not self._files.state.has(_round_file(round_number, "update.sealed")):
+        if not has_update(self._files.state, round_number):
             self._train(attempt)
-        update, rounding, digest = self._unseal(round_number)
+        sealed = open_update(self._files.state, round_number)
         attempt.ledger_head = self._ledger.head
-        encoded = encode(update, attempt.parameters, rounding)
+        encoded = encode(sealed.update, attempt.parameters, sealed.rounding)
         reply = attempt.session.on_share_delivery(content, encoded, attempt.ledger_head)
         number, transcript = attempt.manifest.attempt, manifest_digest(attempt.manifest)
-        self._ledger.note_sent(round_number, number, digest, transcript, timestamp=utc_now())
+        self._ledger.note_sent(round_number, number, sealed.digest, transcript, timestamp=utc_now())
         return reply
 
     def _train(self, attempt: _Attempt) -> None:
@@ -296,27 +291,14 @@ class SiloService:
             raise _Decline("update-already-released")
         records, device = self._files.records(), self._files.config.device
         update = train_privately(self._open().model(), records, mechanism, device=device)
-        content = RoundingSeed.generate().reveal() + update.values.astype("<f8").tobytes()
-        sealed = seal_at_rest(self._files.state.storage_key(), _SEAL_PURPOSE, content)
-        self._files.state.write(_round_file(manifest.round, "update.sealed"), sealed, private=True)
-
-    def _unseal(self, round_number: int) -> tuple[PrivateUpdate, RoundingSeed, Digest]:
-        """The update, its rounding, and the digest that binds the charge to it (the seed serves as salt)."""
-        sealed = self._files.state.read(_round_file(round_number, "update.sealed"))
-        try:
-            content = open_at_rest(self._files.state.storage_key(), _SEAL_PURPOSE, sealed)
-        except ValueError as error:
-            raise ConfigError(_round_file(round_number, "update.sealed"), "", str(error)) from None
-        split = RoundingSeed.length_bytes
-        update = PrivateUpdate(np.frombuffer(content[split:], "<f8"))
-        return update, RoundingSeed(content[:split]), digest_of(_UPDATE_LABEL, content)
+        seal_update(self._files.state, manifest.round, update)
 
     def _on_survivor_set(self, content: bytes) -> bytes:
         attempt = self._running()
         reply = attempt.session.on_survivor_set(content)
         attempt.survivors = _survivors(content)
         self._files.state.write(
-            _round_file(attempt.manifest.round, "released"), b""
+            round_file(attempt.manifest.round, "released"), b""
         )  # rule 4, before it leaves
         return reply
 
@@ -339,7 +321,3 @@ def _survivors(content: bytes) -> tuple[SiloId, ...]:
 
 def _names(roster: Roster) -> set[str]:
     return {member.silo for member in roster.members}
-
-
-def _round_file(round_number: int, name: str) -> str:
-    return f"rounds/{round_number:04d}/{name}"

@@ -33,6 +33,11 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def round_file(round_number: int, name: str) -> str:
+    """Where a party keeps what belongs to one round."""
+    return f"rounds/{round_number:04d}/{name}"
+
+
 @dataclass(frozen=True, slots=True)
 class StateDir:
     """A directory that belongs to one party (mode 0700). Paths given to the methods are relative to it."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cachefl_secure.errors import ConfigError, RoundAborted
+from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import (
     Attendance,
     CoordinatorService,
     RoundOutcome,
 )
-from cachefl_secure.federation.founding import CoordinatorFiles
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.silo_round import SiloService

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cachefl_secure.cache.synthesis import (
-    MANIFEST,
-    Generator,
-    SyntheticImage,
-    generate,
-    load_generator,
-    read_manifest,
-)
+from cachefl_secure.cache.generator import Generator, load_generator
+from cachefl_secure.cache.synthesis import MANIFEST, SyntheticImage, generate, read_manifest
 from cachefl_secure.embedded import CLASSES, GENERATOR_DIR
 from cachefl_secure.errors import ConfigError
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from cachefl_secure.cache.encoder import Encoder, load_encoder, text_classifier
-from cachefl_secure.cache.synthesis import generate, load_generator
+from cachefl_secure.cache.generator import load_generator
+from cachefl_secure.cache.synthesis import generate
 from cachefl_secure.embedded import CLASSES, CLIP_DIR, GENERATOR_DIR, TEMPLATES
 from cachefl_secure.embedded.digits import load_scans
 from cachefl_secure.embedded.glyphs import draw_glyphs, to_clip_image

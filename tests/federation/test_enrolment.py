@@ -9,6 +9,7 @@ import pytest
 from cachefl_secure.crypto.sign import SigningKey, fingerprint
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.calibration import PrivacyChoices
+from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import (
     make_roster,
     open_roster,
@@ -16,7 +17,6 @@ from cachefl_secure.federation.enrolment import (
     read_invite,
     sign_roster,
 )
-from cachefl_secure.federation.founding import CoordinatorFiles
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.protocol.messages import Member

@@ -11,8 +11,8 @@ import pytest
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import RecordRejected
 from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import open_roster
-from cachefl_secure.federation.founding import CoordinatorFiles
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.record import Participation, RoundRecord, open_record, sign_record

@@ -11,10 +11,11 @@ import pytest
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.errors import ConfigError, RoundAborted
 from cachefl_secure.federation import letters, silo_round
+from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.chain import Chain, aggregate_from_bytes
+from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
-from cachefl_secure.federation.founding import CoordinatorFiles
-from cachefl_secure.federation.inspection import open_chain, silo_budget
+from cachefl_secure.federation.inspection import open_chain
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId

@@ -28,7 +28,7 @@ def command(
     Compare each fingerprint with what the silo's operator reads to you. A silo that slips in under
     another's name could take part in the sum.
     """
-    from cachefl_secure.federation.founding import CoordinatorFiles
+    from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 
     files = CoordinatorFiles.open(directory)
     with files.state.lock():

@@ -24,7 +24,7 @@ def command(
 
     Every figure is recomputed from the verified ledger. No torch, no network.
     """
-    from cachefl_secure.federation.inspection import silo_budget
+    from cachefl_secure.federation.budget import silo_budget
 
     budgets = [silo_budget(directory) for directory in directories]
     if json:

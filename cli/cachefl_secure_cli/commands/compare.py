@@ -50,7 +50,7 @@ def command(
     from cachefl_secure.federation.accuracy import encode_folder
     from cachefl_secure.federation.clip_source import ClipSource, open_encoder
     from cachefl_secure.federation.comparison import compare
-    from cachefl_secure.federation.founding import CoordinatorFiles
+    from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 
     wanted = _epsilons(epsilons)
     files = CoordinatorFiles.open(directory)

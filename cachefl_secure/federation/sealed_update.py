@@ -1,0 +1,67 @@
+"""A silo's noised update between training and the record: one per round, sealed on disk.
+
+Sealed, so that every attempt of the round sends the same update: training again for the same charge
+would be a second release. Its rounding seed is sealed with it, so that it has one encoding as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cachefl_secure.crypto.seal import open_at_rest, seal_at_rest
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.state_dir import StateDir, round_file
+from cachefl_secure.names import Digest, digest_of
+from cachefl_secure.protocol.encoding import RoundingSeed
+from cachefl_secure.updates import PrivateUpdate
+
+_PURPOSE = "cachefl-secure/sealed-update/1"
+_DIGEST_LABEL = "cachefl-secure/update-digest/1"
+_NAME = "update.sealed"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SealedUpdate:
+    """What a silo may send in a round, in the clear; it lives in memory only while it is masked."""
+
+    update: PrivateUpdate
+    rounding: RoundingSeed
+    digest: Digest
+    """Binds the ledger's charge to this update. The rounding seed, which is secret, serves as salt."""
+
+
+def has_update(state: StateDir, round_number: int) -> bool:
+    return state.has(round_file(round_number, _NAME))
+
+
+def seal_update(state: StateDir, round_number: int, update: PrivateUpdate) -> None:
+    """Durable when this returns.
+
+    Raises:
+        ConfigError: not written.
+    """
+    content = RoundingSeed.generate().reveal() + update.values.astype("<f8").tobytes()
+    sealed = seal_at_rest(state.storage_key(), _PURPOSE, content)
+    state.write(round_file(round_number, _NAME), sealed, private=True)
+
+
+def open_update(state: StateDir, round_number: int) -> SealedUpdate:
+    """
+    Raises:
+        ConfigError: absent, or damaged.
+    """
+    name = round_file(round_number, _NAME)
+    try:
+        content = open_at_rest(state.storage_key(), _PURPOSE, state.read(name))
+    except ValueError as error:
+        raise ConfigError(str(state.path(name)), "", str(error)) from None
+    seed, values = content[: RoundingSeed.length_bytes], content[RoundingSeed.length_bytes :]
+    update = PrivateUpdate(np.frombuffer(values, "<f8"))
+    return SealedUpdate(update, RoundingSeed(seed), digest_of(_DIGEST_LABEL, content))
+
+
+def discard_update(state: StateDir, round_number: int) -> None:
+    """The round happened: the update has served."""
+    state.remove(round_file(round_number, _NAME))
