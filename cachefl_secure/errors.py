@@ -69,17 +69,6 @@ class RoundAborted(ProtocolError):
         return f"{self.present} silos present, threshold {self.threshold}"
 
 
-class RoundDeclined(ProtocolError):
-    """A silo will not take part in this round, by its own policy. ``reason`` is one of a closed set."""
-
-    def __init__(self, silo: str, reason: str) -> None:
-        super().__init__(silo, reason)
-        self.silo, self.reason = silo, reason
-
-    def __str__(self) -> str:
-        return f"{self.silo} declines: {self.reason}"
-
-
 class PrivacyError(CacheflError):
     """Abstract: a privacy rule forbids it."""
 

@@ -150,11 +150,16 @@ def _sha256(path: Path) -> bytes:
         raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
 
 
-def save_features(path: Path, features: FeatureSet, digest: Digest) -> None:
-    """Write features and the digest of what they were made of, readable by the owner only."""
-    raw = tensors_to_bytes(
+def features_to_bytes(features: FeatureSet, digest: Digest) -> bytes:
+    """A safetensors file of the features and the digest of what they were made of. Private."""
+    return tensors_to_bytes(
         _KIND, {"features": features.features, "labels": features.labels}, {"digest": digest}
     )
+
+
+def save_features(path: Path, features: FeatureSet, digest: Digest) -> None:
+    """Writes the file in place, readable by the owner only."""
+    raw = features_to_bytes(features, digest)
     path.touch(mode=0o600)
     path.chmod(0o600)
     path.write_bytes(raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,12 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def without(self, names: Collection[str]) -> ImageList:
+        """The same list without these paths."""
+        kept = [pair for pair in zip(self.paths, self.labels, strict=True) if pair[0] not in set(names)]
+        paths, labels = tuple(path for path, _ in kept), tuple(label for _, label in kept)
+        return ImageList(self.root, paths, labels, self.classes)
 
     def __repr__(self) -> str:  # names and labels of private images are private
         return f"ImageList(<{len(self)} images>)"

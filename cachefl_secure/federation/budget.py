@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
-from cachefl_secure.names import Digest, SiloId
+from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.names import SiloId
 from cachefl_secure.privacy.accounting import Rounds, epsilon_spent, local_statement, rounds_within
-from cachefl_secure.privacy.ledger import LedgerReport, verify_ledger
 from cachefl_secure.privacy.mechanism import Mechanism, mechanism_of
 
 _PROJECTION_ROUNDS = 10
@@ -39,7 +38,7 @@ def silo_budget(root: Path) -> Budget:
         LedgerError: the ledger does not verify.
     """
     files = SiloFiles.open(root)
-    report = verified_ledger(files, ())
+    report = files.verified_ledger()
     privacy, cap = files.plan.privacy, files.config.epsilon_cap
     mechanism, delta = mechanism_of(privacy), min(report.delta, privacy.delta)
     charged = [(spend.mechanism, 1) for spend in report.spends]
@@ -66,9 +65,3 @@ def _rounds_left(charged: Rounds, mechanism: Mechanism, delta: float, cap: float
         fits = epsilon_spent([*charged, (mechanism, middle)], delta) <= cap
         fitting, beyond = (middle, beyond) if fits else (fitting, middle)
     return fitting
-
-
-def verified_ledger(files: SiloFiles, anchors: tuple[tuple[int | None, Digest], ...]) -> LedgerReport:
-    """The silo's ledger in all the steps of ``privacy.verification``."""
-    path, key = files.state.path(LEDGER_FILE), files.state.signing_key().public_key
-    return verify_ledger(path, key, anchors=anchors)

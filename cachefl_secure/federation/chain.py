@@ -1,8 +1,7 @@
-"""A party's verified rounds on disk: the same code at the coordinator, at a silo and for an auditor.
+"""A party's verified rounds and caches: the same code at the coordinator, at a silo and for an auditor.
 
     models/0000.safetensors     the cache that the plan names
     models/0007.safetensors     the cache after the last round
-    rounds/0007/record.json     the coordinator's signed record; its presence is what commits the round
     rounds/0007/aggregate.bin   the sum that the record names
 
 Every model is a function of the initial cache and the sums, so only the first and the last are kept.
@@ -11,7 +10,6 @@ Every model is a function of the initial cache and the sums, so only the first a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,52 +17,17 @@ from cachefl_secure.cache.model import CacheModel, add_update, cache_digest, cac
 from cachefl_secure.errors import ConfigError, PeerError, RecordRejected
 from cachefl_secure.federation.record import (
     Participation,
-    Position,
     RoundRecord,
     check_record,
-    genesis,
     open_record,
 )
+from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.state_dir import StateDir, round_file
-from cachefl_secure.names import Digest, digest_of
+from cachefl_secure.names import Digest
 from cachefl_secure.plan import FederationPlan
-from cachefl_secure.privacy.accounting import epsilon_spent
-from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.protocol.encoding import DecodedSum, decode_sum
-from cachefl_secure.protocol.messages import Roster
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.vectors import AggregateSum
-
-_AGGREGATE_LABEL = "cachefl-secure/aggregate/1"
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedRound:
-    """One round whose every step held."""
-
-    record: RoundRecord
-    digest: Digest
-
-
-def aggregate_digest(aggregate: bytes) -> Digest:
-    """The name under which a record refers to its sum."""
-    return digest_of(_AGGREGATE_LABEL, aggregate)
-
-
-def aggregate_to_bytes(aggregate: AggregateSum) -> bytes:
-    """Ring words, then counters, little endian: the file that everybody hashes."""
-    return aggregate.words.tobytes() + aggregate.counters.tobytes()
-
-
-def aggregate_from_bytes(content: bytes, parameters: RoundParameters) -> AggregateSum:
-    """
-    Raises:
-        ValueError: not as long as this round's sums are.
-    """
-    if len(content) != parameters.vector_bytes + parameters.counter_bytes:
-        raise ValueError(f"{len(content)} bytes")
-    words, counters = content[: parameters.vector_bytes], content[parameters.vector_bytes :]
-    return AggregateSum(np.frombuffer(words, parameters.word), np.frombuffer(counters, "<u8"))
+from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
 
 
 def apply_aggregate(model: CacheModel, decoded: DecodedSum, survivors: int) -> CacheModel:
@@ -81,7 +44,7 @@ def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParam
     if aggregate_digest(aggregate) != record.aggregate_digest:
         raise RecordRejected(5, "the sum delivered is not the sum named")
     try:
-        decoded = decode_sum(aggregate_from_bytes(aggregate, parameters), parameters)
+        decoded = decode_sum(AggregateSum.from_bytes(aggregate, parameters), parameters)
     except (PeerError, ValueError) as error:
         raise RecordRejected(5, f"not a sum of this round: {error}") from None
     bound = len(record.survivors) * (parameters.clamp + parameters.grid_step)
@@ -92,42 +55,11 @@ def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParam
     return decoded
 
 
-class Chain:
-    """The rounds a party holds, verified on opening and before every extension.
+class Chain(Records):
+    """The records a party holds, with the caches that follow from them.
 
-    Raises (on construction):
-        RecordRejected: a stored record fails a step: damage or tampering.
-        ConfigError: a file is missing or unreadable.
+    Opening verifies steps (1) to (4) of every record; ``models`` verifies (5) and (6) as it recomputes.
     """
-
-    def __init__(self, state: StateDir, plan: FederationPlan, roster: Roster) -> None:
-        self._state, self._plan, self._roster = state, plan, roster
-        self.position: Position = genesis(plan)
-        self.verified: list[VerifiedRound] = []
-        for number in self._committed():
-            record, digest = open_record(state.read(round_file(number, "record.json")), plan)
-            check_record(record, plan, roster, self.position, None)
-            self._accept(record, digest)
-
-    def _committed(self) -> list[int]:
-        folders = self._state.path("rounds").glob("[0-9]*")
-        return sorted(int(f.name) for f in folders if (f / "record.json").is_file())
-
-    def _accept(self, record: RoundRecord, digest: Digest) -> None:
-        self.verified.append(VerifiedRound(record, digest))
-        self.position = Position(record.round, digest, Digest(record.cache_after))
-
-    @property
-    def plan(self) -> FederationPlan:
-        return self._plan
-
-    @property
-    def roster(self) -> Roster:
-        return self._roster
-
-    def epsilon_after(self, rounds: int) -> float:
-        """Local epsilon of a silo that took part in this many rounds of the plan."""
-        return epsilon_spent([(mechanism_of(self._plan.privacy), rounds)], self._plan.privacy.delta)
 
     def initial_model(self) -> CacheModel:
         """The cache that the plan names.

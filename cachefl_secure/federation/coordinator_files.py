@@ -16,7 +16,7 @@ from cachefl_secure.federation.enrolment import (
     read_join_request,
     sign_roster,
 )
-from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import PublicKeyHex
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.protocol.messages import Member
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cachefl_secure.cache.model import CacheModel
     from cachefl_secure.federation.chain import Chain
 
-INVITE_FILE, ROSTER_FILE = "invite.toml", "roster.bin"
+INVITE_FILE = "invite.toml"
 
 
 @dataclass(frozen=True, slots=True)

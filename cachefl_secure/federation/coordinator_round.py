@@ -17,11 +17,11 @@ from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.crypto.sign import SigningKey, verify
 from cachefl_secure.errors import BadSignature, MalformedMessage, PeerError, RoundAborted
 from cachefl_secure.federation import letters
-from cachefl_secure.federation.chain import Chain, aggregate_digest, aggregate_to_bytes, apply_aggregate
+from cachefl_secure.federation.chain import Chain, apply_aggregate
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync, SyncedRound
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
 from cachefl_secure.federation.record import RoundRecord, sign_record, smallest_cohort
-from cachefl_secure.federation.state_dir import StateDir, round_file
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire
@@ -29,7 +29,7 @@ from cachefl_secure.protocol.coordinator import CoordinatorSession
 from cachefl_secure.protocol.encoding import decode_sum
 from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.vectors import AggregateSum
+from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
 
 DEFAULT_DEADLINE_SECONDS = 600.0
 PHASES = ("manifest", "share", "masked-input", "unmask", "record")
@@ -86,7 +86,7 @@ class CoordinatorService:
 
     def _lacking(self, standing: Standing) -> Sync:
         return Sync(
-            roster=b"" if standing.has_roster else self._state.read("roster.bin"),
+            roster=b"" if standing.has_roster else self._state.read(ROSTER_FILE),
             initial_cache=b"" if standing.has_cache else self._chain.initial_cache_bytes(),
             rounds=tuple(SyncedRound(*pair) for pair in self._chain.rounds_after(standing.round)),
         )
@@ -196,7 +196,7 @@ class CoordinatorService:
     ) -> tuple[RoundRecord, bytes, bytes]:
         decoded, survivors = decode_sum(aggregate, parameters), sorted(session.survivors)
         after = apply_aggregate(self._chain.model(), decoded, len(survivors))
-        content = aggregate_to_bytes(aggregate)
+        content = aggregate.to_bytes()
         record = RoundRecord(
             federation_id=self._chain.plan.federation_id,
             plan_digest=manifest.plan_digest,

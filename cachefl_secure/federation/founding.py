@@ -1,4 +1,4 @@
-"""init and admit: what the coordinator does before the first round.
+"""init: what the coordinator does before anybody is asked to join.
 
     generate K images a class -> encode -> initial cache -> calibrate the noise -> plan, signed as an invite
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cachefl_secure.cache.encoder import Encoder
     from cachefl_secure.cache.model import CacheModel
 
-INVITE_FILE, ROSTER_FILE = "invite.toml", "roster.bin"
+INVITE_FILE = "invite.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefl_secure.crypto.sign import fingerprint, verify
-from cachefl_secure.errors import ConfigError
+from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation import letters
-from cachefl_secure.federation.budget import verified_ledger
 from cachefl_secure.federation.chain import Chain
-from cachefl_secure.federation.coordinator_files import ROSTER_FILE, CoordinatorFiles
+from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import open_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
-from cachefl_secure.names import Digest, PublicKeyHex, SiloId
+from cachefl_secure.federation.state_dir import ROSTER_FILE
+from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.privacy.ledger import LedgerReport
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -90,11 +90,11 @@ def audit_silo(root: Path) -> Audit:
     """
     files = SiloFiles.open(root)
     if not files.state.has(ROSTER_FILE):
-        report = verified_ledger(files, ())
+        report = files.verified_ledger()
         return Audit(f"silo {files.silo}", (_ledger_step(report),), report)
     chain = open_chain(root)  # (2)
-    heads = [v.record.ledger_heads[files.silo] for v in chain.verified if files.silo in v.record.ledger_heads]
-    report = verified_ledger(files, tuple((None, Digest(head)) for head in heads))  # (1) (3)
+    report = files.verified_ledger()  # (1) (3)
+    heads = chain.ledger_heads_of(files.silo)
     steps = (
         _ledger_step(report),
         _records_step(chain),
@@ -108,7 +108,7 @@ def audit_coordinator(root: Path) -> Audit:
     """The coordinator's half: records, receipts, caches.
 
     Raises:
-        BadSignature, RecordRejected, ConfigError: the step that does not hold.
+        PeerError, RecordRejected, ConfigError: the step that does not hold.
     """
     files = CoordinatorFiles.open(root)
     chain = files.chain()
@@ -118,7 +118,7 @@ def audit_coordinator(root: Path) -> Audit:
         signed = letters.receipt_bytes(receipt)
         verify(keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
         if receipt.roster_digest != roster_digest(chain.roster):
-            raise ConfigError(str(root / "receipts.json"), silo, "countersigned another roster")
+            raise PeerError(silo, "countersigned another roster")
     countersigned = f"{len(receipts)} of {len(keys)} silos countersigned the roster"
     steps = (_records_step(chain), AuditStep(3, "receipts", countersigned), _caches_step(chain))
     return Audit("coordinator", steps, None)

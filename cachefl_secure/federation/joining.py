@@ -10,7 +10,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,13 +18,14 @@ from msgspec import Meta
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.clip_source import ClipSource, open_encoder
-from cachefl_secure.federation.enrolment import read_invite, write_join_request
+from cachefl_secure.federation.enrolment import open_roster, read_invite, write_join_request
 from cachefl_secure.federation.ports import Progress, silent
-from cachefl_secure.federation.state_dir import StateDir, utc_now
+from cachefl_secure.federation.records import Records
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
 from cachefl_secure.plan import FederationPlan, Hex64, encode_toml, plan_digest, read_toml
 from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
-from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy.ledger import Anchor, Ledger, LedgerReport, verify_ledger
 from cachefl_secure.privacy.mechanism import mechanism_of
 
 if TYPE_CHECKING:
@@ -38,15 +39,15 @@ class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """silo.toml: what is this silo's own business. Never sent."""
 
     silo: str
-    images: str
-    """The folder the features were extracted from."""
+    features_digest: Hex64
+    """What the features were extracted from: encoder, preprocessing and files."""
     clip: str
     """Where this silo has the encoder's weights, as given to ``--clip``."""
     epsilon_cap: Annotated[float, Meta(ge=0.0)]
     """This silo refuses a round that would take its epsilon beyond this. Infinite with ``none``."""
     data_commitment: Hex64
     """Names the records in the ledger; made at join, with the salt in keys/."""
-    device: str = "cpu"
+    training_device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +85,37 @@ class SiloFiles:
         from cachefl_secure.cache.features import load_features
 
         path = self.state.path(FEATURES_FILE)
-        records, _ = load_features(path)
+        records, digest = load_features(path)
+        if digest != self.config.features_digest:
+            raise ConfigError(str(path), "digest", "not the features that join extracted")
         if len(records) and records.features.shape[1] != self.plan.encoder.feature_dim:
             raise ConfigError(str(path), "features", "another feature dimension than the plan's")
         return records
 
+    def rounds(self) -> Records | None:
+        """The records this silo holds, verified; None before it was admitted."""
+        if not self.state.has(ROSTER_FILE):
+            return None
+        return Records(self.state, self.plan, open_roster(self.state.read(ROSTER_FILE), self.plan))
+
+    def witnessed_heads(self) -> tuple[Anchor, ...]:
+        """Heads of this silo's ledger that the coordinator signed into records: none may be missing."""
+        rounds = self.rounds()
+        return () if rounds is None else tuple((None, head) for head in rounds.ledger_heads_of(self.silo))
+
     def ledger(self) -> Ledger:
-        return Ledger.open(self.state.path(LEDGER_FILE), self.state.signing_key())
+        """The ledger, open for appending.
+
+        Raises:
+            LedgerError: it does not verify, or lacks a head that a record names: it was rolled back.
+        """
+        path = self.state.path(LEDGER_FILE)
+        return Ledger.open(path, self.state.signing_key(), anchors=self.witnessed_heads())
+
+    def verified_ledger(self) -> LedgerReport:
+        """The ledger, verified in all the steps of ``privacy.verification``, witnessed heads included."""
+        key = self.state.signing_key().public_key
+        return verify_ledger(self.state.path(LEDGER_FILE), key, anchors=self.witnessed_heads())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +125,7 @@ class Joined:
     silo: SiloId
     records: int
     classes_present: int
+    skipped: tuple[str, ...]
     fingerprint: str
     coordinator_fingerprint: str
     request: Path
@@ -115,6 +141,7 @@ class JoinChoices:
     expect: str | None = None
     epsilon_cap: float | None = None
     not_private: bool = False
+    skip_unreadable: bool = False
     device: str = "cpu"
 
 
@@ -124,7 +151,12 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     Raises:
         ConfigError: a bad invite, name, image folder, encoder or directory.
     """
-    from cachefl_secure.cache.features import extract_features, features_digest, image_folder
+    from cachefl_secure.cache.features import (
+        extract_features,
+        extract_readable_features,
+        features_digest,
+        image_folder,
+    )
 
     silo = parse_silo_id(choices.name)
     StateDir.refuse_occupied(root)
@@ -132,10 +164,19 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     _check_cap(plan, choices)
     images = image_folder(choices.images, plan.classes)
     encoder = open_encoder(plan.encoder, choices.clip, device=choices.device)
-    what = f"{silo}: encode"
-    records = extract_features(images, encoder, progress=lambda done, all_: progress(done, all_, what))
+
+    def show(done: int, total: int) -> None:
+        progress(done, total, f"{silo}: encode")
+
+    skipped: tuple[str, ...] = ()
+    if choices.skip_unreadable:
+        records, skipped = extract_readable_features(images, encoder, progress=show)
+        images = images.without(skipped)
+    else:
+        records = extract_features(images, encoder, progress=show)
     file_digests = [hashlib.sha256((images.root / path).read_bytes()).hexdigest() for path in images.paths]
-    features = Features(records, features_digest(images, encoder), tuple(map(Digest, file_digests)))
+    digest = features_digest(images, encoder)
+    features = Features(records, digest, tuple(map(Digest, file_digests)), skipped)
     return establish_silo(root, invite.read_bytes(), silo, features, choices)
 
 
@@ -147,20 +188,23 @@ class Features:
     digest: Digest
     file_digests: tuple[Digest, ...]
     """SHA-256 of each image file."""
+    skipped: tuple[str, ...] = ()
+    """Files that could not be read and were left out on request."""
 
 
 def establish_silo(
     root: Path, invite: bytes, silo: SiloId, features: Features, choices: JoinChoices
 ) -> Joined:
     """Writes the directory of a silo whose features are extracted and whose invite was checked."""
-    from cachefl_secure.cache.features import save_features
+    from cachefl_secure.cache.features import features_to_bytes
 
     StateDir.discard_unfinished(root)  # of an interrupted join: nothing had been handed over
     state = StateDir.create(root)
     state.write(INVITE_FILE, invite)
     plan, key = read_invite(root / INVITE_FILE), state.signing_key()
-    save_features(state.path(FEATURES_FILE), features.records, features.digest)
-    config = _config(silo, plan, choices, _commit_to_data(state, features.file_digests))
+    state.write(FEATURES_FILE, features_to_bytes(features.records, features.digest), private=True)
+    commitment = _commit_to_data(state, features.file_digests)
+    config = _config(silo, plan, choices, commitment, features.digest)
     _create_ledger(state, plan, silo, config.epsilon_cap)
     state.write(REQUEST_FILE, write_join_request(silo, plan, key))
     state.write(CONFIG_FILE, encode_toml(config))
@@ -168,6 +212,7 @@ def establish_silo(
     return Joined(
         silo=silo,
         records=len(features.records),
+        skipped=features.skipped,
         classes_present=len(set(features.records.labels.tolist())),
         fingerprint=fingerprint(key.public_key),
         coordinator_fingerprint=fingerprint(PublicKeyHex(plan.coordinator_public_key)),
@@ -183,16 +228,19 @@ def _check_cap(plan: FederationPlan, choices: JoinChoices) -> None:
         raise ConfigError("--epsilon-cap", "", "must be positive")
 
 
-def _config(silo: SiloId, plan: FederationPlan, choices: JoinChoices, commitment: Digest) -> SiloConfig:
-    planned = plan.privacy.epsilon if plan.privacy.mechanism == "local" else math.inf
+def _config(
+    silo: SiloId, plan: FederationPlan, choices: JoinChoices, commitment: Digest, features: Digest
+) -> SiloConfig:
+    planned = math.inf if plan.privacy.mechanism == "none" else plan.privacy.epsilon
     cap = planned if choices.epsilon_cap is None else choices.epsilon_cap
     return SiloConfig(
         data_commitment=commitment,
         silo=silo,
-        images=str(choices.images.resolve()),
+        features_digest=features,
         clip=choices.clip.text,
         epsilon_cap=float(cap),
-        device=choices.device,
+        # Training needs float64, which Apple's GPU lacks; the cache is small, so the processor does.
+        training_device="cuda" if choices.device == "cuda" else "cpu",
     )
 
 

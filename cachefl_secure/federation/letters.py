@@ -42,6 +42,7 @@ Reason = Literal[
     "record-rejected",
     "not-enrolled",
     "storage-failed",
+    "internal-error",
 ]
 
 

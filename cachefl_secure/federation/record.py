@@ -132,7 +132,7 @@ def smallest_cohort(plan: FederationPlan, roster: Roster) -> int:
 def check_record(
     record: RoundRecord, plan: FederationPlan, roster: Roster, position: Position, seen: Participation | None
 ) -> RoundParameters:
-    """Steps (2), (3), (4) and (7). Steps (5) and (6) need the sum and the cache: see ``models.advance``.
+    """Steps (2), (3), (4) and (7). Steps (5) and (6) need the sum and the cache: see ``chain``.
 
     Raises:
         RecordRejected: names the step.

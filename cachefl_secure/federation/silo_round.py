@@ -4,7 +4,8 @@ Rules, in the order in which they bite:
 
  1. Nothing that matters is believed from the coordinator: plan, roster and cache are pinned by digest,
     the threshold and the encoding are derived here, rounds and attempts only grow.
- 2. The ledger is charged, durably, before a record is touched. There is no refund.
+ 2. A message is verified before anything is charged for it, and the ledger is charged, durably, before
+    training. There is no refund.
  3. The noised update is sealed on disk before it is masked. A later attempt of the same round sends the
     same update under fresh masks and costs nothing.
  4. Once this silo has answered an unmask request, that update never enters another survivor set: two
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cachefl_secure.errors import BudgetExhausted, ConfigError, LedgerError, ProtocolError, RecordRejected
+from cachefl_secure.errors import ConfigError, LedgerError, PrivacyError, ProtocolError, RecordRejected
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.enrolment import pin_roster
@@ -26,20 +27,18 @@ from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.letters import Hello, Reason, Receipt, Reply, Standing, Sync
 from cachefl_secure.federation.record import Participation, genesis, smallest_cohort
 from cachefl_secure.federation.sealed_update import discard_update, has_update, open_update, seal_update
-from cachefl_secure.federation.state_dir import round_file, utc_now
+from cachefl_secure.federation.state_dir import ROSTER_FILE, round_file, utc_now
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.mechanism import mechanism_of
-from cachefl_secure.privacy.training import train_privately
+from cachefl_secure.privacy.training import check_device, train_privately
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import open_manifest
 from cachefl_secure.protocol.encoding import encode
 from cachefl_secure.protocol.messages import (
     Manifest,
     Roster,
-    Signed,
-    SurvivorSet,
     manifest_digest,
     roster_digest,
 )
@@ -47,9 +46,19 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
 
+# The most specific class first: the first match decides.
+_REASONS: tuple[tuple[type[Exception], Reason], ...] = (
+    (PrivacyError, "budget-exhausted"),
+    (RecordRejected, "record-rejected"),
+    (ProtocolError, "protocol-error"),
+    (ConfigError, "storage-failed"),
+    (LedgerError, "storage-failed"),
+    (OSError, "storage-failed"),
+)
+
 
 class _Decline(Exception):
-    """This silo will not answer; ``reason`` is what the coordinator is told."""
+    """This silo will not answer, by a rule of its own; ``reason`` is what the coordinator is told."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
@@ -64,7 +73,7 @@ class _Attempt:
     parameters: RoundParameters
     session: SiloSession
     ledger_head: Digest | None = None
-    survivors: tuple[SiloId, ...] = ()
+    """As sent with the masked input."""
 
 
 class SiloService:
@@ -79,8 +88,8 @@ class SiloService:
         self._chain: Chain | None = None
         self._attempt: _Attempt | None = None
         self._trouble: Exception | None = None
-        if files.state.has("roster.bin"):
-            self._open_chain(files.state.read("roster.bin"))
+        if files.state.has(ROSTER_FILE):
+            self._open_chain(files.state.read(ROSTER_FILE))
 
     @property
     def silo(self) -> SiloId:
@@ -91,24 +100,13 @@ class SiloService:
         return trouble
 
     def handle(self, phase: str, content: bytes) -> bytes:
-        """The reply to one request; never raises for anything a coordinator can cause."""
+        """The reply to one request. Never raises: whatever went wrong, the coordinator gets a reason."""
         try:
-            reply = Reply(self._answer(phase, content))
-        except _Decline as decline:
-            reply = self._declined(decline, decline.reason)
-        except BudgetExhausted as error:
-            reply = self._declined(error, "budget-exhausted")
-        except RecordRejected as error:
-            reply = self._declined(error, "record-rejected")
-        except ProtocolError as error:
-            reply = self._declined(error, "protocol-error")
-        except (ConfigError, LedgerError, OSError) as error:
-            reply = self._declined(error, "storage-failed")
-        return wire.encode(reply)
-
-    def _declined(self, error: Exception, reason: Reason) -> Reply:
-        self._trouble = error
-        return Reply(b"", reason)
+            return wire.encode(Reply(self._answer(phase, content)))
+        except Exception as error:  # a silo that waits for the next request must survive this one
+            if not isinstance(error, _Decline):
+                self._trouble = error
+            return wire.encode(Reply(b"", _reason(error)))
 
     def _answer(self, phase: str, content: bytes) -> bytes:
         match phase:
@@ -155,7 +153,7 @@ class SiloService:
     def _pin(self, raw: bytes) -> None:
         roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
         if self._chain is None:
-            self._files.state.write("roster.bin", raw)  # pinned: from now on no other roster is accepted
+            self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
             self._open_chain(raw)
         elif roster_digest(roster) != roster_digest(self._chain.roster):
             raise _Decline("roster-differs")
@@ -175,14 +173,14 @@ class SiloService:
 
     def _participation(self) -> Participation | None:
         attempt = self._attempt
-        if attempt is None or attempt.ledger_head is None or not attempt.survivors:
+        if attempt is None or attempt.ledger_head is None or attempt.session.survivors is None:
             return None
         return Participation(
             silo=self.silo,
             round=attempt.manifest.round,
             attempt=attempt.manifest.attempt,
             manifest_digest=manifest_digest(attempt.manifest),
-            survivors=attempt.survivors,
+            survivors=attempt.session.survivors,
             ledger_head=attempt.ledger_head,
         )
 
@@ -212,6 +210,7 @@ class SiloService:
             self._trouble = error
             raise _Decline("cohort-refused") from None
         self._check_budget(manifest.round)
+        self._note_abort(manifest)
         self._files.state.write(round_file(manifest.round, "attempt"), str(manifest.attempt).encode())
         session = SiloSession(
             manifest=manifest,
@@ -224,6 +223,14 @@ class SiloService:
         )
         self._attempt = _Attempt(manifest, parameters, session)
         return session.advertise()
+
+    def _note_abort(self, manifest: Manifest) -> None:
+        """An attempt whose masked input was sent, but that left no record, is over once another begins."""
+        earlier = self._attempt
+        if earlier is not None and earlier.ledger_head is not None:
+            reason = f"followed by round {manifest.round} attempt {manifest.attempt}"
+            number, attempt = earlier.manifest.round, earlier.manifest.attempt
+            self._ledger.note_abort(number, attempt, reason, timestamp=utc_now())
 
     def _check_manifest(self, manifest: Manifest, chain: Chain) -> None:
         if manifest.plan_digest != plan_digest(self._files.plan):
@@ -260,46 +267,50 @@ class SiloService:
 
     def _on_share_delivery(self, content: bytes) -> bytes:
         attempt = self._running()
-        round_number = attempt.manifest.round
-        if not has_update(self._files.state, round_number):
-            self._train(attempt)
-        sealed = open_update(self._files.state, round_number)
+        if (saved := attempt.session.check_share_delivery(content)) is not None:
+            return saved
+        if not has_update(self._files.state, attempt.manifest.round):
+            self._train(attempt.manifest)
+        sealed = open_update(self._files.state, attempt.manifest.round)
         attempt.ledger_head = self._ledger.head
         encoded = encode(sealed.update, attempt.parameters, sealed.rounding)
         reply = attempt.session.on_share_delivery(content, encoded, attempt.ledger_head)
-        number, transcript = attempt.manifest.attempt, manifest_digest(attempt.manifest)
-        self._ledger.note_sent(round_number, number, sealed.digest, transcript, timestamp=utc_now())
+        self._ledger.note_sent(
+            attempt.manifest.round,
+            attempt.manifest.attempt,
+            sealed.digest,
+            manifest_digest(attempt.manifest),
+            timestamp=utc_now(),
+        )
         return reply
 
-    def _train(self, attempt: _Attempt) -> None:
-        """Rule 2, then rule 3."""
-        manifest, plan = attempt.manifest, self._files.plan
-        mechanism = mechanism_of(plan.privacy)
+    def _train(self, manifest: Manifest) -> None:
+        """Rule 2, then rule 3. What can fail without training is tried before the charge."""
+        plan, config = self._files.plan, self._files.config
+        mechanism, model, records = mechanism_of(plan.privacy), self._open().model(), self._files.records()
+        check_device(config.training_device)
         spend = self._ledger.reserve(
             mechanism,
             round=manifest.round,
             attempt=manifest.attempt,
             plan_digest=manifest.plan_digest,
             cache_digest=manifest.cache_digest,
-            data_commitment=Digest(self._files.config.data_commitment),
+            data_commitment=Digest(config.data_commitment),
             delta=plan.privacy.delta,
-            cap=self._files.config.epsilon_cap,
+            cap=config.epsilon_cap,
             timestamp=utc_now(),
         )
         if spend.update_digest is not None:
             # An update of this charge may have left and its file is gone: another would be a second release.
             raise _Decline("update-already-released")
-        records, device = self._files.records(), self._files.config.device
-        update = train_privately(self._open().model(), records, mechanism, device=device)
+        update = train_privately(model, records, mechanism, device=config.training_device)
         seal_update(self._files.state, manifest.round, update)
 
     def _on_survivor_set(self, content: bytes) -> bytes:
         attempt = self._running()
         reply = attempt.session.on_survivor_set(content)
-        attempt.survivors = _survivors(content)
-        self._files.state.write(
-            round_file(attempt.manifest.round, "released"), b""
-        )  # rule 4, before it leaves
+        released = round_file(attempt.manifest.round, "released")
+        self._files.state.write(released, b"")  # rule 4, before the reply leaves
         return reply
 
     def _running(self) -> _Attempt:
@@ -313,10 +324,14 @@ class SiloService:
         return self._chain
 
 
-def _survivors(content: bytes) -> tuple[SiloId, ...]:
-    """Of a survivor set that the session has verified and answered."""
-    signed = wire.decode(content, Signed, limit_bytes=len(content), peer=COORDINATOR)
-    return wire.decode(signed.body, SurvivorSet, limit_bytes=len(signed.body), peer=COORDINATOR).survivors
+def _reason(error: Exception) -> Reason:
+    """What the coordinator is told. Details stay with this silo's operator."""
+    if isinstance(error, _Decline):
+        return error.reason
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return reason
+    return "internal-error"
 
 
 def _names(roster: Roster) -> set[str]:

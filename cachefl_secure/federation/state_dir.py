@@ -23,6 +23,9 @@ from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError
 
+ROSTER_FILE = "roster.bin"
+"""The signed roster: at the coordinator the one it signed, at a silo the one it pinned."""
+
 _SIGNING_KEY = "keys/signing.key"
 _STORAGE_KEY = "keys/storage.key"
 _UNFINISHED = ".unfinished"

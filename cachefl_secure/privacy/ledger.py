@@ -20,8 +20,8 @@ from filelock import FileLock
 
 import cachefl_secure
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.errors import BudgetExhausted, LocalProtocolError, RoundDeclined, UnaccountedMechanism
-from cachefl_secure.names import Digest, FederationId, SiloId
+from cachefl_secure.errors import BudgetExhausted, LocalProtocolError, PeerError, UnaccountedMechanism
+from cachefl_secure.names import COORDINATOR, Digest, FederationId, SiloId
 from cachefl_secure.privacy import append_only, entries
 from cachefl_secure.privacy.accounting import accountant_name, epsilon_spent, may_follow
 from cachefl_secure.privacy.entries import AnyBody, EntryRejected, exact
@@ -176,13 +176,13 @@ class Ledger:
 
         Raises:
             BudgetExhausted, UnaccountedMechanism: as ``check``; nothing was written.
-            RoundDeclined: the round was charged for another cache, other records or another mechanism.
+            PeerError: the round was charged for another cache, other records or another mechanism.
             ConfigError: not durable (disk full, say). Do not train; open the ledger again.
         """
         asked = (mechanism, cache_digest, data_commitment)
         if (held := self.spend_of(plan_digest, round)) is not None:
             if asked != (held.mechanism, held.cache_digest, held.data_commitment):
-                raise RoundDeclined(self._history.silo, f"round {round} was charged for something else")
+                raise PeerError(COORDINATOR, f"round {round} was charged for something else")
             return held
         before, after = self.check(mechanism, delta=delta, cap=cap)
         self._append(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, affinity_gradient, with_keys
-from cachefl_secure.errors import LocalProtocolError
+from cachefl_secure.errors import ConfigError, LocalProtocolError
 from cachefl_secure.privacy.mechanism import Mechanism
 from cachefl_secure.privacy.noise import RandomStream, RandomStreams
 from cachefl_secure.updates import PrivateUpdate
@@ -75,6 +75,18 @@ def train_privately(
     if counted != [(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)]:
         raise LocalProtocolError(f"Opacus counted {counted}, which is not the mechanism that was charged")
     return PrivateUpdate(trained.change.detach().cpu().numpy())
+
+
+def check_device(device: str) -> None:
+    """Before the charge, because a device that is missing would be found out after it.
+
+    Raises:
+        ConfigError: no such device here, or it lacks float64 (Apple's GPU).
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigError("silo.toml", "training_device", f"{device}: {str(error).splitlines()[0]}") from None
 
 
 def _check_records(cache: CacheModel, records: FeatureSet) -> None:

@@ -35,6 +35,8 @@ not claimed yet; a certificate that the silos sign over these lists will settle 
 
 Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath:
 
+``answering``     the states of a silo
+``collecting``    the states of the coordinator
 ``parameters``    thresholds and encoding, derived by every party from the plan
 ``vectors``       EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum, a type per visibility
 ``encoding``      floats to ring words by stochastic rounding, and a sum back to floats

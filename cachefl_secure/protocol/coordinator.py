@@ -35,7 +35,7 @@ from cachefl_secure.protocol.messages import (
     UnmaskShares,
 )
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.vectors import AggregateSum
+from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
 
 A = TypeVar("A")
 B = TypeVar("B", bound=Body)
@@ -114,10 +114,7 @@ class CoordinatorSession:
             case CollectingUnmaskShares() as state:
                 arrived = self._accept(answers, UnmaskShares, state.survivors, state.check)
                 total = self._advance(state.on_unmask_shares, arrived)
-                self._note(
-                    "aggregate",
-                    digest_of("cachefl-secure/aggregate/1", total.words.tobytes(), total.counters.tobytes()),
-                )
+                self._note("aggregate", aggregate_digest(total.to_bytes()))
                 return total
             case state:
                 raise LocalProtocolError(f"unmask shares in {type(state).__name__}")

@@ -11,201 +11,41 @@ The rules that the silo enforces itself, whatever the coordinator says:
     its mask key if it dropped out;
  6. every message is answered once; the same bytes again get the saved reply, other bytes are refused.
 
-A state is frozen and has one method per legal message. Frozen does not mean used once: only
-``SiloSession`` may hold a state, and it replaces state and reply together.
+The states that enforce them are in ``answering``; the session holds the live one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.errors import LocalProtocolError, PeerError, SurvivorSetRejected, UnexpectedMessage
+from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessage
 from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId
 from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.answering import (
+    AwaitingKeyList,
+    AwaitingShareDelivery,
+    AwaitingSurvivorSet,
+    Finished,
+    Invited,
+    Party,
+    State,
+)
 from cachefl_secure.protocol.attempt import Attempt
-from cachefl_secure.protocol.masking import KeySchedule, Masks, mask
 from cachefl_secure.protocol.messages import (
-    Advertisement,
     Body,
     KeyList,
     Manifest,
-    MaskedInput,
     Phase,
-    RevealedShare,
     Roster,
-    SealedShare,
-    SealedShares,
     ShareDelivery,
     SurvivorSet,
-    UnmaskShares,
 )
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.sharing import HeldShares, deal, open_from, seal_for
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
 from cachefl_secure.protocol.vectors import EncodedUpdate
 
 _B = TypeVar("_B", bound=Body)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Party:
-    """What does not change during the attempt: who this silo is, and its secrets."""
-
-    attempt: Attempt
-    silo: SiloId
-    secrets: SiloSecrets
-
-    def check_members(self, silos: Collection[SiloId], among: Collection[SiloId], what: str) -> None:
-        """Rule 3."""
-        if not set(silos) <= set(among):
-            raise PeerError(COORDINATOR, f"{what} names a silo outside {len(among)} known ones")
-        if self.silo not in silos:
-            raise PeerError(COORDINATOR, f"{what} omits this silo")
-        if len(silos) < self.attempt.parameters.minimum_survivors:
-            raise PeerError(COORDINATOR, f"{what} holds {len(silos)} silos, too few")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Invited:
-    """The manifest is accepted; nothing was said."""
-
-    party: Party
-
-    def advertise(self) -> tuple[AwaitingKeyList, Advertisement]:
-        secrets = self.party.secrets
-        advertisement = Advertisement(secrets.mask_key.public_key, secrets.channel_key.public_key)
-        return AwaitingKeyList(self.party, advertisement), advertisement
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AwaitingKeyList:
-    party: Party
-    own: Advertisement
-
-    def on_key_list(self, key_list: KeyList) -> tuple[AwaitingShareDelivery, SealedShares]:
-        peers = self._verified(key_list)
-        self.party.check_members(peers, self.party.attempt.manifest.cohort, "key list")
-        if peers[self.party.silo] != self.own:  # rule 2
-            raise PeerError(COORDINATOR, "key list changes this silo's advertisement")
-        schedule = KeySchedule.of(self.party.attempt.digest, key_list)
-        own, secrets = self.party.silo, self.party.secrets
-        dealt = deal(secrets, dealer=own, holders=list(peers), attempt=self.party.attempt, schedule=schedule)
-        sealed = tuple(
-            SealedShare(silo, self._seal(silo, peers[silo], dealt[silo], schedule))
-            for silo in peers
-            if silo != own
-        )
-        commitment = schedule.self_mask_commitment(own, secrets.self_mask_seed)
-        return AwaitingShareDelivery(self.party, schedule, peers, dealt[own]), SealedShares(
-            commitment, sealed
-        )
-
-    def _verified(self, key_list: KeyList) -> dict[SiloId, Advertisement]:
-        """Rule 2: every advertisement under its silo's roster key, for this very attempt."""
-        attempt, peers = self.party.attempt, {}
-        for signed in key_list.advertisements:
-            if signed.sender not in attempt.manifest.cohort:
-                raise PeerError(COORDINATOR, "key list names a silo outside the cohort")
-            peers[signed.sender] = attempt.verify(signed, Advertisement, sender=signed.sender)
-        return peers
-
-    def _seal(
-        self, holder: SiloId, theirs: Advertisement, shares: HeldShares, schedule: KeySchedule
-    ) -> bytes:
-        return seal_for(
-            holder,
-            theirs.channel_public_key,
-            shares,
-            dealer=self.party.silo,
-            dealer_key=self.party.secrets.channel_key,
-            schedule=schedule,
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AwaitingShareDelivery:
-    party: Party
-    schedule: KeySchedule
-    peers: Mapping[SiloId, Advertisement]
-    """U1."""
-    own: HeldShares
-
-    def on_share_delivery(
-        self, delivery: ShareDelivery, update: EncodedUpdate, ledger_head: Digest
-    ) -> tuple[AwaitingSurvivorSet, MaskedInput]:
-        parameters = self.party.attempt.parameters
-        if update.words.dtype != parameters.word or update.words.size != parameters.dimension:
-            raise LocalProtocolError("update was encoded for other parameters")
-        sharers = delivery.sharers
-        self.party.check_members(sharers, self.peers, "share set")
-        if [sealed.silo for sealed in delivery.sealed] != [
-            silo for silo in sharers if silo != self.party.silo
-        ]:
-            raise PeerError(COORDINATOR, "shares do not match the share set")
-        held = {sealed.silo: self._open(sealed) for sealed in delivery.sealed} | {self.party.silo: self.own}
-        masked = mask(update, self._masks(sharers))
-        reply = MaskedInput(masked.words.tobytes(), masked.counters.tobytes(), ledger_head)
-        return AwaitingSurvivorSet(self.party, held), reply
-
-    def _open(self, sealed: SealedShare) -> HeldShares:
-        return open_from(
-            sealed.silo,
-            self.peers[sealed.silo].channel_public_key,
-            sealed.ciphertext,
-            holder=self.party.silo,
-            holder_key=self.party.secrets.channel_key,
-            schedule=self.schedule,
-        )
-
-    def _masks(self, sharers: Collection[SiloId]) -> Masks:
-        own, secrets = self.party.silo, self.party.secrets
-        masks = Masks(added=[self.schedule.self_mask(own, secrets.self_mask_seed)])
-        for silo in sharers:
-            if silo != own:
-                public_key = self.peers[silo].mask_public_key
-                masks.pairwise(
-                    own, silo, self.schedule.pairwise_mask(own, secrets.mask_key, silo, public_key)
-                )
-        return masks
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AwaitingSurvivorSet:
-    party: Party
-    held: Mapping[SiloId, HeldShares]
-    """One entry per silo of U2."""
-
-    def on_survivor_set(self, answer: SurvivorSet) -> tuple[Finished, UnmaskShares]:
-        try:
-            self.party.check_members(answer.survivors, self.held, "survivor set")
-        except PeerError as error:
-            raise SurvivorSetRejected(error.peer, error.reason) from None
-        survivors = set(answer.survivors)
-        # Rule 5. Both kinds of one silo would open its masked input.
-        reply = UnmaskShares(
-            self_mask=tuple(
-                RevealedShare(silo, self.held[silo].self_mask.reveal())
-                for silo in sorted(self.held)
-                if silo in survivors
-            ),
-            mask_key=tuple(
-                RevealedShare(silo, self.held[silo].mask_key.reveal())
-                for silo in sorted(self.held)
-                if silo not in survivors
-            ),
-        )
-        return Finished(), reply
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Shares were revealed. This attempt's secrets are spent."""
-
-
-State = Invited | AwaitingKeyList | AwaitingShareDelivery | AwaitingSurvivorSet | Finished
 
 
 class SiloSession:
@@ -259,6 +99,20 @@ class SiloSession:
             case state:
                 raise _unexpected(Phase.KEY_LIST, state)
 
+    def check_share_delivery(self, data: bytes) -> bytes | None:
+        """Whether this delivery is acceptable now: returns None, or the saved reply if it was answered before.
+
+        Changes nothing. For a silo to ask before it charges its ledger and trains.
+        """
+        if (saved := self._saved_reply(Phase.SHARE_DELIVERY, data)) is not None:
+            return saved
+        match self._state:
+            case AwaitingShareDelivery() as state:
+                state.opened(self._open(data, ShareDelivery))
+                return None
+            case state:
+                raise _unexpected(Phase.SHARE_DELIVERY, state)
+
     def on_share_delivery(self, data: bytes, update: EncodedUpdate, ledger_head: Digest) -> bytes:
         """On a repeat the saved reply goes out and ``update`` is not looked at."""
         if (saved := self._saved_reply(Phase.SHARE_DELIVERY, data)) is not None:
@@ -280,6 +134,11 @@ class SiloSession:
                 return self._advance(Phase.SURVIVOR_SET, data, *state.on_survivor_set(answer))
             case state:
                 raise _unexpected(Phase.SURVIVOR_SET, state)
+
+    @property
+    def survivors(self) -> tuple[SiloId, ...] | None:
+        """The survivor set that was answered, if one was."""
+        return self._state.survivors if isinstance(self._state, Finished) else None
 
     def _open(self, data: bytes, kind: type[_B]) -> _B:
         return self._attempt.open(data, kind, sender=COORDINATOR)

@@ -7,10 +7,13 @@ same layout; constructors take ownership of the arrays and make them read-only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cachefl_secure.names import Digest, digest_of
+from cachefl_secure.protocol.parameters import RoundParameters
 
 Words = NDArray[np.unsignedinteger[Any]]
 Counters = NDArray[np.uint64]
@@ -53,3 +56,23 @@ class AggregateSum(_RingVector):
     """Sum of the survivors' encoded updates. Everybody may read it."""
 
     __slots__ = ()
+
+    def to_bytes(self) -> bytes:
+        """Ring words, then counters, little endian: what is stored, delivered and hashed."""
+        return self.words.tobytes() + self.counters.tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, parameters: RoundParameters) -> Self:
+        """
+        Raises:
+            ValueError: not as long as this round's sums are.
+        """
+        if len(content) != parameters.vector_bytes + parameters.counter_bytes:
+            raise ValueError(f"{len(content)} bytes")
+        words, counters = content[: parameters.vector_bytes], content[parameters.vector_bytes :]
+        return cls(np.frombuffer(words, parameters.word), np.frombuffer(counters, "<u8"))
+
+
+def aggregate_digest(content: bytes) -> Digest:
+    """The name of a sum, over its ``to_bytes``, in transcripts and records alike."""
+    return digest_of("cachefl-secure/aggregate/1", content)

@@ -74,7 +74,7 @@ class InProcessNetwork:
     ) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=10.0)
+            thread.join()  # until it has answered: what it works on must not be unlocked under it
 
     @property
     def failures(self) -> dict[SiloId, Exception]:

@@ -32,10 +32,12 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
     (errors.ConfigError, Ending(7)),
     (errors.LocalProtocolError, Ending(70, "this is a bug; please report it with the command you ran")),
     (errors.PeerError, Ending(3, "nothing was applied; ask that party what it runs, then try again")),
-    (errors.RoundDeclined, Ending(4, "run `cachefl-secure status` there")),
     (
         errors.RoundAborted,
-        Ending(4, "nothing was revealed; wait for a silo to return, then run `cachefl-secure round` again"),
+        Ending(
+            4,
+            "nothing was revealed; see above who was missing, and run `cachefl-secure round` again when they are back",
+        ),
     ),
     (errors.BudgetExhausted, Ending(5, "this silo takes no further part; see `cachefl-secure budget`")),
     (errors.UnaccountedMechanism, Ending(5, "update cachefl-secure, or ask for another plan")),

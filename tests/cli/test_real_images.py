@@ -21,7 +21,7 @@ NUMBER_OF_CLASSES, PUBLIC, TRAINED_ON, TESTED_ON = 20, 2, 12, 6
 SILOS = ("north", "south", "west")
 
 
-def run(*arguments: str | Path) -> Any:
+def run(*arguments: str | Path | int) -> Any:
     result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output + result.stderr
     return json.loads(result.stdout)["result"]

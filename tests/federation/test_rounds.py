@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cachefl_secure.cache.model import cache_digest
-from cachefl_secure.errors import ConfigError, RoundAborted
+from cachefl_secure.errors import ConfigError, LedgerRolledBack, RecordRejected, RoundAborted
 from cachefl_secure.federation import letters, silo_round
 from cachefl_secure.federation.budget import silo_budget
-from cachefl_secure.federation.chain import Chain, aggregate_from_bytes
+from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import open_chain
@@ -21,7 +21,7 @@ from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.encoding import RoundingSeed, encode
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.vectors import EncodedUpdate
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure.updates import PrivateUpdate
 from tests.small_federation import SmallFederation, found
@@ -76,7 +76,7 @@ def test_the_aggregate_equals_the_integer_sum_bit_for_bit(
     (outcome,) = run(federation)
     parameters = RoundParameters.derive(federation.plan, 5)
     content = (federation.coordinator / "rounds/0001/aggregate.bin").read_bytes()
-    aggregate = aggregate_from_bytes(content, parameters)
+    aggregate = AggregateSum.from_bytes(content, parameters)
     assert len(sent) == 5
     expected = np.sum([update.words for update in sent], axis=0, dtype=np.uint64)
     assert np.array_equal(aggregate.words, expected.astype(parameters.word))
@@ -110,7 +110,7 @@ def test_a_silo_that_drops_after_key_exchange_is_left_out_of_an_exact_sum(
     parameters = RoundParameters.derive(federation.plan, 5)
     content = (federation.coordinator / "rounds/0001/aggregate.bin").read_bytes()
     expected = np.sum([update.words for update in sent], axis=0, dtype=np.uint64).astype(parameters.word)
-    assert np.array_equal(aggregate_from_bytes(content, parameters).words, expected)
+    assert np.array_equal(AggregateSum.from_bytes(content, parameters).words, expected)
     assert len(sent) == 4
     assert said == ["silo-3: no answer (RuntimeError)"]
 
@@ -232,15 +232,11 @@ def test_a_record_that_was_changed_on_disk_is_found(federation: SmallFederation)
     run(federation)
     path = federation.silos[SiloId("silo-1")] / "rounds/0001/record.json"
     path.write_bytes(path.read_bytes().replace(b'saturated\\":0', b'saturated\\":1'))
-    from cachefl_secure.errors import RecordRejected
-
     with pytest.raises(RecordRejected, match="step 1"):
         open_chain(federation.silos[SiloId("silo-1")])
 
 
 def test_a_sum_that_was_changed_on_disk_is_found_by_recomputation(federation: SmallFederation) -> None:
-    from cachefl_secure.errors import RecordRejected
-
     run(federation)
     path = federation.coordinator / "rounds/0001/aggregate.bin"
     content = bytearray(path.read_bytes())
@@ -249,3 +245,106 @@ def test_a_sum_that_was_changed_on_disk_is_found_by_recomputation(federation: Sm
     chain: Chain = open_chain(federation.coordinator)
     with pytest.raises(RecordRejected, match="step 5"):
         list(chain.models())
+
+
+def test_every_request_delivered_twice_changes_nothing(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mailbox may deliver twice; the second answer is the first, and only one thing happened."""
+    genuine: Handle = SiloService.handle
+
+    def twice(self: SiloService, phase: str, content: bytes) -> bytes:
+        first, second = genuine(self, phase, content), genuine(self, phase, content)
+        if phase != letters.SYNC:  # its receipt names the ledger's head of the moment
+            assert first == second
+        return second
+
+    monkeypatch.setattr(SiloService, "handle", twice)
+    said: list[str] = []
+    outcomes = run(federation, 2, said)
+    assert said == []
+    for silo, directory in federation.silos.items():
+        assert (
+            open_chain(directory).position.record_digest
+            == open_chain(federation.coordinator).position.record_digest
+        )
+        ledger = (directory / "ledger/ledger.jsonl").read_bytes()
+        assert (ledger.count(b'"kind":"sent"'), ledger.count(b'"kind":"spend"')) == (2, 2), silo
+    assert len(outcomes) == 2
+
+
+@pytest.mark.claim("C9")
+def test_a_message_that_does_not_verify_is_not_charged_for(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine: Handle = SiloService.handle
+
+    def garbled(self: SiloService, phase: str, content: bytes) -> bytes:
+        if phase == letters.MASKED_INPUT:
+            genuine(self, phase, content[:-1] + bytes([content[-1] ^ 1]))
+            assert genuine(self, phase, b"garbage")
+            assert not self._ledger.spends
+        return genuine(self, phase, content)
+
+    monkeypatch.setattr(SiloService, "handle", garbled)
+    (outcome,) = run(federation)
+    assert len(outcome.record.survivors) == 5
+
+
+@pytest.mark.claim("C10")
+@pytest.mark.claim("C11")
+def test_a_ledger_rolled_back_behind_a_recorded_round_is_refused_by_round_and_budget(
+    federation: SmallFederation,
+) -> None:
+    run(federation, 2)
+    directory = federation.silos[SiloId("silo-1")]
+    ledger = directory / "ledger/ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:2]))
+    with pytest.raises(LedgerRolledBack):
+        run(federation)
+    with pytest.raises(LedgerRolledBack):
+        silo_budget(directory)
+    assert open_chain(federation.coordinator).position.round == 2
+
+
+def test_a_training_that_fails_is_a_reason_and_not_the_end_of_the_silo(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> PrivateUpdate:
+        raise RuntimeError("secret tensor contents [0.123]")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(silo_round, "train_privately", out_of_memory)
+        said: list[str] = []
+        with pytest.raises(RoundAborted):
+            run(federation, said=said)
+    assert said == [f"silo-{number}: internal-error (RuntimeError)" for number in range(1, 6)]
+    (outcome,) = run(federation)  # the charge stands, and serves
+    assert outcome.record.round == 1
+    assert silo_budget(federation.silos[SiloId("silo-1")]).rounds_charged == 1
+
+
+def test_a_missing_device_is_found_out_before_the_charge(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for directory in federation.silos.values():
+        config = directory / "silo.toml"
+        config.write_text(config.read_text().replace('"cpu"', '"cuda"'))
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here, so it is not missing")
+    said: list[str] = []
+    with pytest.raises(RoundAborted):
+        run(federation, said=said)
+    assert all("training_device" in line for line in said)
+    assert silo_budget(federation.silos[SiloId("silo-1")]).rounds_charged == 0
+
+
+def test_an_unfinished_ledger_line_is_repaired_and_told(federation: SmallFederation) -> None:
+    ledger = federation.silos[SiloId("silo-1")] / "ledger/ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes() + b'{"body":{"attempt":1,')
+    said: list[str] = []
+    run(federation, said=said)
+    assert len(said) == 1
+    assert said[0].startswith("silo-1: ledger: entry 2 was not finished")

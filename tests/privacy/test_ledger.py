@@ -19,7 +19,7 @@ from cachefl_secure.errors import (
     ConfigError,
     LedgerCorrupt,
     LocalProtocolError,
-    RoundDeclined,
+    PeerError,
     UnaccountedMechanism,
 )
 from cachefl_secure.names import Digest
@@ -142,7 +142,7 @@ def test_a_round_has_one_update_for_ever(path: Path) -> None:
 def test_a_charged_round_cannot_be_used_for_something_else(path: Path, change: dict[str, Any]) -> None:
     with new_ledger(path) as ledger:
         spend(ledger, 1)
-        with pytest.raises(RoundDeclined):
+        with pytest.raises(PeerError):
             spend(ledger, 1, attempt=2, **change)
 
 

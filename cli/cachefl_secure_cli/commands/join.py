@@ -29,6 +29,9 @@ def command(
         bool,
         typer.Option("--not-private", help="Join although the plan adds no noise: updates reveal records."),
     ] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
+    ] = False,
     device: DeviceOption = Device.auto,
     json: Json = False,
 ) -> None:
@@ -50,6 +53,7 @@ def command(
         expect=expect,
         epsilon_cap=epsilon_cap,
         not_private=not_private,
+        skip_unreadable=skip_unreadable,
         device=resolve_device(device),
     )
     with progress_bar(quiet=json) as progress:
@@ -61,6 +65,7 @@ def command(
                 "silo": joined.silo,
                 "records": joined.records,
                 "classes_present": joined.classes_present,
+                "skipped": list(joined.skipped),
                 "fingerprint": joined.fingerprint,
                 "coordinator_fingerprint": joined.coordinator_fingerprint,
                 "request": str(joined.request),
@@ -74,5 +79,7 @@ def command(
         ("join request", str(joined.request)),
     ]
     console().print(table(f"silo {joined.silo}", ("", ""), rows))
+    if joined.skipped:
+        say(f"{len(joined.skipped)} unreadable images left out: {', '.join(joined.skipped)}")
     if expect is None:
         say("compare the coordinator's fingerprint by phone; `--expect` does it for you")

@@ -1,0 +1,67 @@
+"""A party's verified round records on disk. Runs without torch.
+
+rounds/0007/record.json   the coordinator's signed record; its presence is what commits the round
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cachefl_secure.federation.record import Position, RoundRecord, check_record, genesis, open_record
+from cachefl_secure.federation.state_dir import StateDir, round_file
+from cachefl_secure.names import Digest, SiloId
+from cachefl_secure.plan import FederationPlan
+from cachefl_secure.privacy.accounting import epsilon_spent
+from cachefl_secure.privacy.mechanism import mechanism_of
+from cachefl_secure.protocol.messages import Roster
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRound:
+    """One round whose every step held."""
+
+    record: RoundRecord
+    digest: Digest
+
+
+class Records:
+    """The records a party holds, each verified in steps (1) to (4) on opening.
+
+    Raises (on construction):
+        RecordRejected: a stored record fails a step: damage or tampering.
+        ConfigError: a file is missing or unreadable.
+    """
+
+    def __init__(self, state: StateDir, plan: FederationPlan, roster: Roster) -> None:
+        self._state, self._plan, self._roster = state, plan, roster
+        self.position: Position = genesis(plan)
+        self.verified: list[VerifiedRound] = []
+        for number in self._committed():
+            record, digest = open_record(state.read(round_file(number, "record.json")), plan)
+            check_record(record, plan, roster, self.position, None)
+            self._accept(record, digest)
+
+    @property
+    def plan(self) -> FederationPlan:
+        return self._plan
+
+    @property
+    def roster(self) -> Roster:
+        return self._roster
+
+    def ledger_heads_of(self, silo: SiloId) -> tuple[Digest, ...]:
+        """Every head of the silo's ledger that a record names: its ledger must contain them all."""
+        records = (held.record for held in self.verified)
+        return tuple(Digest(record.ledger_heads[silo]) for record in records if silo in record.ledger_heads)
+
+    def epsilon_after(self, rounds: int) -> float:
+        """Local epsilon of a silo that took part in this many rounds of the plan."""
+        return epsilon_spent([(mechanism_of(self._plan.privacy), rounds)], self._plan.privacy.delta)
+
+    def _committed(self) -> list[int]:
+        folders = self._state.path("rounds").glob("[0-9]*")
+        return sorted(int(f.name) for f in folders if (f / "record.json").is_file())
+
+    def _accept(self, record: RoundRecord, digest: Digest) -> None:
+        self.verified.append(VerifiedRound(record, digest))
+        self.position = Position(record.round, digest, Digest(record.cache_after))
