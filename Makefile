@@ -50,11 +50,11 @@ $(STAMP): $(LOCK) pyproject.toml | $(BIN)/python
 $(BIN)/python:
 	@found=; \
 	for candidate in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
-	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$candidate; break; fi; \
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; then found=$$candidate; break; fi; \
 	  if [ "$$candidate" = "$(PYTHON)" ]; then break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo "cachefl-secure needs Python 3.11 or newer; install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; \
+	  echo "cachefl-secure needs Python 3.11 to 3.14; install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; \
 	fi; \
 	echo "==> $$found -m venv $(VENV)"; "$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 

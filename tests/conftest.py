@@ -12,8 +12,13 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.claims import REPOSITORY, read_claims, unproven
+
+# The same examples in every run, and no limit on how long one may take: machines are shared.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 CLAIMS = read_claims()
 _REACHED_THE_END = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)

@@ -286,7 +286,7 @@ HOSTILE = {
 def test_hostile_bytes_are_refused_quickly(name: str) -> None:
     started = time.process_time()
     error = refusal(HOSTILE[name])
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 8.0  # milliseconds in practice; unguarded, tomllib takes minutes
     assert len(str(error)) < 1_000
 
 

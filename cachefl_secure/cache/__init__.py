@@ -3,7 +3,8 @@
 The story, in the order of the files:
 
 ``encoder``      a frozen CLIP through open_clip: images and class names to unit features
-``synthesis``    images of each class from a generator
+``generator``    stock diffusers pipelines
+``synthesis``    images of each class from one, with a manifest
 ``initial``      features of synthetic images become cache keys
 ``images``       a silo's own images, a folder a class
 ``features``     the same, encoded once
@@ -11,6 +12,6 @@ The story, in the order of the files:
 ``evaluate``     accuracy, with and without the cache
 ``tensor_file``  safetensors bytes with an exact schema, for the two kinds of file above
 
-Only ``encoder`` and ``synthesis`` need more than torch, numpy, safetensors and PIL,
+Only ``encoder`` and ``generator`` need more than torch, numpy, safetensors and PIL,
 and they import it when called.
 """

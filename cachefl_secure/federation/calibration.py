@@ -49,7 +49,7 @@ class PrivacyChoices:
         Raises:
             ConfigError: a number out of range.
         """
-        private = self.mechanism == "local"
+        private = self.mechanism != "none"
         return checked(
             lambda: PrivacyPlan(
                 mechanism=self.mechanism,
@@ -71,7 +71,7 @@ class PrivacyChoices:
         Raises:
             ConfigError: a number out of range.
         """
-        epsilon = self.epsilon if self.mechanism == "local" else math.inf
+        epsilon = math.inf if self.mechanism == "none" else self.epsilon
         made = recalibrated(self.draft(), epsilon, feature_dim=feature_dim, cohort_size=cohort_size)
         if self.learning_rate is None:
             return made

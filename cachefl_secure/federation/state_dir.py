@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from cachefl_secure.crypto.seal import AtRestKey
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.durable import sync
 from cachefl_secure.errors import ConfigError
 
 ROSTER_FILE = "roster.bin"
@@ -168,13 +169,13 @@ def _write_durably(target: Path, content: bytes, mode: int) -> None:
             file.write(content)
             os.fchmod(file.fileno(), mode)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     directory = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)  # else the rename itself may be lost
+        sync(directory)  # else the rename itself may be lost
     finally:
         os.close(directory)

@@ -139,8 +139,15 @@ def may_follow(mechanism: Mechanism, earlier: Sequence[Mechanism]) -> bool:
     Gaussians however they are chosen; not for sampled Gaussians chosen after seeing results (Regehr et al.
     2026, arXiv 2602.15815). Infinity is infinity in any order.
     """
-    everything = [m for m in (*earlier, mechanism) if isinstance(m, LocalMechanism)]
-    settings = {(m.sampling_rate, m.noise_multiplier) for m in everything}
+    settings: set[tuple[float, float]] = set()
+    for each in (*earlier, mechanism):
+        match each:
+            case LocalMechanism():
+                settings.add((each.sampling_rate, each.noise_multiplier))
+            case NoMechanism():
+                pass
+            case _:  # a kind that nobody has thought about fits no filter
+                return False
     return len(settings) <= 1 or all(rate == 1.0 for rate, _ in settings)
 
 

@@ -1,6 +1,6 @@
 """A file of lines that only grows and survives crashes: the ledger's, without knowing what a line means.
 
-Durable means that ``fsync`` returned. A disk that answers before it has written is trust assumption T4.
+Durable means that ``durable.sync`` returned. A disk that answers before it has written is trust assumption T4.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cachefl_secure.durable import sync
 from cachefl_secure.errors import ConfigError, LedgerCorrupt
 
 
@@ -43,7 +44,7 @@ def write_new(path: Path, line: bytes) -> None:
     try:
         _with_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda file: _write_all(file, line))
         os.rename(draft, path)
-        _with_file(path.parent, os.O_RDONLY, os.fsync)  # else the name itself may be lost
+        _with_file(path.parent, os.O_RDONLY, sync)  # else the name itself may be lost
     except OSError as error:
         raise ConfigError(str(path), "", f"not written: {error.strerror}") from None
 
@@ -128,4 +129,4 @@ def _with_file(path: Path, flags: int, work: Callable[[int], None]) -> None:
 def _write_all(file: int, content: bytes) -> None:
     while content:
         content = content[os.write(file, content) :]
-    os.fsync(file)
+    sync(file)

@@ -29,10 +29,10 @@ MAX_LINE_BYTES = 1 << 14
 _HASH_LABEL = "cachefl-secure/ledger-entry/1"
 _SIGNING_PURPOSE = "ledger-entry"
 
-Number = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[0-9a-z.+-]+$")]
+Number = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[0-9a-z.+-]+\Z")]
 """A float as ``repr`` writes it, ``inf`` included."""
 
-Text = Annotated[str, Meta(max_length=200, pattern=r"^[ -~]*$")]
+Text = Annotated[str, Meta(max_length=200, pattern=r"^[ -~]*\Z")]
 Round = Annotated[int, Meta(ge=0, le=2**32)]
 
 
@@ -116,7 +116,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     body: AnyBody
     hash: Hex64
-    sig: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+    sig: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
 class EntryRejected(Exception):

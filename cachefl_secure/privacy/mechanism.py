@@ -5,7 +5,8 @@ a ``DpEvent``; the ledger stores its fields. So the noise that is charged is the
 
 The kinds are a closed set, the union ``Mechanism``. Two more are designed but not built, ``distributed``
 (integer gradients with a share of discrete Gaussian noise) and ``statistics`` (class sums, one release):
-each becomes a class here and a member of the union, and mypy then names every ``match`` that misses it.
+each becomes a class here and a member of the union. Every ``match`` over mechanisms refuses a kind it does not
+name: an unknown mechanism costs infinity and fits no filter.
 """
 
 from __future__ import annotations
