@@ -92,7 +92,8 @@ class PrivacyPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Length of the step that ``expected_records`` identical clipped gradients would take."""
     rounds: Annotated[int, Meta(ge=1, le=100_000)]
     """Rounds planned; the noise multiplier was calibrated for them."""
-    delta: Annotated[float, Meta(gt=0.0, lt=1.0)]
+    delta: Annotated[float, Meta(gt=0.0, le=1e-3)]
+    """Below one over the number of records of any silo; a silo checks that with its own number."""
     epsilon: Annotated[float, Meta(ge=0.0, le=1e9)]
     """Local epsilon of a silo after all planned rounds; also the default cap at a silo. 0 with ``none``."""
 
@@ -184,7 +185,8 @@ def read_toml(path: Path, kind: type[T]) -> T:
         ConfigError: absent, too large, not TOML, or a field is missing, unknown or out of range.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_TOML_BYTES + 1)  # no more than decode_toml would accept
     except OSError as error:
         raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
     return decode_toml(raw, kind, file=str(path))

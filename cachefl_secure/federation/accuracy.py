@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RoundAccuracy:
-    """The model after ``number`` rounds happened; ``epsilon`` is that of a silo that took part in all."""
+    """The model after a round; ``epsilon`` is the most that any silo can have spent by then."""
 
     round: int
     epsilon: float
@@ -63,9 +63,9 @@ def evaluate_rounds(chain: Chain, records: FeatureSet, *, every_round: bool) -> 
     """Accuracy of zero-shot CLIP, of the synthetic cache, and after the last or every round."""
     last = chain.position.round
     points = []
-    for taken, (number, model) in enumerate(chain.models()):
+    for number, model in chain.models():
         if every_round or number in (0, last):
-            epsilon = chain.epsilon_after(taken)
+            epsilon = chain.epsilon_by(number)
             points.append(RoundAccuracy(number, epsilon, evaluate(model, records)))
     return Evaluation(zero_shot(chain.initial_model(), records), tuple(points))
 

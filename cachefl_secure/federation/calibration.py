@@ -103,13 +103,14 @@ def learning_rate_for(
 
     A round adds, to each of the C entries of a key, the mean of ``cohort_size`` independent normals of
     standard deviation learning_rate * noise_multiplier * sqrt(steps) / (sampling_rate * expected_records).
-    Rounded to two digits: nobody should read a precision into it.
+    Rounded down to two digits: nobody should read a precision into it.
     """
     steps = section.rounds * section.steps_per_round
     divisor = section.sampling_rate * section.expected_records * math.sqrt(cohort_size)
     per_unit = noise_multiplier * math.sqrt(feature_dim * steps) / divisor
     longest = LONGEST_STEP if per_unit == 0.0 else min(LONGEST_STEP, NOISE_ON_A_KEY / per_unit)
-    return float(f"{longest:.2g}")
+    scale = 10.0 ** (1 - math.floor(math.log10(longest)))
+    return math.floor(longest * scale + 1e-9) / scale
 
 
 def checked(make: Callable[[], _Made]) -> _Made:

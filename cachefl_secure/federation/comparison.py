@@ -1,7 +1,8 @@
 """What privacy costs in accuracy, on data that one party may pool: public, consented, or its own.
 
-The same training as in a round, at several epsilons, for the federation and for each silo alone. No
-messages and no masks: they cancel exactly, so they change no figure. Nothing is charged to any ledger,
+The same training as in a round, at several epsilons, for the federation and for each silo alone. Without
+messages and masks, which cancel exactly, and without the rounding to 1/32 of the noise that goes with them.
+"Without noise" is the same training with noise 0: it still clips. Nothing is charged to any ledger,
 because nothing leaves; the data must be data that whoever runs this may see together.
 """
 

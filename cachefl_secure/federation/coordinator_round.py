@@ -21,7 +21,7 @@ from cachefl_secure.federation.chain import Chain, apply_aggregate
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync, SyncedRound
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
 from cachefl_secure.federation.record import RoundRecord, sign_record, smallest_cohort
-from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file, round_numbers
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire
@@ -51,7 +51,7 @@ class RoundOutcome:
     record: RoundRecord
     attendance: Attendance
     epsilon: float
-    """Local epsilon of a silo that took part in every round so far."""
+    """Most that any silo can have spent by now; see ``Records.epsilon_by``."""
 
 
 class CoordinatorService:
@@ -145,7 +145,7 @@ class CoordinatorService:
         record, raw, content = self._publish(session, manifest, aggregate, parameters)
         self._chain.extend(raw, content, None)
         progress(len(PHASES), len(PHASES), f"round {manifest.round}")
-        epsilon = self._chain.epsilon_after(len(self._chain.verified))
+        epsilon = self._chain.epsilon_by(record.round)
         return RoundOutcome(record, attendance, epsilon)
 
     def _open_attempt(self, cohort: set[SiloId]) -> Manifest:
@@ -166,7 +166,8 @@ class CoordinatorService:
 
     def next_round(self) -> int:
         """One more than the last round that happened or was given up (rule 2)."""
-        given_up = (int(f.parent.name) for f in self._state.path("rounds").glob("[0-9]*/unmask-requested"))
+        asked = round_numbers(self._state)
+        given_up = (n for n in asked if self._state.has(round_file(n, "unmask-requested")))
         return max(self._chain.position.round, *given_up, 0) + 1
 
     def _converse(

@@ -24,6 +24,8 @@ _INVITE_PURPOSE = "cachefl-secure/invite/1"
 _REQUEST_PURPOSE = "cachefl-secure/join-request/1"
 _ROSTER_PURPOSE = "cachefl-secure/roster/1"
 
+MAX_ROSTER_BYTES = 1 << 16  # 128 silos take 20 KB
+
 SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
@@ -133,12 +135,14 @@ def open_roster(raw: bytes, plan: FederationPlan) -> Roster:
     Raises:
         PeerError: not a roster, another plan's, or a bad signature.
     """
+    if len(raw) > MAX_ROSTER_BYTES:
+        raise PeerError(COORDINATOR, f"a roster of {len(raw)} bytes")
     try:
         signed = msgspec.msgpack.decode(raw, type=SignedRoster)
         verify(plan.coordinator_key, _ROSTER_PURPOSE, signed.roster, signed.signature, peer=COORDINATOR)
         roster = msgspec.json.decode(signed.roster, type=Roster)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise PeerError(COORDINATOR, f"not a roster: {error}") from None
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
+        raise PeerError(COORDINATOR, "not a roster") from None
     if roster.plan_digest != plan_digest(plan):
         raise PeerError(COORDINATOR, "a roster of another plan")
     return roster

@@ -5,7 +5,8 @@ Audit at a silo, in steps (the numbers are printed):
  (1) the ledger verifies in all the steps of ``privacy.verification``, every epsilon recomputed by PLD
      and by the second accountant, and nothing was charged twice or beyond the cap
  (2) the coordinator's records verify: signature, plan, roster, chain, cohort
- (3) every ledger head that a record names for this silo is in the ledger
+ (3) every ledger head that others witnessed is in the ledger: named in a record, or in the receipt that
+     the silo signed and the coordinator keeps, of every directory that is audited together
  (4) every cache is the one before plus the mean of the recorded sum
 
 At the coordinator (1) and (3) are replaced by the silos' signed receipts.
@@ -13,7 +14,7 @@ At the coordinator (1) and (3) are replaced by the silos' signed receipts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import open_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE
-from cachefl_secure.names import PublicKeyHex, SiloId
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId
+from cachefl_secure.privacy.accounting import rounded_up
 from cachefl_secure.privacy.ledger import LedgerReport
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -82,23 +84,38 @@ def open_chain(root: Path) -> Chain:
     return Chain(files.state, files.plan, open_roster(files.state.read(ROSTER_FILE), files.plan))
 
 
-def audit_silo(root: Path) -> Audit:
-    """Steps (1) to (4) of the module's docstring.
+def witnessed_heads(roots: Sequence[Path]) -> dict[SiloId, set[Digest]]:
+    """Heads of silos' ledgers that any of these directories holds: in its records, or in a silo's receipt."""
+    heads: dict[SiloId, set[Digest]] = {}
+    for root in roots:
+        if not (root / ROSTER_FILE).is_file():
+            continue
+        chain = open_chain(root)
+        for member in chain.roster.members:
+            heads.setdefault(member.silo, set()).update(chain.ledger_heads_of(member.silo))
+        if not is_silo(root):
+            for silo, receipt in verified_receipts(CoordinatorFiles.open(root), chain).items():
+                heads.setdefault(silo, set()).add(Digest(receipt.ledger_head))
+    return heads
+
+
+def audit_silo(root: Path, witnessed: Mapping[SiloId, set[Digest]]) -> Audit:
+    """Steps (1) to (4) of the module's docstring, with the heads that others witnessed.
 
     Raises:
         LedgerError, RecordRejected, ConfigError: the step that does not hold.
     """
     files = SiloFiles.open(root)
     if not files.state.has(ROSTER_FILE):
-        report = files.verified_ledger()
+        report = files.verified_ledger(witnessed.get(files.silo, set()))
         return Audit(f"silo {files.silo}", (_ledger_step(report),), report)
     chain = open_chain(root)  # (2)
-    report = files.verified_ledger()  # (1) (3)
-    heads = chain.ledger_heads_of(files.silo)
+    heads = witnessed.get(files.silo, set()) | set(chain.ledger_heads_of(files.silo))
+    report = files.verified_ledger(heads)  # (1) (3)
     steps = (
         _ledger_step(report),
         _records_step(chain),
-        AuditStep(3, "ledger heads in the records", f"{len(heads)} witnessed heads are in the ledger"),
+        AuditStep(3, "witnessed ledger heads", f"{len(heads)} heads that others hold are in the ledger"),
         _caches_step(chain),
     )
     return Audit(f"silo {files.silo}", steps, report)
@@ -112,16 +129,25 @@ def audit_coordinator(root: Path) -> Audit:
     """
     files = CoordinatorFiles.open(root)
     chain = files.chain()
-    receipts = _receipts(files)
-    keys = chain.roster.public_keys
+    receipts = verified_receipts(files, chain)
+    countersigned = f"{len(receipts)} of {len(chain.roster.members)} silos countersigned the roster"
+    steps = (_records_step(chain), AuditStep(3, "receipts", countersigned), _caches_step(chain))
+    return Audit("coordinator", steps, None)
+
+
+def verified_receipts(files: CoordinatorFiles, chain: Chain) -> dict[SiloId, letters.Receipt]:
+    """The latest receipt of each silo.
+
+    Raises:
+        PeerError: a silo's signature does not verify, or it countersigned another roster.
+    """
+    receipts, keys = _receipts(files), chain.roster.public_keys
     for silo, receipt in receipts.items():
         signed = letters.receipt_bytes(receipt)
         verify(keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
         if receipt.roster_digest != roster_digest(chain.roster):
             raise PeerError(silo, "countersigned another roster")
-    countersigned = f"{len(receipts)} of {len(keys)} silos countersigned the roster"
-    steps = (_records_step(chain), AuditStep(3, "receipts", countersigned), _caches_step(chain))
-    return Audit("coordinator", steps, None)
+    return receipts
 
 
 def status(root: Path) -> Status:
@@ -183,8 +209,8 @@ def _receipts(files: CoordinatorFiles) -> dict[SiloId, letters.Receipt]:
 
 def _ledger_step(report: LedgerReport) -> AuditStep:
     finding = (
-        f"{report.entries} entries, {len(report.spends)} rounds charged; epsilon {report.epsilon:.4f} "
-        f"by PLD, {report.epsilon_rdp:.4f} by RDP (an upper bound), delta {report.delta:g}"
+        f"{report.entries} entries, {len(report.spends)} rounds charged; epsilon "
+        f"{rounded_up(report.epsilon)} by PLD, {rounded_up(report.epsilon_rdp)} by RDP (an upper bound), delta {report.delta!r}"
     )
     return AuditStep(1, "privacy ledger", finding)
 

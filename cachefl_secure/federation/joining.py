@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -112,10 +113,14 @@ class SiloFiles:
         path = self.state.path(LEDGER_FILE)
         return Ledger.open(path, self.state.signing_key(), anchors=self.witnessed_heads())
 
-    def verified_ledger(self) -> LedgerReport:
-        """The ledger, verified in all the steps of ``privacy.verification``, witnessed heads included."""
+    def verified_ledger(self, witnessed: Collection[Digest] = ()) -> LedgerReport:
+        """The ledger, verified in all the steps of ``privacy.verification``.
+
+        ``witnessed`` are heads that others hold, besides those in this silo's own records.
+        """
+        anchors = (*self.witnessed_heads(), *((None, head) for head in witnessed))
         key = self.state.signing_key().public_key
-        return verify_ledger(self.state.path(LEDGER_FILE), key, anchors=self.witnessed_heads())
+        return verify_ledger(self.state.path(LEDGER_FILE), key, anchors=anchors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,8 @@ class Joined:
     records: int
     classes_present: int
     skipped: tuple[str, ...]
+    plan: FederationPlan
+    epsilon_cap: float
     fingerprint: str
     coordinator_fingerprint: str
     request: Path
@@ -174,6 +181,7 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
         images = images.without(skipped)
     else:
         records = extract_features(images, encoder, progress=show)
+    check_delta(plan, len(records))
     file_digests = [hashlib.sha256((images.root / path).read_bytes()).hexdigest() for path in images.paths]
     digest = features_digest(images, encoder)
     features = Features(records, digest, tuple(map(Digest, file_digests)), skipped)
@@ -213,11 +221,24 @@ def establish_silo(
         silo=silo,
         records=len(features.records),
         skipped=features.skipped,
+        plan=plan,
+        epsilon_cap=config.epsilon_cap,
         classes_present=len(set(features.records.labels.tolist())),
         fingerprint=fingerprint(key.public_key),
         coordinator_fingerprint=fingerprint(PublicKeyHex(plan.coordinator_public_key)),
         request=root / REQUEST_FILE,
     )
+
+
+def check_delta(plan: FederationPlan, records: int) -> None:
+    """With delta = 1/n a mechanism may publish one record of n outright.
+
+    Raises:
+        ConfigError: delta is not below one over this silo's number of records.
+    """
+    if plan.privacy.mechanism != "none" and plan.privacy.delta * records >= 1.0:
+        reason = f"{plan.privacy.delta!r} is not below one over this silo's {records} records"
+        raise ConfigError("invite", "plan.privacy.delta", reason)
 
 
 def _check_cap(plan: FederationPlan, choices: JoinChoices) -> None:

@@ -40,6 +40,7 @@ Reason = Literal[
     "cohort-refused",
     "protocol-error",
     "record-rejected",
+    "ledger-rolled-back",
     "not-enrolled",
     "storage-failed",
     "internal-error",

@@ -10,7 +10,8 @@ Verification (the numbers stand in the code):
  (4) the cohort is within the roster; the survivors are within the cohort, and no fewer than the threshold
  (5) the sum delivered is the sum named, has the agreed size, and lies within the agreed bound
  (6) the cache after the round is the cache before plus the mean update, recomputed here
- (7) if this party took part: same manifest, same survivor set, and the ledger head it sent
+ (7) if this party answered the survivor set, in this process: same manifest, same survivor set, and the
+     ledger head it sent
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachefl_secure.federation.record import Position, RoundRecord, check_record, genesis, open_record
-from cachefl_secure.federation.state_dir import StateDir, round_file
+from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.accounting import epsilon_spent
@@ -54,13 +54,16 @@ class Records:
         records = (held.record for held in self.verified)
         return tuple(Digest(record.ledger_heads[silo]) for record in records if silo in record.ledger_heads)
 
-    def epsilon_after(self, rounds: int) -> float:
-        """Local epsilon of a silo that took part in this many rounds of the plan."""
-        return epsilon_spent([(mechanism_of(self._plan.privacy), rounds)], self._plan.privacy.delta)
+    def epsilon_by(self, round_number: int) -> float:
+        """Most that any silo's ledger can have charged for this plan by this round.
+
+        Every round number is charged at most once, the ones that were given up included, so the number
+        and not the count of records bounds it. What a silo really spent is in its own ledger.
+        """
+        return epsilon_spent([(mechanism_of(self._plan.privacy), round_number)], self._plan.privacy.delta)
 
     def _committed(self) -> list[int]:
-        folders = self._state.path("rounds").glob("[0-9]*")
-        return sorted(int(f.name) for f in folders if (f / "record.json").is_file())
+        return [n for n in round_numbers(self._state) if self._state.has(round_file(n, "record.json"))]
 
     def _accept(self, record: RoundRecord, digest: Digest) -> None:
         self.verified.append(VerifiedRound(record, digest))

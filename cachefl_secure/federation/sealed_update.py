@@ -12,7 +12,7 @@ import numpy as np
 
 from cachefl_secure.crypto.seal import open_at_rest, seal_at_rest
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.state_dir import StateDir, round_file
+from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
 from cachefl_secure.names import Digest, digest_of
 from cachefl_secure.protocol.encoding import RoundingSeed
 from cachefl_secure.updates import PrivateUpdate
@@ -36,25 +36,25 @@ def has_update(state: StateDir, round_number: int) -> bool:
     return state.has(round_file(round_number, _NAME))
 
 
-def seal_update(state: StateDir, round_number: int, update: PrivateUpdate) -> None:
+def seal_update(state: StateDir, round_number: int, update: PrivateUpdate, plan: Digest) -> None:
     """Durable when this returns.
 
     Raises:
         ConfigError: not written.
     """
     content = RoundingSeed.generate().reveal() + update.values.astype("<f8").tobytes()
-    sealed = seal_at_rest(state.storage_key(), _PURPOSE, content)
+    sealed = seal_at_rest(state.storage_key(), _purpose(plan, round_number), content)
     state.write(round_file(round_number, _NAME), sealed, private=True)
 
 
-def open_update(state: StateDir, round_number: int) -> SealedUpdate:
+def open_update(state: StateDir, round_number: int, plan: Digest) -> SealedUpdate:
     """
     Raises:
-        ConfigError: absent, or damaged.
+        ConfigError: absent, damaged, or of another round or plan.
     """
     name = round_file(round_number, _NAME)
     try:
-        content = open_at_rest(state.storage_key(), _PURPOSE, state.read(name))
+        content = open_at_rest(state.storage_key(), _purpose(plan, round_number), state.read(name))
     except ValueError as error:
         raise ConfigError(str(state.path(name)), "", str(error)) from None
     seed, values = content[: RoundingSeed.length_bytes], content[RoundingSeed.length_bytes :]
@@ -62,6 +62,13 @@ def open_update(state: StateDir, round_number: int) -> SealedUpdate:
     return SealedUpdate(update, RoundingSeed(seed), digest_of(_DIGEST_LABEL, content))
 
 
-def discard_update(state: StateDir, round_number: int) -> None:
-    """The round happened: the update has served."""
-    state.remove(round_file(round_number, _NAME))
+def discard_updates(state: StateDir, until_round: int) -> None:
+    """Those of rounds that happened or were given up: they have served, or never will."""
+    for number in round_numbers(state):
+        if number <= until_round:
+            state.remove(round_file(number, _NAME))
+
+
+def _purpose(plan: Digest, round_number: int) -> str:
+    # One round's file does not open as another's.
+    return f"{_PURPOSE}/{plan}/{round_number}"

@@ -19,15 +19,22 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cachefl_secure.errors import ConfigError, LedgerError, PrivacyError, ProtocolError, RecordRejected
+from cachefl_secure.errors import (
+    ConfigError,
+    LedgerError,
+    LedgerRolledBack,
+    PrivacyError,
+    ProtocolError,
+    RecordRejected,
+)
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.enrolment import pin_roster
-from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.letters import Hello, Reason, Receipt, Reply, Standing, Sync
-from cachefl_secure.federation.record import Participation, genesis, smallest_cohort
-from cachefl_secure.federation.sealed_update import discard_update, has_update, open_update, seal_update
-from cachefl_secure.federation.state_dir import ROSTER_FILE, round_file, utc_now
+from cachefl_secure.federation.record import Participation, genesis, open_record, smallest_cohort
+from cachefl_secure.federation.sealed_update import discard_updates, has_update, open_update, seal_update
+from cachefl_secure.federation.state_dir import ROSTER_FILE, round_file, round_numbers, utc_now
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
@@ -51,6 +58,7 @@ _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
     (PrivacyError, "budget-exhausted"),
     (RecordRejected, "record-rejected"),
     (ProtocolError, "protocol-error"),
+    (LedgerRolledBack, "ledger-rolled-back"),
     (ConfigError, "storage-failed"),
     (LedgerError, "storage-failed"),
     (OSError, "storage-failed"),
@@ -164,12 +172,20 @@ class SiloService:
 
     def _on_record(self, chain: Chain, synced: letters.SyncedRound) -> None:
         before = chain.position.round
+        self._check_own_head(synced.record)
         record = chain.extend(synced.record, synced.aggregate, self._participation())
         if record.round > before:
             if self._ledger.spend_of(plan_digest(self._files.plan), record.round) is not None:
                 self._ledger.note_receipt(record.round, chain.position.record_digest, timestamp=utc_now())
-            discard_update(self._files.state, record.round)
+            discard_updates(self._files.state, record.round)
             self._attempt = None
+
+    def _check_own_head(self, raw: bytes) -> None:
+        """A record may prove that this silo's directory was restored from an older copy."""
+        record, _ = open_record(raw, self._files.plan)
+        head = record.ledger_heads.get(self.silo)
+        if head is not None and not self._ledger.contains(Digest(head)):
+            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head)
 
     def _participation(self) -> Participation | None:
         attempt = self._attempt
@@ -251,8 +267,7 @@ class SiloService:
             raise _Decline("update-already-released")  # rule 4
 
     def _latest_round(self) -> int:
-        folders = self._files.state.path("rounds").glob("[0-9]*")
-        return max((int(folder.name) for folder in folders), default=0)
+        return max(round_numbers(self._files.state), default=0)
 
     def _last_attempt(self, round_number: int) -> int:
         name = round_file(round_number, "attempt")
@@ -271,10 +286,12 @@ class SiloService:
             return saved
         if not has_update(self._files.state, attempt.manifest.round):
             self._train(attempt.manifest)
-        sealed = open_update(self._files.state, attempt.manifest.round)
+        sealed = open_update(self._files.state, attempt.manifest.round, attempt.manifest.plan_digest)
         attempt.ledger_head = self._ledger.head
         encoded = encode(sealed.update, attempt.parameters, sealed.rounding)
         reply = attempt.session.on_share_delivery(content, encoded, attempt.ledger_head)
+        # Twice on disk that it left, in two files: if one is lost or repaired, the other forbids a second update.
+        self._files.state.write(round_file(attempt.manifest.round, "sent"), b"")
         self._ledger.note_sent(
             attempt.manifest.round,
             attempt.manifest.attempt,
@@ -300,11 +317,12 @@ class SiloService:
             cap=config.epsilon_cap,
             timestamp=utc_now(),
         )
-        if spend.update_digest is not None:
+        sent = self._files.state.has(round_file(manifest.round, "sent"))
+        if spend.update_digest is not None or sent:
             # An update of this charge may have left and its file is gone: another would be a second release.
             raise _Decline("update-already-released")
         update = train_privately(model, records, mechanism, device=config.training_device)
-        seal_update(self._files.state, manifest.round, update)
+        seal_update(self._files.state, manifest.round, update, manifest.plan_digest)
 
     def _on_survivor_set(self, content: bytes) -> bytes:
         attempt = self._running()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -40,6 +41,12 @@ def utc_now() -> str:
 def round_file(round_number: int, name: str) -> str:
     """Where a party keeps what belongs to one round."""
     return f"rounds/{round_number:04d}/{name}"
+
+
+def round_numbers(state: StateDir) -> list[int]:
+    """Rounds that this party keeps anything of, in order. Other folders are not looked at."""
+    folders = state.path("rounds").glob("*")
+    return sorted(int(folder.name) for folder in folders if re.fullmatch(r"[0-9]{4,7}", folder.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,8 +163,16 @@ def local_statement(silo: SiloId, epsilon: float, delta: float) -> str:
         return f"Silo {silo} released updates without noise: no differential privacy is claimed."
     return (
         "Against the coordinator and all other institutions together, without assuming secure aggregation, "
-        f"every record of silo {silo} has ({_round_up(epsilon, 4):.10g}, {delta:g})-DP."
+        f"every record of silo {silo} has ({rounded_up(epsilon)}, {delta!r})-DP."
     )
+
+
+def rounded_up(epsilon: float, decimals: int = 3) -> str:
+    """How an epsilon is written for people: never smaller than it is."""
+    if math.isinf(epsilon):
+        return "infinity"
+    scale = 10**decimals
+    return f"{math.ceil(epsilon * scale) / scale:.{decimals}f}"
 
 
 def _runs(rounds: Rounds) -> _Runs | None:

@@ -140,11 +140,13 @@ def open_line(raw: bytes, sequence: int, previous: Digest, public_key: PublicKey
         EntryRejected: names the step.
     """
     # (2) a known entry, and the only way to write it
+    if len(raw) > MAX_LINE_BYTES:
+        raise EntryRejected(2, f"{len(raw)} bytes, more than an entry can have")
     try:
         line = msgspec.json.decode(raw, type=Line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise EntryRejected(2, "not an entry of a known kind") from None
-    if len(raw) > MAX_LINE_BYTES or _canonical(line) != raw:
+    if _canonical(line) != raw:
         raise EntryRejected(2, "not in canonical form")
     # (3) position
     if line.body.sequence != sequence or isinstance(line.body, Enrol) != (sequence == 0):

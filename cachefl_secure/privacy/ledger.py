@@ -120,6 +120,10 @@ class Ledger:
         """Hash of the last entry: publish it, so that this history cannot be replaced."""
         return self._history.head
 
+    def contains(self, head: Digest) -> bool:
+        """Whether this history passed through ``head``."""
+        return head in self._history.hashes
+
     @property
     def sequence(self) -> int:
         """Number of the last entry, counted from 0."""

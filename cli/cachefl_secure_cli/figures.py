@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,9 @@ def _epsilon_scale(axes: Any, numbers: Sequence[int], epsilons: Sequence[float])
     """The local epsilon spent, written along the top at the rounds where ticks are."""
     shown = [index for index, number in enumerate(numbers) if number % max(1, len(numbers) // 5) == 0]
     top = axes.secondary_xaxis("top")
-    top.set_xticks([numbers[index] for index in shown], [f"{epsilons[index]:.2g}" for index in shown])
+    top.set_xticks(
+        [numbers[index] for index in shown], [f"{math.ceil(10 * epsilons[index]) / 10:g}" for index in shown]
+    )
     top.set_xlabel("local epsilon spent by each silo", color=_GREY, fontsize=9)
     top.tick_params(colors=_GREY, labelsize=8)
 

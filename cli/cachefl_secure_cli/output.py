@@ -85,7 +85,10 @@ def percent(fraction: float) -> str:
 
 
 def epsilon_text(epsilon: float) -> str:
-    return "not private" if epsilon == float("inf") else f"{epsilon:.3f}"
+    """Rounded up: a printed epsilon is never smaller than the real one."""
+    from cachefl_secure.privacy.accounting import rounded_up
+
+    return "not private" if epsilon == float("inf") else rounded_up(epsilon)
 
 
 @contextlib.contextmanager

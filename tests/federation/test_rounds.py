@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
-from cachefl_secure.federation.inspection import open_chain
+from cachefl_secure.federation.inspection import audit_silo, open_chain, witnessed_heads
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
@@ -348,3 +349,91 @@ def test_an_unfinished_ledger_line_is_repaired_and_told(federation: SmallFederat
     run(federation, said=said)
     assert len(said) == 1
     assert said[0].startswith("silo-1: ledger: entry 2 was not finished")
+
+
+def test_the_printed_epsilon_counts_a_round_that_was_charged_and_given_up(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(federation)
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    (outcome,) = run(federation)
+    spent = [silo_budget(path).epsilon for path in federation.silos.values()]
+    assert outcome.record.round == 3
+    assert outcome.epsilon == max(spent)
+
+
+@pytest.mark.claim("C10")
+def test_a_silo_restored_from_an_older_copy_of_its_directory_notices_at_the_next_record(
+    federation: SmallFederation, tmp_path: Path
+) -> None:
+    directory, copy = federation.silos[SiloId("silo-1")], tmp_path / "backup"
+    run(federation)
+    shutil.copytree(directory, copy)
+    run(federation)
+    shutil.rmtree(directory)
+    shutil.copytree(copy, directory)
+    said: list[str] = []
+    (outcome,) = run(federation, said=said)
+    assert "silo-1" not in outcome.record.cohort
+    assert any("silo-1: ledger-rolled-back" in line for line in said)
+    assert silo_budget(directory).rounds_charged == 1  # nothing new was charged, and nothing sent
+
+
+@pytest.mark.claim("C10")
+def test_an_audit_with_the_coordinators_directory_finds_a_restored_silo(
+    federation: SmallFederation, tmp_path: Path
+) -> None:
+    directory, copy = federation.silos[SiloId("silo-1")], tmp_path / "backup"
+    run(federation)
+    shutil.copytree(directory, copy)
+    run(federation)
+    assert audit_silo(directory, witnessed_heads([federation.coordinator, directory])).ledger is not None
+    shutil.rmtree(directory)
+    shutil.copytree(copy, directory)
+    assert audit_silo(directory, {}).ledger is not None  # by itself it looks whole
+    with pytest.raises(LedgerRolledBack):
+        audit_silo(directory, witnessed_heads([federation.coordinator, directory]))
+
+
+@pytest.mark.claim("C9")
+def test_a_lost_update_that_may_have_left_is_not_trained_again_for_the_same_charge(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the ledger's own note that it left is torn off: the round's folder has another."""
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.MASKED_INPUT, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    directory = federation.silos[SiloId("silo-3")]
+    (directory / "rounds/0001/update.sealed").unlink()
+    ledger = directory / "ledger/ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    assert b'"kind":"sent"' in lines[-1]
+    ledger.write_bytes(b"".join(lines[:-1]))
+    said: list[str] = []
+    (outcome,) = run(federation, said=said)
+    assert "silo-3" not in outcome.record.survivors
+    assert "silo-3: update-already-released" in said
+
+
+def test_updates_of_rounds_given_up_do_not_stay_on_disk(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    run(federation)
+    for directory in federation.silos.values():
+        assert list(directory.glob("rounds/*/update.sealed")) == []
+
+
+def test_a_stray_folder_among_the_rounds_is_not_looked_at(federation: SmallFederation) -> None:
+    run(federation)
+    for root in (federation.coordinator, *federation.silos.values()):
+        (root / "rounds/0001.bak").mkdir()
+    (outcome,) = run(federation)
+    assert outcome.record.round == 2

@@ -149,7 +149,7 @@ def test_full_batch_noise_may_change_midway_and_sampled_noise_may_not() -> None:
 def test_the_statement_says_against_whom_and_rounds_up() -> None:
     assert local_statement(SiloId("clinic"), 1.97931786, 1e-5) == (
         "Against the coordinator and all other institutions together, without assuming secure aggregation, "
-        "every record of silo clinic has (1.98, 1e-05)-DP."
+        "every record of silo clinic has (1.980, 1e-05)-DP."
     )
     assert "(2.001, 1e-06)-DP" in local_statement(SiloId("clinic"), 2.0000001, 1e-6)
     assert "(12.35, 1e-05)-DP" in local_statement(SiloId("clinic"), 12.341, 1e-5)

@@ -9,13 +9,20 @@ Exact (compared byte for byte, no statistics):
   - given its masks as ring vectors, a masked input is a one-time pad: for other updates with the same sum
     the pairwise masks between honest survivors shift by fixed vectors, and a shift of uniform vectors is
     uniform, so both stories are equally likely;
-  - every other message of the round does not depend on the updates at all;
+  - every other message of the round does not depend on the updates at all, except for the ledger head
+    that travels with a masked input: a constant here, see below;
   - of the secrets that would take these masks off, the coordinator and its colluders hold at most f < t
     shares, and f shares are explained by any secret (the witness of ``tests/crypto/test_shamir.py``).
 
 Computational (assumed, not tested): that masks are uniform to whoever lacks their seed, and seeds to whoever
 lacks a private key: AES-256-CTR is a pseudo-random generator, HKDF over X25519 gives pseudo-random seeds,
-AES-256-GCM hides the shares in transit, SHA-256 of 32 uniform bytes hides them in a commitment.
+AES-256-GCM hides the shares in transit, SHA-256 of 32 uniform bytes hides them in a commitment. In the
+product a ledger head also covers digests of the silo's update and data; they hide them because a secret
+of 32 bytes goes into each (rounding seed, commitment salt).
+
+Scope: one attempt of one round, with one colluder of six. Two attempts share no mask and no key
+(C3), but are not played jointly here. What the service around the protocol says (that a silo declines
+and why, what it lacks, timing) is outside; none of it is a function of an update.
 
 The slow reference of ``tests/protocol/reference.py`` computes all masks here; it shares no code with the package.
 """

@@ -27,12 +27,16 @@ def command(
 ) -> None:
     """Verify ledgers, signatures, records and caches in numbered steps, every epsilon by two accountants.
 
-    Exits 6 at the first step that does not hold, and names it. What no audit of files can show: that
-    the noise was really drawn.
+    Give every directory you have: a ledger that was rolled back shows only against heads that others
+    hold. Exits 6 at the first step that does not hold, and names it. What no audit of files can show:
+    that the noise was really drawn.
     """
-    from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, is_silo
+    from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, is_silo, witnessed_heads
 
-    audits = [audit_silo(path) if is_silo(path) else audit_coordinator(path) for path in directories]
+    witnessed = witnessed_heads(directories)
+    audits = [
+        audit_silo(path, witnessed) if is_silo(path) else audit_coordinator(path) for path in directories
+    ]
     if json:
         print_json("audit", {"audits": [_plain(audit) for audit in audits]})
         return

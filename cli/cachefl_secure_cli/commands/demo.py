@@ -151,7 +151,7 @@ def _closing(summary: dict[str, Any], epsilon: float, directory: Path, seconds: 
             for point in summary["private"]
             if point["round"] % 5 == 0 or point["round"] == 1
         ),
-        ("the same federation without privacy", "not private", percent(summary["non_private"])),
+        ("the same federation without noise", "not private", percent(summary["non_private"])),
         (
             f"a silo training alone (mean of 5), {len(summary['private'])} rounds",
             f"{epsilon:g}",
@@ -165,7 +165,7 @@ def _closing(summary: dict[str, Any], epsilon: float, directory: Path, seconds: 
     )
     gain = 100 * (last["accuracy"] - summary["synthetic_cache"])
     console().print(
-        f"{gain:+.1f} points over the synthetic cache at epsilon {last['epsilon']:.2f}; {seconds:.0f} s, "
+        f"{gain:+.1f} points over the synthetic cache at epsilon {epsilon_text(last['epsilon'])}; {seconds:.0f} s, "
         f"{peak_memory_bytes() / 1e9:.1f} GB of memory"
     )
     console().print(

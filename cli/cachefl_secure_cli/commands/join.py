@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Clip, Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
+
+if TYPE_CHECKING:
+    from cachefl_secure.federation.joining import Joined
 
 
 @explained
@@ -66,6 +69,9 @@ def command(
                 "records": joined.records,
                 "classes_present": joined.classes_present,
                 "skipped": list(joined.skipped),
+                "epsilon_cap": joined.epsilon_cap,
+                "delta": joined.plan.privacy.delta,
+                "rounds_planned": joined.plan.privacy.rounds,
                 "fingerprint": joined.fingerprint,
                 "coordinator_fingerprint": joined.coordinator_fingerprint,
                 "request": str(joined.request),
@@ -74,6 +80,7 @@ def command(
         return
     rows = [
         ("records (stay here)", f"{joined.records} of {joined.classes_present} classes"),
+        ("this silo refuses beyond", _promise(joined)),
         ("this silo's fingerprint", joined.fingerprint),
         ("coordinator's fingerprint", joined.coordinator_fingerprint),
         ("join request", str(joined.request)),
@@ -83,3 +90,10 @@ def command(
         say(f"{len(joined.skipped)} unreadable images left out: {', '.join(joined.skipped)}")
     if expect is None:
         say("compare the coordinator's fingerprint by phone; `--expect` does it for you")
+
+
+def _promise(joined: Joined) -> str:
+    privacy = joined.plan.privacy
+    if privacy.mechanism == "none":
+        return "nothing: this plan is NOT PRIVATE"
+    return f"epsilon {joined.epsilon_cap:g} at delta {privacy.delta!r} ({privacy.rounds} rounds planned)"

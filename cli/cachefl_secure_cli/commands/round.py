@@ -64,7 +64,10 @@ def _table(outcomes: list[RoundOutcome]) -> Any:
     ]
     columns = ("round", "silos in the sum", "clamped entries", "local epsilon", "cache")
     return table(
-        "rounds", columns, rows, caption="local epsilon: of a silo that took part in every round so far"
+        "rounds",
+        columns,
+        rows,
+        caption="local epsilon: the most any silo can have spent by then; `budget` has its own",
     )
 
 
