@@ -152,8 +152,8 @@ def test_the_statement_says_against_whom_and_rounds_up() -> None:
         "every record of silo clinic has (1.980, 1e-05)-DP."
     )
     assert "(2.001, 1e-06)-DP" in local_statement(SiloId("clinic"), 2.0000001, 1e-6)
-    assert "(12.35, 1e-05)-DP" in local_statement(SiloId("clinic"), 12.341, 1e-5)
-    assert "(0, 1e-05)-DP" in local_statement(SiloId("clinic"), 0.0, 1e-5)
+    assert "(12.342, 1e-05)-DP" in local_statement(SiloId("clinic"), 12.3411, 1e-5)
+    assert "(0.000, 1e-05)-DP" in local_statement(SiloId("clinic"), 0.0, 1e-5)
 
 
 def test_no_privacy_is_not_dressed_as_an_epsilon() -> None:
