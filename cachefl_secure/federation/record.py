@@ -224,6 +224,7 @@ def _check_certificate(
     named = record.certificate
     _require(set(named.uploads) == set(record.survivors), 8, "certified uploads and survivors differ")
     _require(set(record.survivors) <= set(named.share_set) <= set(record.cohort), 8, "no legal share set")
+    _require(set(named.signatures) <= set(record.survivors), 8, "a signer that is no survivor")
     attempt = Attempt.begin(manifest, roster, plan.coordinator_key, parameters)
     _require(attempt.digest == record.manifest_digest, 8, "not the manifest that the record implies")
     signatures = (
