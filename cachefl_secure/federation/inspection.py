@@ -180,12 +180,14 @@ def _coordinator_status(root: Path) -> Status:
     enrolled = files.state.has(ROSTER_FILE)
     chain = files.chain() if enrolled else None
     rounds, planned = (chain.position.round if chain else 0), files.plan.privacy.rounds
-    waiting = "silos: `admit` their join requests" if chain is None else f"you: run round {rounds + 1}"
+    waiting = "silos: `admit` their join requests"
     silos: dict[str, str] = {}
     if chain is not None:
         receipts = _receipts(files)
         needed = RoundParameters.derive(files.plan, len(chain.roster.members)).minimum_survivors
-        waiting += f" with at least {needed} silos" if rounds < planned else ": all planned rounds are done"
+        waiting = f"you: run round {rounds + 1} with at least {needed} silos"
+        if rounds >= planned:
+            waiting = "nobody: all planned rounds are done"
         for member in chain.roster.members:
             receipt = receipts.get(member.silo)
             silos[member.silo] = f"holds round {receipt.round}" if receipt else "admitted, not heard from"

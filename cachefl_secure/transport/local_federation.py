@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import Attendance, CoordinatorService, RoundOutcome
 from cachefl_secure.federation.joining import SiloFiles
@@ -43,8 +44,18 @@ def run_local_rounds(
         chain = files.chain()
         _check_members(silos, {str(member.silo) for member in chain.roster.members})
         network = held.enter_context(InProcessNetwork({silo: s.handle for silo, s in silos.items()}))
+        _warn_beyond_the_plan(chain, number, tell)
         service = CoordinatorService(files.state, chain, network, deadline_seconds=deadline_seconds)
         return run_rounds(service, number, progress, lambda who: _explain(who, silos, network, tell))
+
+
+def _warn_beyond_the_plan(chain: Chain, number: int, tell: Tell) -> None:
+    planned, last = chain.plan.privacy.rounds, chain.position.round
+    if last + number > planned:
+        tell(
+            f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
+            "silos decline the rounds that pass their caps"
+        )
 
 
 def _open_silos(
