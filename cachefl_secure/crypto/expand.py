@@ -44,22 +44,35 @@ def counter_mode(key: bytes, first_block: bytes) -> CipherContext:
     return Cipher(AES256(key), CTR(first_block)).encryptor()
 
 
-def apply_masks(segments: Sequence[RingVector], *, add: Sequence[Secret], subtract: Sequence[Secret]) -> None:
-    """Adds and subtracts the expansion of every seed, in place, modulo 2**(8 * itemsize) of each segment.
+class MaskStreams:
+    """The masks of one vector, added and subtracted as its words come by."""
 
-    A stream runs through the segments in order, read as little-endian words, so its tail masks the last
-    segment. Chunks outside, streams inside: memory is read once, however many streams there are.
-    """
-    streams = [(Keystream(seed), np.add) for seed in add] + [
-        (Keystream(seed), np.subtract) for seed in subtract
-    ]
-    scratch = np.empty(CHUNK_BYTES, np.uint8)
-    for segment in segments:
-        chunk_words = CHUNK_BYTES // segment.itemsize
-        for start in range(0, segment.size, chunk_words):
-            chunk = segment[start : start + chunk_words]
-            keystream = scratch[: chunk.nbytes]
-            words = keystream.view(segment.dtype)
-            for stream, operation in streams:
+    __slots__ = ("_scratch", "_streams")
+
+    def __init__(self, *, add: Sequence[Secret], subtract: Sequence[Secret]) -> None:
+        self._streams = [(Keystream(seed), np.add) for seed in add] + [
+            (Keystream(seed), np.subtract) for seed in subtract
+        ]
+        self._scratch = np.empty(CHUNK_BYTES, np.uint8)
+
+    def apply(self, words: RingVector) -> None:
+        """Adds and subtracts the next words of every stream, in place, modulo 2**(8 * itemsize).
+
+        Streams are little endian and go on where the last call ended. Chunks outside, streams inside:
+        memory is read once, however many streams there are.
+        """
+        chunk_words = CHUNK_BYTES // words.itemsize
+        for start in range(0, words.size, chunk_words):
+            chunk = words[start : start + chunk_words]
+            keystream = self._scratch[: chunk.nbytes]
+            mask = keystream.view(words.dtype)
+            for stream, operation in self._streams:
                 stream.fill(keystream)
-                operation(chunk, words, out=chunk)  # unsigned: wraps, which is the ring
+                operation(chunk, mask, out=chunk)  # unsigned: wraps, which is the ring
+
+
+def apply_masks(segments: Sequence[RingVector], *, add: Sequence[Secret], subtract: Sequence[Secret]) -> None:
+    """All masks on a whole vector, in place. A stream runs through the segments in order."""
+    streams = MaskStreams(add=add, subtract=subtract)
+    for segment in segments:
+        streams.apply(segment)
