@@ -129,7 +129,7 @@ def mask_efficiency(dimension: int, runs: int) -> list[Figure]:
         bits = 8 * words.itemsize
         each = least["whole"] / (11 * dimension) * 1e9
         figures += [
-            at_least(f"mask efficiency, {bits}-bit words", efficiency, "", "AES-256-CTR + add", 0.85),
+            at_least(f"mask efficiency, {bits}-bit words", efficiency, "", "keystream + add", 0.85),
             Figure(f"one mask, {bits}-bit words", round(each, 3), "ns/word", "", "", None),
         ]
     return figures
