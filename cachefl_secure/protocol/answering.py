@@ -123,8 +123,8 @@ class AwaitingShareDelivery:
         if update.words.dtype != parameters.word or update.words.size != parameters.dimension:
             raise LocalProtocolError("update was encoded for other parameters")
         held = self.opened(delivery)
-        masked = mask(update, self._masks(delivery.sharers))
-        reply = MaskedInput(masked.words.tobytes(), masked.counters.tobytes(), ledger_head)
+        masked = mask(update, self._masks(delivery.sharers), parameters)
+        reply = MaskedInput(masked.packed.tobytes(), masked.counters.tobytes(), ledger_head)
         return AwaitingSurvivorSet(self.party, held), reply
 
     def opened(self, delivery: ShareDelivery) -> dict[SiloId, HeldShares]:
