@@ -81,7 +81,18 @@ class BudgetExhausted(PrivacyError):
         self.spent, self.asked, self.cap = spent, asked, cap
 
     def __str__(self) -> str:
-        return f"epsilon {self.spent:.4g} spent, {self.asked:.4g} after this spend, cap {self.cap:.4g}"
+        return f"has spent {self.spent:.4g} of {self.cap:.4g}; another round would make {self.asked:.4g}"
+
+
+class CohortExhausted(PrivacyError):
+    """Too few silos are left whose caps allow another round. All that happened before stands."""
+
+    def __init__(self, exhausted: int, left: int, needed: int) -> None:
+        super().__init__(exhausted, left, needed)
+        self.exhausted, self.left, self.needed = exhausted, left, needed
+
+    def __str__(self) -> str:
+        return f"{self.exhausted} silos have reached their caps; {self.left} are left, a round needs {self.needed}"
 
 
 class UnaccountedMechanism(PrivacyError):

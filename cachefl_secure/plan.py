@@ -102,7 +102,7 @@ class PrivacyPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
         if self.mechanism == "none" and (self.noise_multiplier != 0.0 or self.epsilon != 0.0):
             raise ValueError("mechanism 'none' takes noise_multiplier = 0.0 and epsilon = 0.0")
         if self.mechanism == "local" and (self.noise_multiplier <= 0.0 or self.epsilon <= 0.0):
-            raise ValueError("mechanism 'local' needs noise_multiplier > 0 and epsilon > 0")
+            raise ValueError("epsilon and noise_multiplier must be positive with mechanism 'local'")
 
     @property
     def step_length(self) -> float:

@@ -113,7 +113,11 @@ def open_image(path: Path) -> Image.Image:
         ConfigError: cannot be read as an image, or has more than 8 bits a channel.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(path.read_bytes()))
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
+    try:
+        image: Image.Image = Image.open(io.BytesIO(raw))
         if image.mode in _DEEP_MODES:
             # PIL would clip to 255 and give a white image. Which window to show is the operator's choice.
             raise ConfigError(str(path), "", "more than 8 bits a channel: convert it to 8 bits first")

@@ -11,9 +11,9 @@ from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.enrolment import (
     make_roster,
-    open_roster,
     read_invite,
     read_join_request,
+    read_roster,
     sign_roster,
 )
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
@@ -51,7 +51,11 @@ class CoordinatorFiles:
         Raises:
             ConfigError: not a coordinator's directory, or a file in it does not parse.
         """
-        if not (root / INVITE_FILE).is_file() or (root / "silo.toml").exists():
+        if not root.is_dir():
+            raise ConfigError(str(root), "", "no such directory")
+        if any((root / name).exists() for name in ("silo.toml", "join-request.toml", "ledger")):
+            raise ConfigError(str(root), "", "no coordinator's directory, but (what is left of) a silo's")
+        if not (root / INVITE_FILE).is_file():
             raise ConfigError(str(root), "", "no coordinator's directory; init makes one")
         if not StateDir(root).is_finished:
             raise ConfigError(str(root), "", "init was interrupted; run it again with the same directory")
@@ -99,4 +103,4 @@ class CoordinatorFiles:
 
         if not self.state.has(ROSTER_FILE):
             raise ConfigError(str(self.state.root), "", "no silos yet: run `cachefl-secure admit` first")
-        return Chain(self.state, self.plan, open_roster(self.state.read(ROSTER_FILE), self.plan))
+        return Chain(self.state, self.plan, read_roster(self.state, self.plan))

@@ -50,6 +50,8 @@ class RoundOutcome:
 
     record: RoundRecord
     attendance: Attendance
+    enrolled: int
+    """Silos of the roster, whether they took part or not."""
     epsilon: float
     """Most that any silo can have spent by now; see ``Records.epsilon_by``."""
 
@@ -74,9 +76,13 @@ class CoordinatorService:
 
     def synchronise(self, attendance: Attendance) -> set[SiloId]:
         """Sends every silo the roster, the cache and the records it lacks; returns those that hold all."""
-        hello = wire.encode(Hello(plan_digest(self._chain.plan)))
+        receipts, plan = self._receipts(), plan_digest(self._chain.plan)
+        hellos = {
+            silo: wire.encode(Hello(plan, receipts[silo][-1].ledger_head if silo in receipts else None))
+            for silo in self._keys
+        }
         standings: dict[SiloId, Standing] = {}
-        for silo, body in self._ask(letters.HELLO, dict.fromkeys(self._keys, hello), attendance).items():
+        for silo, body in self._ask(letters.HELLO, hellos, attendance).items():
             try:
                 standings[silo] = wire.decode(body, Standing, limit_bytes=1 << 12, peer=silo)
             except MalformedMessage as error:
@@ -114,10 +120,17 @@ class CoordinatorService:
 
     def _keep_receipts(self, receipts: Mapping[SiloId, Receipt]) -> None:
         """Silos' signed words that they hold the record, and their ledger heads: anchors for an auditor."""
-        name = letters.RECEIPTS_FILE
-        kept = letters.read_receipts(self._state.read(name), file=name) if self._state.has(name) else {}
+        kept = self._receipts()
+        for silo, receipt in receipts.items():
+            known = kept.setdefault(silo, [])
+            if not known or known[-1].ledger_head != receipt.ledger_head:
+                known.append(receipt)
         if receipts:
-            self._state.write(name, letters.write_receipts(kept | dict(receipts)))
+            self._state.write(letters.RECEIPTS_FILE, letters.write_receipts(kept))
+
+    def _receipts(self) -> dict[SiloId, list[Receipt]]:
+        name = letters.RECEIPTS_FILE
+        return letters.read_receipts(self._state.read(name), file=name) if self._state.has(name) else {}
 
     # --- one round
 
@@ -146,7 +159,7 @@ class CoordinatorService:
         self._chain.extend(raw, content, None)
         progress(len(PHASES), len(PHASES), f"round {manifest.round}")
         epsilon = self._chain.epsilon_by(record.round)
-        return RoundOutcome(record, attendance, epsilon)
+        return RoundOutcome(record, attendance, len(self._keys), epsilon)
 
     def _open_attempt(self, cohort: set[SiloId]) -> Manifest:
         number = self.next_round()

@@ -7,6 +7,7 @@ admit ->  roster.bin          all members, signed by the coordinator; fingerprin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from msgspec import Meta
 
 from cachefl_secure.crypto.sign import SigningKey, fingerprint, verify
 from cachefl_secure.errors import BadSignature, ConfigError, PeerError
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId, parse_silo_id
 from cachefl_secure.plan import FederationPlan, Hex64, encode_toml, plan_digest, read_toml
 from cachefl_secure.protocol.messages import Member, Roster
@@ -73,9 +75,13 @@ def read_invite(path: Path, *, expect: str | None = None) -> FederationPlan:
     except BadSignature:
         raise ConfigError(str(path), "signature", "does not verify: the invite was changed") from None
     actual = fingerprint(invite.plan.coordinator_key)
+    if expect is not None and not re.fullmatch(r"[0-9a-fA-F]{32}", "".join(expect.split())):
+        raise ConfigError("--expect", "", "a fingerprint is eight groups of four hex digits")
     if expect is not None and "".join(expect.split()).lower() != actual.replace(" ", ""):
         raise ConfigError(
-            str(path), "plan.coordinator_public_key", f"fingerprint is {actual}, not as expected"
+            str(path),
+            "plan.coordinator_public_key",
+            f"fingerprint is {actual}, not as expected: do not join, call the coordinator",
         )
     return invite.plan
 
@@ -146,6 +152,18 @@ def open_roster(raw: bytes, plan: FederationPlan) -> Roster:
     if roster.plan_digest != plan_digest(plan):
         raise PeerError(COORDINATOR, "a roster of another plan")
     return roster
+
+
+def read_roster(state: StateDir, plan: FederationPlan) -> Roster:
+    """The roster that this party keeps.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        return open_roster(state.read(ROSTER_FILE), plan)
+    except PeerError as error:
+        raise ConfigError(str(state.path(ROSTER_FILE)), "", f"damaged: {error.reason}") from None
 
 
 def pin_roster(raw: bytes, plan: FederationPlan, silo: SiloId, own_key: PublicKeyHex) -> Roster:

@@ -23,12 +23,12 @@ from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.enrolment import open_roster
+from cachefl_secure.federation.enrolment import read_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.privacy.accounting import rounded_up
-from cachefl_secure.privacy.ledger import LedgerReport
+from cachefl_secure.privacy.ledger import LedgerReport, Spend
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 
@@ -81,7 +81,7 @@ def open_chain(root: Path) -> Chain:
     files = SiloFiles.open(root)
     if not files.state.has(ROSTER_FILE):
         raise ConfigError(str(root), "", "has not taken part in any round yet")
-    return Chain(files.state, files.plan, open_roster(files.state.read(ROSTER_FILE), files.plan))
+    return Chain(files.state, files.plan, read_roster(files.state, files.plan))
 
 
 def witnessed_heads(roots: Sequence[Path]) -> dict[SiloId, set[Digest]]:
@@ -94,8 +94,8 @@ def witnessed_heads(roots: Sequence[Path]) -> dict[SiloId, set[Digest]]:
         for member in chain.roster.members:
             heads.setdefault(member.silo, set()).update(chain.ledger_heads_of(member.silo))
         if not is_silo(root):
-            for silo, receipt in verified_receipts(CoordinatorFiles.open(root), chain).items():
-                heads.setdefault(silo, set()).add(Digest(receipt.ledger_head))
+            for silo, receipts in verified_receipts(CoordinatorFiles.open(root), chain).items():
+                heads.setdefault(silo, set()).update(Digest(receipt.ledger_head) for receipt in receipts)
     return heads
 
 
@@ -135,14 +135,14 @@ def audit_coordinator(root: Path) -> Audit:
     return Audit("coordinator", steps, None)
 
 
-def verified_receipts(files: CoordinatorFiles, chain: Chain) -> dict[SiloId, letters.Receipt]:
-    """The latest receipt of each silo.
+def verified_receipts(files: CoordinatorFiles, chain: Chain) -> dict[SiloId, list[letters.Receipt]]:
+    """Every receipt of each silo, oldest first.
 
     Raises:
         PeerError: a silo's signature does not verify, or it countersigned another roster.
     """
     receipts, keys = _receipts(files), chain.roster.public_keys
-    for silo, receipt in receipts.items():
+    for silo, receipt in [(silo, receipt) for silo, each in receipts.items() for receipt in each]:
         signed = letters.receipt_bytes(receipt)
         verify(keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
         if receipt.roster_digest != roster_digest(chain.roster):
@@ -162,7 +162,15 @@ def _silo_status(root: Path) -> Status:
     files = SiloFiles.open(root)
     enrolled = files.state.has(ROSTER_FILE)
     rounds = open_chain(root).position.round if enrolled else 0
-    waiting = "the coordinator's next round" if enrolled else "the coordinator: hand over join-request.toml"
+    waiting = "the coordinator: hand over join-request.toml"
+    files.records()  # raises if what a round needs is gone
+    charged = [spend.round for spend in files.verified_ledger().spends]
+    if enrolled:
+        waiting = "the coordinator's next round"
+    if charged and charged[-1] > rounds:
+        waiting += f" (round {charged[-1]} is charged and not finished: repeating it costs nothing)"
+    elif rounds >= files.plan.privacy.rounds:
+        waiting = "nobody: all planned rounds are done"
     return Status(
         role=f"silo {files.silo}",
         federation=files.plan.name,
@@ -180,15 +188,17 @@ def _coordinator_status(root: Path) -> Status:
     enrolled = files.state.has(ROSTER_FILE)
     chain = files.chain() if enrolled else None
     rounds, planned = (chain.position.round if chain else 0), files.plan.privacy.rounds
-    waiting = "silos: `admit` their join requests" if chain is None else f"you: run round {rounds + 1}"
+    waiting = "silos: `admit` their join requests"
     silos: dict[str, str] = {}
     if chain is not None:
         receipts = _receipts(files)
         needed = RoundParameters.derive(files.plan, len(chain.roster.members)).minimum_survivors
-        waiting += f" with at least {needed} silos" if rounds < planned else ": all planned rounds are done"
+        waiting = f"you: run round {rounds + 1} with at least {needed} silos"
+        if rounds >= planned:
+            waiting = "nobody: all planned rounds are done"
         for member in chain.roster.members:
-            receipt = receipts.get(member.silo)
-            silos[member.silo] = f"holds round {receipt.round}" if receipt else "admitted, not heard from"
+            last = receipts[member.silo][-1] if member.silo in receipts else None
+            silos[member.silo] = f"holds round {last.round}" if last else "admitted, not heard from"
     return Status(
         role="coordinator",
         federation=files.plan.name,
@@ -201,7 +211,7 @@ def _coordinator_status(root: Path) -> Status:
     )
 
 
-def _receipts(files: CoordinatorFiles) -> dict[SiloId, letters.Receipt]:
+def _receipts(files: CoordinatorFiles) -> dict[SiloId, list[letters.Receipt]]:
     if not files.state.has(letters.RECEIPTS_FILE):
         return {}
     return letters.read_receipts(files.state.read(letters.RECEIPTS_FILE), file=str(files.state.root))
@@ -212,7 +222,16 @@ def _ledger_step(report: LedgerReport) -> AuditStep:
         f"{report.entries} entries, {len(report.spends)} rounds charged; epsilon "
         f"{rounded_up(report.epsilon)} by PLD, {rounded_up(report.epsilon_rdp)} by RDP (an upper bound), delta {report.delta!r}"
     )
+    caps = [f"{spend.cap:g} from round {spend.round}" for spend in _cap_changes(report)]
+    if len(caps) > 1:
+        finding += f"; the silo changed its cap: {', '.join(caps)}"
     return AuditStep(1, "privacy ledger", finding)
+
+
+def _cap_changes(report: LedgerReport) -> list[Spend]:
+    """The first spend under each cap."""
+    spends = report.spends
+    return [s for i, s in enumerate(spends) if i == 0 or spends[i - 1].cap != s.cap]
 
 
 def _records_step(chain: Chain) -> AuditStep:

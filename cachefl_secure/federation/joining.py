@@ -19,7 +19,7 @@ from msgspec import Meta
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.clip_source import ClipSource, open_encoder
-from cachefl_secure.federation.enrolment import open_roster, read_invite, write_join_request
+from cachefl_secure.federation.enrolment import read_invite, read_roster, write_join_request
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
@@ -97,7 +97,7 @@ class SiloFiles:
         """The records this silo holds, verified; None before it was admitted."""
         if not self.state.has(ROSTER_FILE):
             return None
-        return Records(self.state, self.plan, open_roster(self.state.read(ROSTER_FILE), self.plan))
+        return Records(self.state, self.plan, read_roster(self.state, self.plan))
 
     def witnessed_heads(self) -> tuple[Anchor, ...]:
         """Heads of this silo's ledger that the coordinator signed into records: none may be missing."""
@@ -170,6 +170,8 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     plan = read_invite(invite, expect=choices.expect)
     _check_cap(plan, choices)
     images = image_folder(choices.images, plan.classes)
+    if not len(images):
+        raise ConfigError(str(choices.images), "", "holds no images")
     encoder = open_encoder(plan.encoder, choices.clip, device=choices.device)
 
     def show(done: int, total: int) -> None:

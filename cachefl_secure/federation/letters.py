@@ -6,7 +6,7 @@ that reveals nothing beyond what its ledger heads and its absence reveal anyway.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -49,9 +49,10 @@ Reason = Literal[
 
 
 class Hello(Message, frozen=True):
-    """Coordinator to silo: where do you stand?"""
+    """Coordinator to silo: where do you stand? With the last head of its ledger that the silo signed to us."""
 
     plan_digest: Hex64
+    ledger_head: Hex64 | None = None
 
 
 class Standing(Message, frozen=True):
@@ -119,35 +120,38 @@ class _KeptReceipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 
-def write_receipts(receipts: Mapping[SiloId, Receipt]) -> bytes:
-    """The latest receipt of each silo."""
+Receipts = Mapping[SiloId, Sequence[Receipt]]
+"""Every receipt of each silo, oldest first: none is forgotten, for each may be the head that shows a rollback."""
+
+
+def write_receipts(receipts: Receipts) -> bytes:
+    """The file's content."""
     kept = {
-        silo: _KeptReceipt(
-            receipt.silo,
-            receipt.round,
-            receipt.record_digest,
-            receipt.roster_digest,
-            receipt.ledger_head,
-            receipt.signature.hex(),
-        )
-        for silo, receipt in sorted(receipts.items())
+        silo: [
+            _KeptReceipt(r.silo, r.round, r.record_digest, r.roster_digest, r.ledger_head, r.signature.hex())
+            for r in each
+        ]
+        for silo, each in sorted(receipts.items())
     }
     return msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n"
 
 
-def read_receipts(raw: bytes, *, file: str) -> dict[SiloId, Receipt]:
+def read_receipts(raw: bytes, *, file: str) -> dict[SiloId, list[Receipt]]:
     """Inverse of ``write_receipts``. Signatures are the caller's to verify.
 
     Raises:
         ConfigError: not what ``write_receipts`` writes.
     """
     try:
-        kept = msgspec.json.decode(raw, type=dict[str, _KeptReceipt])
+        kept = msgspec.json.decode(raw, type=dict[str, list[_KeptReceipt]])
     except msgspec.DecodeError as error:
         raise ConfigError(file, RECEIPTS_FILE, str(error)) from None
     return {
-        SiloId(silo): Receipt(
-            k.silo, k.round, k.record_digest, k.roster_digest, k.ledger_head, bytes.fromhex(k.signature)
-        )
-        for silo, k in kept.items()
+        SiloId(silo): [
+            Receipt(
+                k.silo, k.round, k.record_digest, k.roster_digest, k.ledger_head, bytes.fromhex(k.signature)
+            )
+            for k in each
+        ]
+        for silo, each in kept.items()
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cachefl_secure.errors import RecordRejected
 from cachefl_secure.federation.record import Position, RoundRecord, check_record, genesis, open_record
 from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
 from cachefl_secure.names import Digest, SiloId
@@ -37,8 +38,12 @@ class Records:
         self.position: Position = genesis(plan)
         self.verified: list[VerifiedRound] = []
         for number in self._committed():
-            record, digest = open_record(state.read(round_file(number, "record.json")), plan)
-            check_record(record, plan, roster, self.position, None)
+            file = round_file(number, "record.json")
+            try:
+                record, digest = open_record(state.read(file), plan)
+                check_record(record, plan, roster, self.position, None)
+            except RecordRejected as error:
+                raise RecordRejected(error.step, f"{state.path(file)}: {error.reason}") from None
             self._accept(record, digest)
 
     @property

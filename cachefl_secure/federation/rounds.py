@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cachefl_secure.errors import RoundAborted
+from cachefl_secure.errors import CohortExhausted, RoundAborted
 from cachefl_secure.federation.coordinator_round import Attendance, CoordinatorService, RoundOutcome
 from cachefl_secure.federation.ports import Progress
 
@@ -13,27 +13,33 @@ Tell = Callable[[Attendance], None]
 
 
 def run_rounds(
-    service: CoordinatorService, number: int, progress: Progress, tell: Tell
-) -> list[RoundOutcome]:
-    """``number`` rounds, one after another; the last record is delivered as well.
+    service: CoordinatorService,
+    number: int,
+    progress: Progress,
+    tell: Tell,
+    finished: Callable[[RoundOutcome], None],
+) -> None:
+    """``number`` rounds, one after another, each handed to ``finished``; the last record is delivered as well.
 
     Raises:
         RoundAborted: a round failed; those before it stand.
+        CohortExhausted: it failed because too many silos have reached their caps.
     """
-    outcomes: list[RoundOutcome] = []
     for index in range(number):
         attendance = Attendance()
         try:
             ready = service.synchronise(attendance)
-            outcomes.append(service.run_round(ready, attendance, _share_of(progress, index, number)))
-        except RoundAborted:
+            finished(service.run_round(ready, attendance, _share_of(progress, index, number)))
+        except RoundAborted as aborted:
             tell(attendance)
+            exhausted = sum(reason == "budget-exhausted" for reason in attendance.declined.values())
+            if exhausted:
+                raise CohortExhausted(exhausted, aborted.present, aborted.threshold) from None
             raise
         tell(attendance)
     attendance = Attendance()
     service.synchronise(attendance)
     tell(attendance)
-    return outcomes
 
 
 def _share_of(progress: Progress, index: int, number: int) -> Progress:

@@ -145,6 +145,8 @@ class SiloService:
     def _on_hello(self, hello: Hello) -> bytes:
         if hello.plan_digest != plan_digest(self._files.plan):
             raise _Decline("plan-differs")
+        if hello.ledger_head is not None and not self._ledger.contains(Digest(hello.ledger_head)):
+            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, hello.ledger_head)
         position = self._chain.position if self._chain else genesis(self._files.plan)
         standing = Standing(
             has_roster=self._chain is not None,

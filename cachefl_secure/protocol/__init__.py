@@ -45,6 +45,7 @@ Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath
 ``collecting``    the states of the coordinator
 ``parameters``    thresholds and encoding, derived by every party from the plan
 ``vectors``       EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum, a type per visibility
+``packing``       ring words in exactly the bits they need
 ``encoding``      floats to ring words by stochastic rounding, and a sum back to floats
 ``masking``       key schedule; masks on and off
 ``sharing``       shares dealt, sealed and opened

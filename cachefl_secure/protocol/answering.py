@@ -127,8 +127,8 @@ class AwaitingShareDelivery:
         if update.words.dtype != parameters.word or update.words.size != parameters.dimension:
             raise LocalProtocolError("update was encoded for other parameters")
         held = self.opened(delivery)
-        masked = mask(update, self._masks(delivery.sharers))
-        reply = MaskedInput(masked.words.tobytes(), masked.counters.tobytes(), ledger_head)
+        masked = mask(update, self._masks(delivery.sharers), parameters)
+        reply = MaskedInput(masked.packed.tobytes(), masked.counters.tobytes(), ledger_head)
         own = body_digest(wire.encode(reply))
         return AwaitingSurvivorSet(self.party, self.schedule, held, own), reply
 

@@ -31,7 +31,6 @@ from cachefl_secure.protocol.messages import (
     SurvivorSet,
     UnmaskShares,
 )
-from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed
 from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate
 
@@ -111,9 +110,9 @@ class CollectingMaskedInputs:
 
     def check(self, silo: SiloId, masked: MaskedInput) -> None:
         parameters = self.attempt.parameters
-        if (len(masked.words), len(masked.counters)) != (parameters.vector_bytes, parameters.counter_bytes):
+        if (len(masked.words), len(masked.counters)) != (parameters.packed_bytes, parameters.counter_bytes):
             raise MalformedMessage(
-                silo, f"vector of {len(masked.words)} bytes, {parameters.vector_bytes} due"
+                silo, f"vector of {len(masked.words)} bytes, {parameters.packed_bytes} due"
             )
 
     def on_masked_inputs(
@@ -121,9 +120,7 @@ class CollectingMaskedInputs:
     ) -> tuple[CollectingStatements, SurvivorSet]:
         parameters = self.attempt.parameters
         _require(len(arrived), parameters.minimum_survivors)
-        total = sum_masked(
-            (_as_vector(received.body, parameters) for received in arrived.values()), parameters
-        )
+        total = sum_masked((_as_vector(received.body) for received in arrived.values()), parameters)
         proposal = SurvivorSet(
             tuple(
                 Header(silo, arrived[silo].digest, arrived[silo].signed.signature) for silo in sorted(arrived)
@@ -158,8 +155,10 @@ class CollectingStatements:
             RoundAborted: fewer signatures than the quorum. Nothing was revealed.
         """
         state = self.following
-        _require(len(arrived), state.attempt.parameters.quorum)
-        signatures = (StatementSignature(silo, arrived[silo].signed.signature) for silo in sorted(arrived))
+        quorum = state.attempt.parameters.quorum
+        _require(len(arrived), quorum)
+        signers = sorted(arrived)[:quorum]  # more would prove nothing more
+        signatures = (StatementSignature(silo, arrived[silo].signed.signature) for silo in signers)
         sharers = tuple(sorted(state.commitments))
         certificate = Certificate(tuple(signatures))
         return state, Certified(state.schedule.key_list, sharers, self.uploads, certificate)
@@ -207,7 +206,7 @@ class CollectingUnmaskShares:
             for silo in self.survivors:
                 public_key = self.advertised[silo].mask_public_key
                 left.pairwise(silo, dropped, self.schedule.pairwise_mask(dropped, key, silo, public_key))
-        return Complete(), unmask(self.total, left)
+        return Complete(), unmask(self.total, left, self.attempt.parameters)
 
     def _recover(
         self, answers: Mapping[SiloId, UnmaskShares]
@@ -263,6 +262,6 @@ def _require(present: int, needed: int) -> None:
         raise RoundAborted(present, needed)
 
 
-def _as_vector(masked: MaskedInput, parameters: RoundParameters) -> MaskedUpdate:
+def _as_vector(masked: MaskedInput) -> MaskedUpdate:
     """Views of the received bytes; their length was checked."""
-    return MaskedUpdate(np.frombuffer(masked.words, parameters.word), np.frombuffer(masked.counters, "<u8"))
+    return MaskedUpdate(np.frombuffer(masked.words, np.uint8), np.frombuffer(masked.counters, "<u8"))

@@ -40,7 +40,7 @@ def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: Roundin
     """Clamped, scaled and stochastically rounded to ring words; counter 0 is the number of clamped entries.
 
     Guarantees: every integer lies within ``entry_bound`` of 0, so a sum over the cohort does not wrap;
-    each is the floor or the ceiling of its scaled value and equals that value in expectation, to 2^-53.
+    each is the floor or the ceiling of its scaled value and equals that value in expectation, to 2^-32.
 
     Raises:
         LocalProtocolError: the update has another dimension.
@@ -49,12 +49,14 @@ def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: Roundin
         raise LocalProtocolError(f"update of {update.values.size} entries, {parameters.dimension} due")
     words = np.empty(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
-    coins = Keystream(rounding)
+    coins, clamped = Keystream(rounding), np.empty(min(_CHUNK, words.size))
     for start in range(0, words.size, _CHUNK):
         values = update.values[start : start + _CHUNK]
-        counters[0] += np.count_nonzero(np.abs(values) > parameters.clamp)
-        scaled = np.clip(values, -parameters.clamp, parameters.clamp) / parameters.grid_step
-        words[start : start + _CHUNK] = _round_stochastically(scaled, coins).astype(parameters.word)
+        scaled = clamped[: values.size]
+        np.clip(values, -parameters.clamp, parameters.clamp, out=scaled)
+        counters[0] += np.count_nonzero(scaled != values)
+        np.divide(scaled, parameters.grid_step, out=scaled)
+        np.copyto(words[start : start + _CHUNK], _round_stochastically(scaled, coins), casting="unsafe")
     return EncodedUpdate(words, counters)
 
 
@@ -79,13 +81,17 @@ def decode_sum(total: AggregateSum, parameters: RoundParameters) -> DecodedSum:
     return DecodedSum(values, saturated)
 
 
-def _round_stochastically(scaled: NDArray[np.float64], coins: Keystream) -> NDArray[np.int64]:
-    """Floor, or floor + 1 with the probability of the fraction: a 53-bit uniform below it.
+def _round_stochastically(scaled: NDArray[np.float64], coins: Keystream) -> NDArray[np.uint32]:
+    """Floor, or floor + 1 if a coin of 32 bits falls below the fraction: unbiased to 2^-32 of a step.
 
-    The comparison is exact where the fraction is a multiple of 2^-53, as it is for every |x| >= 1.
+    Negative integers come out modulo 2^32. ``scaled`` lies within the entry bound, so they fit; it is overwritten.
     """
     floor = np.floor(scaled)
-    uniform = np.empty(scaled.size, "<u8")
-    coins.fill(uniform.view(np.uint8))
-    up = (uniform >> np.uint64(11)) * np.float64(2.0**-53) < scaled - floor
-    return floor.astype(np.int64) + up
+    fraction = np.subtract(scaled, floor, out=scaled)  # exact
+    coin = np.empty(scaled.size, "<i4")  # signed: floats are made of these, not of unsigned ones, in one step
+    coins.fill(coin.view(np.uint8))
+    np.multiply(fraction, 2.0**32, out=fraction)
+    np.subtract(fraction, 2.0**31, out=fraction)
+    rounded = floor.astype(np.int32)
+    np.add(rounded, (coin < fraction).view(np.int8), out=rounded)
+    return rounded.view(np.uint32)

@@ -5,7 +5,8 @@ Rules:
    that were told different caches, plans, rosters, rounds, attempts or keys share no mask and their sum
    is noise;
  - of a pair, the silo whose name sorts first adds the pairwise mask, the other subtracts it;
- - a mask covers words and counters in one stream.
+ - a mask covers words and counters in one stream;
+ - words are masked and summed modulo 2^16 or 2^32, sent modulo 2^vector_bits. The second divides the first.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import numpy as np
 
 from cachefl_secure.crypto.agreement import SharedSecret
 from cachefl_secure.crypto.derive import Purpose, derive
-from cachefl_secure.crypto.expand import apply_masks
+from cachefl_secure.crypto.expand import MaskStreams, apply_masks
 from cachefl_secure.crypto.seal import SealingKey
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.shamir import CoefficientSeed
 from cachefl_secure.names import Digest, SiloId, digest_of
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.messages import KeyList
+from cachefl_secure.protocol.packing import CHUNK_WORDS, PackedVector
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed, ShareSeed
-from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedSum, MaskedUpdate
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedSum, MaskedUpdate, Words
 
 
 class MaskSeed(Secret):
@@ -91,24 +93,52 @@ class KeySchedule:
         return digest_of("cachefl-secure/self-mask-commitment/1", self.context, silo.encode(), seed.reveal())
 
 
-def mask(update: EncodedUpdate, masks: Masks) -> MaskedUpdate:
-    """The update under its masks. The only way to make a vector that may be sent."""
-    words, counters = update.words.copy(), update.counters.copy()
-    apply_masks((words, counters), add=masks.added, subtract=masks.subtracted)
-    return MaskedUpdate(words, counters)
+def mask(update: EncodedUpdate, masks: Masks, parameters: RoundParameters) -> MaskedUpdate:
+    """The update under its masks, packed. The only way to make a vector that may be sent.
+
+    Chunk by chunk, so that a masked word is packed before it leaves the processor's cache.
+    """
+    content = np.empty(parameters.packed_bytes, np.uint8)
+    packed = PackedVector(content, update.words.size, parameters.vector_bits)
+    counters = update.counters.copy()
+    streams = MaskStreams(add=masks.added, subtract=masks.subtracted)
+    for start in range(0, update.words.size, CHUNK_WORDS):
+        words = update.words[start : start + CHUNK_WORDS].copy()
+        streams.apply(words)
+        packed.write(start, words)
+    streams.apply(counters)
+    return MaskedUpdate(content, counters)
 
 
 def sum_masked(updates: Iterable[MaskedUpdate], parameters: RoundParameters) -> MaskedSum:
+    """
+    Raises:
+        ValueError: an update is not as long as the parameters say.
+    """
     words = np.zeros(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
+    unpacked = np.empty(min(CHUNK_WORDS, words.size), parameters.word)
     for update in updates:
-        np.add(words, update.words, out=words)
+        packed = PackedVector(update.packed, parameters.dimension, parameters.vector_bits)
+        for start in range(0, words.size, CHUNK_WORDS):
+            chunk = words[start : start + CHUNK_WORDS]
+            packed.read(start, unpacked[: chunk.size])
+            np.add(chunk, unpacked[: chunk.size], out=chunk)
         np.add(counters, update.counters, out=counters)
     return MaskedSum(words, counters)
 
 
-def unmask(total: MaskedSum, left: Masks) -> AggregateSum:
+def unmask(total: MaskedSum, left: Masks, parameters: RoundParameters) -> AggregateSum:
     """The sum without the masks that are ``left`` in it."""
     words, counters = total.words.copy(), total.counters.copy()
     apply_masks((words, counters), add=left.subtracted, subtract=left.added)
+    _lift(words, parameters.vector_bits)
     return AggregateSum(words, counters)
+
+
+def _lift(words: Words, bits: int) -> None:
+    """Modulo 2^bits, in place, to two's complement of the whole word: the integer in [-2^(bits-1), 2^(bits-1))."""
+    signed = words.view(words.dtype.str.replace("u", "i"))
+    unused = signed.dtype.type(8 * words.itemsize - bits)
+    np.left_shift(signed, unused, out=signed)
+    np.right_shift(signed, unused, out=signed)  # arithmetic: repeats the sign bit

@@ -229,7 +229,7 @@ class StatementSignature(Message, frozen=True):
 
 
 class Certificate(Body, frozen=True):
-    """Coordinator to silos: signatures of at least a quorum over one and the same statement, sorted by silo."""
+    """Coordinator to silos: signatures of a quorum over one and the same statement, sorted by silo."""
 
     phase = Phase.CERTIFICATE
     signatures: Annotated[tuple[StatementSignature, ...], Meta(max_length=MAX_SILOS)]

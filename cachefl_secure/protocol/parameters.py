@@ -10,6 +10,7 @@ import numpy as np
 
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.plan import FederationPlan, PrivacyPlan
+from cachefl_secure.protocol import packing
 
 MAX_SILOS = 128  # complete graph: everybody shares with everybody
 COUNTERS = 1  # entry 0 counts the clamped entries of all updates in the sum
@@ -96,14 +97,22 @@ class RoundParameters:
 
     @property
     def word(self) -> np.dtype[np.unsignedinteger[Any]]:
-        """Little-endian word of the ring. The ring is the whole word, Z/2^16 or Z/2^32: numpy wraps there by
-        itself, and a sum of at most ``vector_bits`` bits is the same in the larger ring.
+        """Little-endian word that sums are made in, modulo 2^16 or 2^32: numpy wraps there by itself.
+
+        The ring is Z/2^vector_bits: only that many low bits of a masked word are sent, and they are enough
+        for the same bits of the sum.
         """
         return np.dtype("<u2" if self.vector_bits <= 16 else "<u4")
 
     @property
     def vector_bytes(self) -> int:
+        """Length of a sum, in whole words."""
         return self.dimension * self.word.itemsize
+
+    @property
+    def packed_bytes(self) -> int:
+        """Length of a masked update on the wire."""
+        return packing.packed_bytes(self.dimension, self.vector_bits)
 
     @property
     def counter_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """One type per visibility: EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum.
 
-Passing one where another is due is a type error. All four hold ring words and uint64 counters of the
-same layout; constructors take ownership of the arrays and make them read-only.
+Passing one where another is due is a type error. All four hold the same d ring words and uint64 counters;
+constructors take ownership of the arrays and make them read-only.
 """
 
 from __future__ import annotations
@@ -40,10 +40,20 @@ class EncodedUpdate(_RingVector):
     __slots__ = ()
 
 
-class MaskedUpdate(_RingVector):
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class MaskedUpdate:
     """Uniform on the ring to anyone who lacks one of its masks. The only vector that is sent."""
 
-    __slots__ = ()
+    packed: NDArray[np.uint8]
+    """Words of ``RoundParameters.vector_bits`` bits, as ``packing`` lays them out."""
+    counters: Counters
+
+    def __post_init__(self) -> None:
+        self.packed.setflags(write=False)
+        self.counters.setflags(write=False)
+
+    def __repr__(self) -> str:
+        return f"MaskedUpdate(<{self.packed.size} bytes>, <{self.counters.size} counters>)"
 
 
 class MaskedSum(_RingVector):
@@ -53,7 +63,10 @@ class MaskedSum(_RingVector):
 
 
 class AggregateSum(_RingVector):
-    """Sum of the survivors' encoded updates. Everybody may read it."""
+    """Sum of the survivors' encoded updates. Everybody may read it.
+
+    Words are the sum modulo 2^vector_bits, lifted to the integer next to 0 and written in two's complement.
+    """
 
     __slots__ = ()
 

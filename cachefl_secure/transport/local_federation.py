@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import Attendance, CoordinatorService, RoundOutcome
 from cachefl_secure.federation.joining import SiloFiles
@@ -28,14 +29,25 @@ def run_local_rounds(
     deadline_seconds: float,
     progress: Progress,
     tell: Tell,
+    until: int | None = None,
+    finished: Callable[[RoundOutcome], None] | None = None,
 ) -> list[RoundOutcome]:
-    """``number`` rounds between the coordinator and the silos of these directories.
+    """``number`` rounds between the coordinator and the silos of these directories, or ``until`` a round.
+
+    Each is handed to ``finished`` as it ends, so that those before a failure are not lost.
 
     Raises:
         ConfigError: a directory is not what it should be, or is in use.
         LedgerError: a silo's ledger does not verify or was rolled back.
-        RoundAborted: a round failed; those before it stand.
+        RoundAborted, CohortExhausted: a round failed; those before it stand.
     """
+    outcomes: list[RoundOutcome] = []
+
+    def note(outcome: RoundOutcome) -> None:
+        outcomes.append(outcome)
+        if finished is not None:
+            finished(outcome)
+
     files = CoordinatorFiles.open(directory)
     with contextlib.ExitStack() as held:
         held.enter_context(files.state.lock())
@@ -43,8 +55,21 @@ def run_local_rounds(
         chain = files.chain()
         _check_members(silos, {str(member.silo) for member in chain.roster.members})
         network = held.enter_context(InProcessNetwork({silo: s.handle for silo, s in silos.items()}))
+        if until is not None:
+            number = max(0, until - chain.position.round)
+        _warn_beyond_the_plan(chain, number, tell)
         service = CoordinatorService(files.state, chain, network, deadline_seconds=deadline_seconds)
-        return run_rounds(service, number, progress, lambda who: _explain(who, silos, network, tell))
+        run_rounds(service, number, progress, lambda who: _explain(who, silos, network, tell), note)
+    return outcomes
+
+
+def _warn_beyond_the_plan(chain: Chain, number: int, tell: Tell) -> None:
+    planned, last = chain.plan.privacy.rounds, chain.position.round
+    if last + number > planned:
+        tell(
+            f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
+            "silos decline the rounds that pass their caps"
+        )
 
 
 def _open_silos(
@@ -80,7 +105,7 @@ def _explain(
     details = {silo: service.take_trouble() for silo, service in silos.items()}
     troubles = reasons({silo: trouble for silo, trouble in details.items() if trouble is not None})
     for silo in sorted(attendance.absent | set(failures)):
-        why = "too slow" if silo in silos else "not running in this process"
+        why = "too slow" if silo in silos else "not given with --in-process"
         tell(f"{silo}: no answer ({failures.get(silo, why)})")
     for silo, why in sorted((attendance.declined | attendance.rejected).items()):
         detail = troubles.get(silo)

@@ -39,10 +39,19 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
             "nothing was revealed; see above who was missing, and run `cachefl-secure round` again when they are back",
         ),
     ),
+    (errors.CohortExhausted, Ending(5, "found a new federation, or let silos raise their caps in silo.toml")),
     (errors.BudgetExhausted, Ending(5, "this silo takes no further part; see `cachefl-secure budget`")),
     (errors.UnaccountedMechanism, Ending(5, "update cachefl-secure, or ask for another plan")),
-    (errors.LedgerError, Ending(6, "do not edit the ledger; run `cachefl-secure audit` and keep a copy")),
-    (errors.RecordRejected, Ending(6, "do not use this round; run `cachefl-secure audit`")),
+    (
+        errors.LedgerError,
+        Ending(
+            6, "restore the ledger from your latest copy; this silo takes part in nothing until it verifies"
+        ),
+    ),
+    (
+        errors.RecordRejected,
+        Ending(6, "this round proves nothing as it is; keep a copy and compare it with another party's"),
+    ),
     (errors.TransportError, Ending(8, "try again")),
     (errors.CacheflError, Ending(1)),
     (PermissionError, Ending(7, "check who owns the directory")),
@@ -74,7 +83,7 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            say("interrupted; nothing is lost, run the same command again")
+            say("interrupted; nothing is lost, run the command again (`round` with --until)")
             raise typer.Exit(130) from None
         except (errors.CacheflError, OSError) as error:
             raise typer.Exit(report(error)) from None

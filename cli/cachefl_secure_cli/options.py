@@ -22,8 +22,7 @@ Clip = Annotated[
     str | None,
     typer.Option(
         "--clip",
-        help="Where the frozen CLIP is: embedded, local-dir:PATH, hf-hub:NAME, or an open_clip architecture "
-        "such as RN50 (with --pretrained).",
+        help="Where this party has the frozen CLIP, if not as the plan says: local-dir:PATH, same weights.",
         show_default=False,
     ),
 ]

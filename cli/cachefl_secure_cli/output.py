@@ -74,7 +74,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
         box=box.ROUNDED if any(columns) else box.SIMPLE,
     )
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        # On a narrow terminal every column gives way by wrapping, and none is cut: a name must stay readable.
+        longest = max((len(row[index]) for row in rows), default=1)
+        made.add_column(
+            column,
+            justify="left" if index == 0 else "right",
+            overflow="fold",
+            min_width=min(longest, 14 if index == 0 else 6),
+        )
     for row in rows:
         made.add_row(*row)
     return made

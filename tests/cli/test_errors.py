@@ -86,6 +86,7 @@ def test_help_does_not_import_the_heavy_libraries() -> None:
 
 
 def test_a_directory_of_nobody_is_refused(tmp_path: Path) -> None:
+    refuses(7, "no such directory", "status", tmp_path / "nowhere")
     refuses(7, "no coordinator's directory", "status", tmp_path)
     refuses(7, "no silo's directory", "budget", tmp_path)
     refuses(7, "no coordinator's directory", "round", tmp_path, "--in-process", tmp_path)
@@ -238,3 +239,31 @@ def test_an_unexpected_error_is_not_swallowed_and_shows_no_local_variable() -> N
     assert ran.returncode == 1
     assert "a bug" in ran.stderr
     assert "do-not-print-this-seed" not in ran.stderr + ran.stdout
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_names_stay_readable_on_a_narrow_terminal(
+    federation: SmallFederation, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = invoke("budget", *federation.silos.values()).output
+    assert all(silo in shown for silo in federation.silos)
+
+
+def test_running_beyond_the_caps_shows_the_rounds_that_happened_and_exits_5(tmp_path: Path) -> None:
+    federation = found(tmp_path, records=(5, 6, 7), epsilon_cap=5.5)
+    silos = [word for path in federation.silos.values() for word in ("--in-process", str(path))]
+    result = invoke("round", federation.coordinator, "-n", "4", *silos, "--json")
+    assert result.exit_code == 5
+    assert [each["round"] for each in json.loads(result.stdout)["result"]["rounds"]] == [1, 2]
+    assert "3 silos have reached their caps" in result.stderr
+
+
+def test_an_empty_image_folder_does_not_join(federation: SmallFederation, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    refuses(
+        7,
+        "holds no images",
+        *("join", federation.coordinator / "invite.toml", tmp_path / "a", "--data", tmp_path / "images"),
+        *("--name", "a", "--clip", f"local-dir:{tmp_path}"),
+    )

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from cachefl_secure.cache.model import cache_digest
-from cachefl_secure.errors import ConfigError, LedgerRolledBack, RecordRejected, RoundAborted
+from cachefl_secure.errors import CohortExhausted, ConfigError, LedgerRolledBack, RecordRejected, RoundAborted
 from cachefl_secure.federation import letters, silo_round
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
-from cachefl_secure.federation.inspection import audit_silo, open_chain, witnessed_heads
+from cachefl_secure.federation.inspection import audit_silo, open_chain, status, witnessed_heads
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
@@ -242,7 +242,8 @@ def test_the_statement_is_on_disk_before_the_signature_leaves(
     (outcome,) = run(federation)
     refused = wire.encode(letters.Reply(b"", "storage-failed"))
     assert asked == [(refused, refused)]
-    assert len(outcome.record.certificate.signatures) == 5  # once the disk is well again, the same statement
+    # Once the disk is well again, the same statement.
+    assert set(outcome.record.certificate.signatures) == {"silo-1", "silo-2", "silo-3", "silo-4"}
 
 
 @pytest.mark.claim("C4")
@@ -306,7 +307,7 @@ def test_a_silo_declines_before_training_when_its_cap_is_reached(
 
     monkeypatch.setattr(silo_round, "train_privately", never)
     said: list[str] = []
-    with pytest.raises(RoundAborted):
+    with pytest.raises(CohortExhausted):
         run(federation, said=said)
     assert all("budget-exhausted" in line for line in said)
     assert len(said) == 5
@@ -544,3 +545,79 @@ def test_a_stray_folder_among_the_rounds_is_not_looked_at(federation: SmallFeder
         (root / "rounds/0001.bak").mkdir()
     (outcome,) = run(federation)
     assert outcome.record.round == 2
+
+
+@pytest.mark.claim("C10")
+def test_a_cut_line_that_no_record_names_is_noticed_before_another_round(federation: SmallFederation) -> None:
+    """The last line is the silo's receipt, of which only the coordinator holds the signed head."""
+    run(federation)
+    directory = federation.silos[SiloId("silo-1")]
+    ledger = directory / "ledger/ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    assert b'"kind":"receipt"' in lines[-1]
+    ledger.write_bytes(b"".join(lines[:-1]))
+    said: list[str] = []
+    (outcome,) = run(federation, said=said)
+    assert "silo-1" not in outcome.record.cohort
+    assert any("ledger-rolled-back" in line for line in said)
+    with pytest.raises(LedgerRolledBack):
+        audit_silo(directory, witnessed_heads([federation.coordinator]))
+
+
+def test_rounds_before_a_failure_are_handed_over_and_the_reason_is_the_caps(tmp_path: Path) -> None:
+    federation = found(tmp_path, epsilon_cap=5.5)
+    finished: list[RoundOutcome] = []
+    with pytest.raises(CohortExhausted):
+        run_local_rounds(
+            federation.coordinator,
+            list(federation.silos.values()),
+            4,
+            deadline_seconds=60.0,
+            progress=silent,
+            tell=lambda _: None,
+            finished=finished.append,
+        )
+    assert [outcome.record.round for outcome in finished] == [1, 2]
+
+
+def test_until_a_round_runs_no_more_than_it_takes(federation: SmallFederation) -> None:
+    def run_until(until: int) -> list[int]:
+        outcomes = run_local_rounds(
+            federation.coordinator,
+            list(federation.silos.values()),
+            1,
+            deadline_seconds=60.0,
+            progress=silent,
+            tell=lambda _: None,
+            until=until,
+        )
+        return [outcome.record.round for outcome in outcomes]
+
+    assert run_until(2) == [1, 2]
+    assert run_until(2) == []
+    assert run_until(3) == [3]
+
+
+def test_what_is_left_of_a_silo_is_not_taken_for_a_coordinator(federation: SmallFederation) -> None:
+    directory = federation.silos[SiloId("silo-1")]
+    (directory / "silo.toml").unlink()
+    with pytest.raises(ConfigError, match="left of"):
+        status(directory)
+
+
+def test_status_of_a_damaged_silo_says_so(federation: SmallFederation) -> None:
+    run(federation)
+    directory = federation.silos[SiloId("silo-1")]
+    (directory / "features.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"features\.safetensors"):
+        status(directory)
+
+
+def test_status_tells_of_a_round_that_is_charged_and_not_finished(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.MASKED_INPUT, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    assert "round 1 is charged" in status(federation.silos[SiloId("silo-3")]).waiting_for

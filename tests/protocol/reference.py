@@ -92,11 +92,15 @@ def masked_input(
     mask_public_keys: Mapping[str, bytes],
     context: bytes,
     word_bytes: int,
+    bits: int,
     counters: int,
 ) -> list[int]:
-    """``values``: integers, then counters. Masks towards every other silo in ``mask_public_keys``."""
+    """``values``: integers, then counters. Masks towards every other silo in ``mask_public_keys``.
+
+    Masks are whole words; the sum keeps ``bits`` bits of each.
+    """
     dimension = len(values) - counters
-    moduli = [2 ** (8 * word_bytes)] * dimension + [2**64] * counters
+    moduli = [2**bits] * dimension + [2**64] * counters
     total = [
         v + m
         for v, m in zip(
@@ -114,3 +118,30 @@ def masked_input(
                 for t, m in zip(total, expand(seed, dimension, word_bytes, counters), strict=True)
             ]
     return [value % modulus for value, modulus in zip(total, moduli, strict=True)]
+
+
+def pack(words: list[int], bits: int) -> bytes:
+    """Bit by bit: planes of 16, 16, 8, 4, 2, 1 bits, lowest bits first, each filled up to a whole byte."""
+    content, lowest = b"", 0
+    for width in (16, 16, 8, 4, 2, 1):
+        if lowest + width <= bits:
+            plane = bytearray((len(words) * width + 7) // 8)
+            for i, word in enumerate(words):
+                for bit in range(width):
+                    at = i * width + bit
+                    plane[at // 8] |= (word >> (lowest + bit) & 1) << at % 8
+            content, lowest = content + bytes(plane), lowest + width
+    assert lowest == bits
+    return content
+
+
+def unpack(content: bytes, dimension: int, bits: int) -> list[int]:
+    """Bit by bit, as ``pack``."""
+    words, at, lowest = [0] * dimension, 0, 0
+    for width in (16, 16, 8, 4, 2, 1):
+        if lowest + width <= bits:
+            for place in range(dimension * width):
+                bit = content[at + place // 8] >> place % 8 & 1
+                words[place // width] |= bit << (lowest + place % width)
+            at, lowest = at + (dimension * width + 7) // 8, lowest + width
+    return words

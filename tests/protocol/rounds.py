@@ -14,7 +14,8 @@ from cachefl_secure.errors import PeerError
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, SiloId
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, PrivacyPlan, SecureSumPlan
 from cachefl_secure.protocol.coordinator import CoordinatorSession
-from cachefl_secure.protocol.messages import Manifest, Member, Phase, Roster, roster_digest
+from cachefl_secure.protocol.messages import Manifest, MaskedInput, Member, Phase, Roster, roster_digest
+from cachefl_secure.protocol.packing import unpack
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import (
@@ -24,7 +25,7 @@ from cachefl_secure.protocol.silo_secrets import (
     ShareSeed,
     SiloSecrets,
 )
-from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words
 
 LEDGER_HEAD = Digest("1e" * 32)
 
@@ -259,6 +260,11 @@ def run_round(
         lambda silo, data: silos[silo].on_certificate(data),
     )
     return Round(coordinator.on_unmask_shares(revealed), coordinator, silos, seen, refusals)
+
+
+def masked_words(masked: MaskedInput, parameters: RoundParameters) -> Words:
+    """The words of a masked input, in [0, 2^vector_bits)."""
+    return unpack(np.frombuffer(masked.words, np.uint8), parameters.dimension, parameters.vector_bits)
 
 
 def integers(update: EncodedUpdate | AggregateSum) -> list[int]:

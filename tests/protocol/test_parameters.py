@@ -68,6 +68,7 @@ def test_the_encoding_follows_the_noise() -> None:
     assert chosen.word.itemsize == 2
     assert chosen.dimension == plan.number_of_parameters
     assert chosen.vector_bytes == 2 * chosen.dimension
+    assert chosen.packed_bytes <= 2 * chosen.dimension
 
 
 def test_without_noise_there_are_65536_levels() -> None:

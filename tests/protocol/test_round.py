@@ -33,6 +33,7 @@ from tests.protocol.rounds import (
     fixed,
     integers,
     lost,
+    masked_words,
     parameters_for,
     random_updates,
     run_round,
@@ -143,7 +144,7 @@ def test_the_masked_input_is_that_of_the_slow_reference(bound: int) -> None:
     }
     for silo in sharers:
         masked = _body(finished.seen[Phase.MASKED_INPUT][silo], MaskedInput)
-        words = np.frombuffer(masked.words, fed.parameters.word).tolist()
+        words = reference.unpack(masked.words, fed.parameters.dimension, fed.parameters.vector_bits)
         counters = np.frombuffer(masked.counters, "<u8").tolist()
         assert words + counters == reference.masked_input(
             integers(updates[silo]),
@@ -153,6 +154,7 @@ def test_the_masked_input_is_that_of_the_slow_reference(bound: int) -> None:
             mask_public_keys=public,
             context=context,
             word_bytes=fed.parameters.word.itemsize,
+            bits=fed.parameters.vector_bits,
             counters=1,
         )
 
@@ -171,8 +173,8 @@ def test_the_next_attempt_has_other_masks_even_with_the_same_update_and_the_same
         deliveries = coordinator.on_sealed_shares({s: silos[s].on_key_list(key_lists[s]) for s in silos})
         seen.append({s: silos[s].on_share_delivery(deliveries[s], zeros, LEDGER_HEAD) for s in silos})
     for silo in first.silos:
-        masks = [np.frombuffer(_body(messages[silo], MaskedInput).words, "<u4") for messages in seen]
-        assert np.count_nonzero(masks[0] == masks[1]) <= 2  # 4096 / 2^32 expected by chance
+        masks = [masked_words(_body(messages[silo], MaskedInput), first.parameters) for messages in seen]
+        assert np.count_nonzero(masks[0] == masks[1]) <= 2  # 4096 / 2^vector_bits expected by chance
 
 
 @pytest.mark.claim("C3")
@@ -219,8 +221,8 @@ def test_masks_of_silos_with_different_manifests_do_not_cancel(changed: str) -> 
             if peer != silo:
                 public_key = fed.secrets(peer).mask_key.public_key
                 masks.pairwise(silo, peer, schedule.pairwise_mask(silo, secrets.mask_key, peer, public_key))
-        masked.append(mask(updates[silo], masks))
-    total = unmask(sum_masked(masked, fed.parameters), self_masks)
+        masked.append(mask(updates[silo], masks, fed.parameters))
+    total = unmask(sum_masked(masked, fed.parameters), self_masks, fed.parameters)
     right = np.array(exact_sum(updates, fed.silos)[:-1])
     without = np.array(exact_sum(updates, tuple(s for s in fed.silos if s != odd))[:-1])
     got = np.array(integers(total)[:-1])

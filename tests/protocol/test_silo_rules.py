@@ -44,6 +44,7 @@ from tests.protocol.rounds import (
     federation,
     fixed,
     integers,
+    masked_words,
     parameters_for,
     random_updates,
     run_round,
@@ -105,7 +106,7 @@ def test_a_second_different_message_of_an_answered_phase_is_refused() -> None:
     with pytest.raises(SurvivorSetRejected, match="different survivor-set"):
         session.on_survivor_set(table.proposal(table.fed.silos[:4]))
     with pytest.raises(UnexpectedMessage, match="different certificate"):
-        session.on_certificate(table.say(Certificate(certificate.signatures[:4])))
+        session.on_certificate(table.say(Certificate(certificate.signatures[:3])))
 
 
 @pytest.mark.claim("C1")
@@ -403,9 +404,10 @@ def test_shares_for_the_wrong_silos_drop_the_dealer() -> None:
     assert dealer not in deliveries
 
 
-@pytest.mark.parametrize("size", [0, 33, 35, 34 + 8])
-def test_a_vector_of_another_length_drops_its_silo(size: int) -> None:
+@pytest.mark.parametrize("more", ["empty", -1, 1, 8])
+def test_a_vector_of_another_length_drops_its_silo(more: int | str) -> None:
     table = Table()
+    size = table.fed.parameters.packed_bytes + more if isinstance(more, int) else 0
     table.to_delivery()
     bad = table.others[3]
     inputs = {
@@ -496,13 +498,13 @@ def test_the_masked_input_differs_from_the_update_in_every_attempt() -> None:
     updates = random_updates(fed)
     rounds = [run_round(f, updates) for f in (fed, fed.with_manifest(attempt=2))]
     sent = [
-        [np.frombuffer(body_of(r.seen[Phase.MASKED_INPUT][s], MaskedInput).words, "<u2") for s in fed.silos]
+        [masked_words(body_of(r.seen[Phase.MASKED_INPUT][s], MaskedInput), fed.parameters) for s in fed.silos]
         for r in rounds
     ]
     for silo, (first, second) in enumerate(zip(*sent, strict=True)):
-        plain = updates[fed.silos[silo]].words
+        plain = updates[fed.silos[silo]].words % 2**fed.parameters.vector_bits
         for a, b in ((first, second), (first, plain), (second, plain)):
-            assert np.count_nonzero(a == b) < 8  # 2000 / 2^16 by chance
+            assert np.count_nonzero(a == b) < 20  # 2000 / 2^10 by chance
     assert integers(rounds[0].total) == integers(rounds[1].total)
 
 

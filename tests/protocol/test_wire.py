@@ -143,7 +143,7 @@ def test_the_limits_hold_every_message_of_the_largest_cohort() -> None:
         Statement(D, D, D, D),
         Certificate(tuple(StatementSignature(name, bytes(64)) for name in names)),
         UnmaskShares(revealed, ()),
-        MaskedInput(bytes(20), bytes(8), D),
+        MaskedInput(bytes(fed.parameters.packed_bytes), bytes(8), D),
     ]
     for message in largest:
         envelope = Signed(names[0], Phase.SHARE_DELIVERY, wire.encode(message), bytes(64))

@@ -37,7 +37,7 @@ def command(
         if not json:
             console().print(table("asking to be admitted", ("silo", "fingerprint"), rows))
         if not (yes or json):
-            typer.confirm("Did every silo read out exactly this fingerprint?", abort=True)
+            typer.confirm("Did every silo read out exactly its fingerprint above?", abort=True)
         if json and not yes:
             say("--json needs --yes: a program cannot compare fingerprints")
             raise typer.Exit(2)

@@ -32,8 +32,8 @@ def command(
 ) -> None:
     """Run a whole federation of five silos on this machine: real handwriting, a real CLIP, real noise.
 
-    Every command is printed before it runs; in a real federation each party types its own. Takes about a
-    minute, needs no network, and writes DIRECTORY/summary.json and pictures in DIRECTORY/report.
+    Every command is printed before it runs; in a real federation each party types its own. Takes half a
+    minute on two idle cores, needs no network, and writes DIRECTORY/summary.json and pictures in DIRECTORY/report.
     """
     from cachefl_secure.embedded.digits import silo_folders, write_image_folders
     from cachefl_secure_cli.figures import demo_picture

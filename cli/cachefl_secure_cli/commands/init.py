@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cachefl_secure_cli.failures import explained, say
-from cachefl_secure_cli.options import Clip, Device, DeviceOption, resolve_device
+from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 
 
@@ -21,7 +21,14 @@ def command(
         str, typer.Option(help="Class names, separated by commas; @FILE for one a line. Default: the digits.")
     ] = "",
     name: Annotated[str, typer.Option(help="What this federation is called.")] = "federation",
-    clip: Clip = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="The frozen CLIP: embedded, local-dir:PATH, hf-hub:NAME, or an open_clip architecture such as "
+            "RN50 (with --pretrained). Default: embedded, which reads digits.",
+            show_default=False,
+        ),
+    ] = None,
     pretrained: Annotated[
         str, typer.Option(help="open_clip's tag or a .safetensors file, for an architecture.")
     ] = "",
@@ -30,7 +37,10 @@ def command(
         typer.Option(help="Prompt for the text classifier with one {} for the class; repeat for several."),
     ] = None,
     generator: Annotated[
-        str, typer.Option(help="embedded, or a diffusers model id or local folder.")
+        str,
+        typer.Option(
+            help="embedded; a diffusers model id or local folder; or folder:PATH, public pictures made elsewhere."
+        ),
     ] = "embedded",
     images_per_class: Annotated[
         int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
@@ -122,7 +132,7 @@ def command(
         return
     private = f"epsilon {epsilon:g}, delta {delta:g} a silo after {rounds} rounds"
     rows = [
-        ("synthetic images", str(founded.synthetic_images)),
+        ("pictures kept for the cache", str(founded.synthetic_images)),
         ("parameters a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         ("learning rate", f"{plan.privacy.learning_rate:g}"),

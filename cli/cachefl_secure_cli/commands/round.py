@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 def command(
     directory: Coordinator,
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many rounds.")] = 1,
+    until: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Run until this round is done, instead of a number of them.", show_default=False
+        ),
+    ] = None,
     in_process: Annotated[
         list[Path] | None,
         typer.Option(
@@ -33,29 +39,40 @@ def command(
     """Run rounds: every silo trains with noise, the masked updates are summed, the record is signed.
 
     Until networked transports are built, silos run in threads of this process; each still uses its own
-    directory, keys and ledger, and exchanges the same sealed bytes. Interrupted? Run it again: silos
-    re-send the same noised update and pay nothing twice.
+    directory, keys and ledger, and exchanges the same sealed bytes. Interrupted? Run it again (with
+    --until, so that not more rounds run than you meant): silos re-send the same noised update and pay
+    nothing twice.
 
     Example: cachefl-secure round coordinator -n 20 --in-process clinic-1 --in-process clinic-2
     --in-process clinic-3
     """
     from cachefl_secure.transport.local_federation import run_local_rounds
 
-    with progress_bar(quiet=json) as progress:
-        outcomes = run_local_rounds(
-            directory, in_process or [], number, deadline_seconds=deadline, progress=progress, tell=say
-        )
-    if json:
-        print_json("round", {"rounds": [_plain(outcome) for outcome in outcomes]})
-        return
-    console().print(_table(outcomes))
+    outcomes: list[RoundOutcome] = []
+    try:
+        with progress_bar(quiet=json) as progress:
+            run_local_rounds(
+                directory,
+                in_process or [],
+                number,
+                deadline_seconds=deadline,
+                progress=progress,
+                tell=say,
+                until=until,
+                finished=outcomes.append,
+            )
+    finally:  # rounds that happened are shown also when a later one failed
+        if json:
+            print_json("round", {"rounds": [_plain(outcome) for outcome in outcomes]})
+        elif outcomes:
+            console().print(_table(outcomes))
 
 
 def _table(outcomes: list[RoundOutcome]) -> Any:
     rows = [
         (
             str(outcome.record.round),
-            f"{len(outcome.record.survivors)} of {len(outcome.record.cohort)}",
+            f"{len(outcome.record.survivors)} of {outcome.enrolled}",
             str(outcome.record.saturated),
             epsilon_text(outcome.epsilon),
             outcome.record.cache_after[:16],

@@ -1,0 +1,473 @@
+"""Speed and size of the secure sum, against its own parts and, where asked for, against Flower's SecAgg+.
+
+    python tests/bench/secure_sum.py --json            10^6 entries; under two minutes
+    python tests/bench/secure_sum.py --full --json     16.4 M entries: the cache of ImageNet-1k
+    python tests/bench/secure_sum.py --flower ENV/bin/python    also against Flower (``pip install flwr`` into ENV)
+
+Times are CPU seconds of one thread, the least of several runs. What is compared runs in turns, so that a
+busy machine slows both sides. Flower runs its own client functions on float32 values, at its default
+22-bit range, counted from when its shares are open and its keys agreed on; ours encodes float64. Prints the list of figures that ``demo.py`` describes.
+
+Measured with ``--full --flower ENV/bin/python --runs 5`` and OMP_NUM_THREADS=1: d = 16.4 M, flwr 1.41.0, an
+EPYC with vector AES whose second core was not always idle. A run differs from the next by up to a quarter.
+
+    neighbours                                  5        10        20     goal
+    encode, mask, pack, b = 32, ms            154       205       287
+      times as fast as Flower SecAgg+         6.6       8.0       8.4    10   missed
+    encode, mask, pack, b = 16, ms            102       137       171
+      times as fast as Flower SecAgg+        10.0      12.1      14.1    18   missed
+
+    mask efficiency, 16 and 32-bit words     0.94, 0.92           0.85   met
+    upload beyond ceil(d b / 8), B           195                         met
+    memory beyond the upload, MiB            32 (b = 16), 63      4      missed
+    share keys, n = 10 and 100, ms           2.5, 31              3, 30  met, missed
+    time beyond the update, n = 10, 100, ms  5.3, 50              5, 50  missed, met
+    traffic beyond the update, KB            6, 50                8, 70  met
+    recover one dropout of ten, passes       0.84 (43, 94 ms)     1.2    met
+    secure round / plain round               8.9 (92 / 10 ms)     1.5    missed
+
+The plain round signs nothing, draws no coins and copies float32 values: it is a sum and little else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cachefl_secure.crypto.expand import CHUNK_BYTES, Keystream, MaskStreams
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.federation.ports import Handler
+from cachefl_secure.names import Digest, FederationId, SiloId
+from cachefl_secure.protocol.coordinator import CoordinatorSession
+from cachefl_secure.protocol.encoding import RoundingSeed, decode_sum, encode
+from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, unmask
+from cachefl_secure.protocol.messages import Manifest, Member, Roster, roster_digest
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.silo import SiloSession
+from cachefl_secure.protocol.silo_secrets import SiloSecrets
+from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedSum, MaskedUpdate
+from cachefl_secure.transport.in_process import InProcessNetwork
+from cachefl_secure.updates import PrivateUpdate
+
+IMAGENET = 16_384_000
+HEAD = Digest("1e" * 32)
+PATIENCE_SECONDS = 600.0
+FLOWER = Path(__file__).parent / "flower" / "client.py"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure; ``met`` is None where there is no target."""
+
+    name: str
+    value: float
+    unit: str
+    against: str
+    target: str
+    met: bool | None
+
+
+def at_most(name: str, value: float, unit: str, against: str, target: float) -> Figure:
+    return Figure(name, round(value, 3), unit, against, f"<= {target:g}", value <= target)
+
+
+def at_least(name: str, value: float, unit: str, against: str, target: float) -> Figure:
+    return Figure(name, round(value, 3), unit, against, f">= {target:g}", value >= target)
+
+
+def cpu_seconds(runs: int, **tasks: Callable[[], object]) -> dict[str, float]:
+    """The least CPU time of each task, the tasks taken in turns. One turn before the first is not counted."""
+    least = dict.fromkeys(tasks, float("inf"))
+    for turn in range(runs + 1):
+        for name, task in tasks.items():
+            started = time.process_time()
+            task()
+            if turn:
+                least[name] = min(least[name], time.process_time() - started)
+    return least
+
+
+# --- one client ---------------------------------------------------------------------------------------
+
+
+def parameters_of(n: int, dimension: int, bits: int) -> RoundParameters:
+    """Parameters with the largest entries that a sum of ``n`` in ``bits`` bits holds."""
+    bound = (2 ** (bits - 1) - 1) // n - 1
+    threshold = (n + 1) // 2 + 1
+    return RoundParameters(n, 1, threshold, max(threshold, 3), dimension, float(bound), 1.0, bits)
+
+
+def an_update(parameters: RoundParameters, rng_seed: int = 0) -> PrivateUpdate:
+    rng = np.random.default_rng(rng_seed)
+    return PrivateUpdate(rng.normal(0, parameters.clamp / 4, parameters.dimension))
+
+
+def masks_of(neighbours: int) -> Masks:
+    """A self mask, and one for each neighbour, half of them subtracted."""
+    seeds = [MaskSeed(os.urandom(32)) for _ in range(neighbours + 1)]
+    return Masks(seeds[: neighbours // 2 + 1], seeds[neighbours // 2 + 1 :])
+
+
+def prepare(update: PrivateUpdate, masks: Masks, parameters: RoundParameters) -> MaskedUpdate:
+    """All that a silo does to the entries of its update, once the masks are agreed on."""
+    return mask(encode(update, parameters, RoundingSeed(os.urandom(32))), masks, parameters)
+
+
+def mask_efficiency(dimension: int, runs: int) -> list[Figure]:
+    """Masking against 1 / (1 / B_prg + 1 / B_add): its two steps alone, on one chunk that stays in the cache."""
+    figures = []
+    for word in ("<u2", "<u4"):
+        masks, words = masks_of(10), np.zeros(dimension, word)
+        keystream, chunk = np.empty(CHUNK_BYTES, np.uint8), np.zeros(CHUNK_BYTES // words.itemsize, word)
+        stream, chunks = Keystream(masks.added[0]), 11 * words.nbytes // CHUNK_BYTES
+
+        def whole(masks: Masks = masks, words: Any = words) -> None:
+            MaskStreams(add=masks.added, subtract=masks.subtracted).apply(words)
+
+        def expand(stream: Keystream = stream, chunks: int = chunks, out: Any = keystream) -> None:
+            for _ in range(chunks):
+                stream.fill(out)
+
+        def add(chunk: Any = chunk, mask: Any = keystream.view(word), chunks: int = chunks) -> None:
+            for _ in range(chunks):
+                np.add(chunk, mask, out=chunk)
+
+        least = cpu_seconds(runs, whole=whole, expand=expand, add=add)
+        share = 11 * words.nbytes / (chunks * CHUNK_BYTES)  # a rest of less than a chunk is left out above
+        efficiency = share * (least["expand"] + least["add"]) / least["whole"]
+        bits = 8 * words.itemsize
+        each = least["whole"] / (11 * dimension) * 1e9
+        figures += [
+            at_least(f"mask efficiency, {bits}-bit words", efficiency, "", "keystream + add", 0.85),
+            Figure(f"one mask, {bits}-bit words", round(each, 3), "ns/word", "", "", None),
+        ]
+    return figures
+
+
+def client_time(dimension: int, runs: int, flower: str | None) -> list[Figure]:
+    figures = []
+    for neighbours in (5, 10, 20):
+        tasks: dict[str, Callable[[], object]] = {}
+        for bits in (16, 32):
+            parameters = parameters_of(neighbours + 1, dimension, bits)
+
+            def ours(
+                update: PrivateUpdate = an_update(parameters),
+                masks: Masks = masks_of(neighbours),
+                parameters: RoundParameters = parameters,
+            ) -> MaskedUpdate:
+                return prepare(update, masks, parameters)
+
+            tasks[f"b{bits}"] = ours
+        with FlowerClient(flower, dimension, neighbours) as client:
+            theirs: list[float] = []
+            if flower is not None:
+                tasks["flower"] = lambda client=client, theirs=theirs: theirs.append(client.mask())  # type: ignore[misc]
+            least = cpu_seconds(runs, **tasks)
+        for bits, goal in ((32, 10.0), (16, 18.0)):
+            what = f"{neighbours} neighbours, b = {bits}"
+            ms = 1000 * least[f"b{bits}"]
+            figures.append(Figure(f"encode, mask, pack, {what}", round(ms, 2), "ms", "", "", None))
+            if theirs:
+                ratio = min(theirs[1:]) / least[f"b{bits}"]
+                figures.append(at_least(f"client, {what}", ratio, "x", "Flower SecAgg+", goal))
+    return figures
+
+
+class FlowerClient:
+    """Flower's client functions in a process of their own environment, asked one run at a time."""
+
+    def __init__(self, python: str | None, dimension: int, neighbours: int) -> None:
+        self._command = [python, str(FLOWER), str(dimension), str(neighbours)] if python else []
+
+    def __enter__(self) -> FlowerClient:
+        if self._command:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._command:
+            self._process.communicate()
+
+    def mask(self) -> float:
+        """CPU seconds of one run."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("mask\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+
+def client_memory(dimension: int) -> list[Figure]:
+    """The most that numpy and Python held at once, beyond the update itself."""
+    figures = []
+    for bits in (16, 24, 32):
+        parameters, masks = parameters_of(11, dimension, bits), masks_of(10)
+        update = an_update(parameters)
+        tracemalloc.start()
+        masked = prepare(update, masks, parameters)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        beyond = (peak - masked.packed.nbytes) / 2**20
+        figures.append(at_most(f"memory beyond the upload, b = {bits}", beyond, "MiB", "goal", 4))
+    return figures
+
+
+# --- the sessions -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A coordinator and its silos at the start of an attempt."""
+
+    coordinator: CoordinatorSession
+    silos: Mapping[SiloId, SiloSession]
+    parameters: RoundParameters
+
+
+def begin(parameters: RoundParameters) -> Sessions:
+    names = [SiloId(f"silo-{i:03d}") for i in range(1, parameters.cohort_size + 1)]
+    identity, keys = SigningKey.generate(), {name: SigningKey.generate() for name in names}
+    members = tuple(Member(name, keys[name].public_key) for name in names)
+    roster = Roster(FederationId("0f" * 16), Digest("ab" * 32), 1, members)
+    manifest = Manifest(
+        roster.plan_digest, roster_digest(roster), 1, 1, tuple(names), Digest("cd" * 32), Digest("ef" * 32)
+    )
+    silos = {
+        name: SiloSession(
+            manifest, name, keys[name], roster, identity.public_key, parameters, SiloSecrets.generate()
+        )
+        for name in names
+    }
+    return Sessions(CoordinatorSession(manifest, identity, roster, parameters), silos, parameters)
+
+
+def zeros(parameters: RoundParameters) -> EncodedUpdate:
+    words = np.zeros(parameters.dimension, parameters.word)
+    return EncodedUpdate(words, np.zeros(parameters.counters, np.uint64))
+
+
+def one_silo_of(n: int) -> list[Figure]:
+    """The time and the bytes of one silo in a round of ``n``, beyond its update. Other silos do their part unmeasured."""
+    table, clock, traffic = begin(parameters_of(n, 1, 16)), Clock(), 0
+    me = next(iter(table.silos))
+    update, coordinator = zeros(table.parameters), table.coordinator
+
+    def ask(requests: Mapping[SiloId, bytes], step: Callable[[SiloId, bytes], bytes]) -> dict[SiloId, bytes]:
+        nonlocal traffic
+        answers = {}
+        for silo, request in requests.items():
+            if silo != me:
+                answers[silo] = step(silo, request)
+                continue
+            with clock:
+                answers[silo] = step(silo, request)
+            traffic += len(request) + len(answers[silo])
+        return answers
+
+    silos = table.silos
+    manifest = dict.fromkeys(silos, coordinator.manifest_message())
+    lists = coordinator.on_advertisements(ask(manifest, lambda silo, _: silos[silo].advertise()))
+    advertised = clock.seconds
+    shares = ask(lists, lambda silo, message: silos[silo].on_key_list(message))
+    sharing = clock.seconds - advertised
+    deliveries = coordinator.on_sealed_shares(shares)
+    masked = ask(deliveries, lambda silo, message: silos[silo].on_share_delivery(message, update, HEAD))
+    sets = coordinator.on_masked_inputs(masked)
+    statements = ask(sets, lambda silo, message: silos[silo].on_survivor_set(message))
+    certificates = coordinator.on_statements(statements)
+    coordinator.on_unmask_shares(ask(certificates, lambda silo, message: silos[silo].on_certificate(message)))
+    share_goal, time_goal, byte_goal = (3, 5, 8) if n == 10 else (30, 50, 70)
+    return [
+        at_most(f"share keys, n = {n}", 1000 * sharing, "ms", "goal", share_goal),
+        at_most(f"a silo's time beyond its update, n = {n}", 1000 * clock.seconds, "ms", "goal", time_goal),
+        at_most(f"a silo's traffic beyond its update, n = {n}", traffic / 1000, "KB", "goal", byte_goal),
+    ]
+
+
+class Clock:
+    """CPU seconds spent inside ``with``."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.process_time() - self._started
+
+
+def protocol_overhead(n: int, runs: int) -> list[Figure]:
+    """The least of several rounds, figure by figure."""
+    return [
+        min(same, key=lambda figure: figure.value)
+        for same in zip(*(one_silo_of(n) for _ in range(runs)), strict=True)
+    ]
+
+
+def step_memory(dimension: int) -> list[Figure]:
+    """The most that a silo holds from encoding to the finished message, signature and envelope included."""
+    figures = []
+    for bits in (16, 32):
+        table, (me, delivery) = to_delivery(parameters_of(3, dimension, bits))
+        update = an_update(table.parameters)
+        tracemalloc.start()
+        encoded = encode(update, table.parameters, RoundingSeed(os.urandom(32)))
+        message = table.silos[me].on_share_delivery(delivery, encoded, HEAD)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        name = f"memory of the step that sends, b = {bits}"
+        figures.append(Figure(name, round(peak / len(message), 2), "uploads", "", "", None))
+    return figures
+
+
+def to_delivery(parameters: RoundParameters) -> tuple[Sessions, tuple[SiloId, bytes]]:
+    """An attempt played up to the shares that one silo is about to receive."""
+    table = begin(parameters)
+    coordinator, silos = table.coordinator, table.silos
+    lists = coordinator.on_advertisements({silo: x.advertise() for silo, x in silos.items()})
+    sealed = {silo: x.on_key_list(lists[silo]) for silo, x in silos.items()}
+    deliveries = coordinator.on_sealed_shares(sealed)
+    return table, next(iter(deliveries.items()))
+
+
+def upload(dimension: int) -> list[Figure]:
+    """A real masked input on the wire, envelope and counters included, beyond ceil(d b / 8)."""
+    figures = []
+    for bits in (13, 16, 21, 32):
+        table, (me, delivery) = to_delivery(parameters_of(3, dimension, bits))
+        message = table.silos[me].on_share_delivery(delivery, zeros(table.parameters), HEAD)
+        beyond = len(message) - -(-dimension * bits // 8)
+        figures.append(at_most(f"upload beyond the bits, b = {bits}", beyond, "B", "ceil(d b / 8)", 500))
+    return figures
+
+
+def recover_one_dropout(dimension: int, runs: int) -> list[Figure]:
+    """What one dropped silo of ten costs the coordinator: nine pairwise masks, against nine passes of one mask."""
+    figures = []
+    for bits in (16, 32):
+        parameters, masks = parameters_of(10, dimension, bits), masks_of(8)
+        words = np.zeros(dimension, parameters.word)
+
+        def nine_passes(masks: Masks = masks, words: Any = words) -> None:
+            for seed in (*masks.added, *masks.subtracted):
+                MaskStreams(add=[seed], subtract=[]).apply(words)
+
+        def recover(masks: Masks = masks, parameters: RoundParameters = parameters) -> None:
+            total = MaskedSum(np.zeros(dimension, parameters.word), np.zeros(1, np.uint64))
+            unmask(total, masks, parameters)
+
+        least = cpu_seconds(runs, passes=nine_passes, recover=recover)
+        name = f"recover one dropout of ten, b = {bits}"
+        figures.append(at_most(name, least["recover"] / least["passes"], "x", "one pass a neighbour", 1.2))
+        figures.append(Figure(name, round(1000 * least["recover"], 1), "ms", "", "", None))
+    return figures
+
+
+# --- a whole round ------------------------------------------------------------------------------------
+
+
+def secure_round(parameters: RoundParameters, updates: Mapping[SiloId, PrivateUpdate]) -> None:
+    """Five silos behind the in-process transport: encoding, every message, the sum."""
+    table = begin(parameters)
+    coordinator = table.coordinator
+
+    def handler(silo: SiloId, session: SiloSession) -> Handler:
+        def handle(phase: str, message: bytes) -> bytes:
+            if phase == "advertise":
+                return session.advertise()
+            if phase == "share":
+                return session.on_key_list(message)
+            if phase == "mask":
+                encoded = encode(updates[silo], parameters, RoundingSeed(os.urandom(32)))
+                return session.on_share_delivery(message, encoded, HEAD)
+            if phase == "certificate":
+                return session.on_survivor_set(message)
+            return session.on_certificate(message)
+
+        return handle
+
+    with InProcessNetwork({silo: handler(silo, session) for silo, session in table.silos.items()}) as network:
+        manifest = dict.fromkeys(table.silos, coordinator.manifest_message())
+        lists = coordinator.on_advertisements(network.exchange("advertise", manifest, PATIENCE_SECONDS))
+        deliveries = coordinator.on_sealed_shares(network.exchange("share", lists, PATIENCE_SECONDS))
+        sets = coordinator.on_masked_inputs(network.exchange("mask", deliveries, PATIENCE_SECONDS))
+        certificates = coordinator.on_statements(network.exchange("certificate", sets, PATIENCE_SECONDS))
+        total = coordinator.on_unmask_shares(network.exchange("unmask", certificates, PATIENCE_SECONDS))
+    decode_sum(total, parameters)
+
+
+def plain_round(updates: Mapping[SiloId, PrivateUpdate]) -> None:
+    """The same transport, float32 values in the clear, and their sum."""
+
+    def handler(update: PrivateUpdate) -> Handler:
+        return lambda phase, message: update.values.astype("<f4").tobytes()
+
+    total = np.zeros(next(iter(updates.values())).values.size)
+    with InProcessNetwork({silo: handler(update) for silo, update in updates.items()}) as network:
+        for content in network.exchange("update", dict.fromkeys(updates, b""), PATIENCE_SECONDS).values():
+            total += np.frombuffer(content, "<f4")
+
+
+def whole_round(runs: int) -> list[Figure]:
+    """Five silos, 10^6 entries, all parties in this process: CPU time of everybody together."""
+    parameters = parameters_of(5, 1_000_000, 16)
+    updates = {SiloId(f"silo-{i:03d}"): an_update(parameters, i) for i in range(1, 6)}
+    least = cpu_seconds(
+        runs, secure=lambda: secure_round(parameters, updates), plain=lambda: plain_round(updates)
+    )
+    ratio = least["secure"] / least["plain"]
+    return [
+        at_most("secure round, 5 silos, 10^6 entries", ratio, "x", "plain float32 round", 1.5),
+        Figure("secure round, 5 silos, 10^6 entries", round(1000 * least["secure"], 1), "ms", "", "", None),
+        Figure("plain round, 5 silos, 10^6 entries", round(1000 * least["plain"], 1), "ms", "", "", None),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="16.4 M entries instead of 10^6")
+    parser.add_argument("--flower", metavar="PYTHON", help="interpreter of an environment with flwr")
+    parser.add_argument("--runs", type=int, default=7, help="times that every figure is measured")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    dimension, runs = IMAGENET if arguments.full else 1_000_000, arguments.runs
+    if arguments.flower is None:
+        print("without --flower: `python -m venv ENV; ENV/bin/pip install flwr` for it", file=sys.stderr)
+    figures = [
+        *mask_efficiency(dimension, runs),
+        *client_time(dimension, runs, arguments.flower),
+        *client_memory(dimension),
+        *step_memory(dimension),
+        *upload(1_000_000),
+        *protocol_overhead(10, runs),
+        *protocol_overhead(100, min(runs, 3)),
+        *recover_one_dropout(dimension, runs),
+        *whole_round(runs),
+    ]
+    if arguments.json:
+        print(json.dumps([asdict(figure) for figure in figures], indent=1))
+        return
+    for figure in figures:
+        goal = f"target {figure.target}: {'met' if figure.met else 'MISSED'}" if figure.target else ""
+        print(f"{figure.name:45} {figure.value:9g} {figure.unit:8} against {figure.against:21} {goal}")
+
+
+if __name__ == "__main__":
+    main()
