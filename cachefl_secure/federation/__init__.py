@@ -9,7 +9,7 @@
 ``clip_source``        where a party has the frozen CLIP, and whether it is the pinned one
 ``letters``            what is said around the messages of CF-SecAgg/1
 ``records``, ``chain``  verified rounds on disk, and the caches that follow from them
-``coordinator_round``  one round at the coordinator: hello, sync, the five messages of CF-SecAgg/1, record
+``coordinator_round``  one round at the coordinator: hello, sync, the six exchanges of CF-SecAgg/1, record
 ``silo_round``         the same at a silo: check, reserve, train, seal, mask, answer, verify
 ``rounds``             the loop over rounds, for any transport
 ``sealed_update``      a noised update on disk, from training to the record

@@ -1,4 +1,4 @@
-"""The coordinator's side: bring silos up to date, run the five messages of CF-SecAgg/1, publish the record.
+"""The coordinator's side: bring silos up to date, run the six exchanges of CF-SecAgg/1, publish the record.
 
 The coordinator is trusted with availability only. What it must get right for itself:
 
@@ -20,7 +20,7 @@ from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain, apply_aggregate
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync, SyncedRound
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
-from cachefl_secure.federation.record import RoundRecord, sign_record, smallest_cohort
+from cachefl_secure.federation.record import RoundRecord, recorded, sign_record, smallest_cohort
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file, round_numbers
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
@@ -32,7 +32,7 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
 
 DEFAULT_DEADLINE_SECONDS = 600.0
-PHASES = ("manifest", "share", "masked-input", "unmask", "record")
+PHASES = ("manifest", "share", "masked-input", "certificate", "unmask", "record")
 
 
 @dataclass(slots=True)
@@ -196,9 +196,11 @@ class CoordinatorService:
         progress(2, len(PHASES), what)
         survivor_sets = session.on_masked_inputs(self._ask(letters.MASKED_INPUT, deliveries, attendance))
         progress(3, len(PHASES), what)
-        self._state.write(round_file(manifest.round, "unmask-requested"), b"")  # rule 2
-        aggregate = session.on_unmask_shares(self._ask(letters.UNMASK, survivor_sets, attendance))
+        certificates = session.on_statements(self._ask(letters.CERTIFICATE, survivor_sets, attendance))
         progress(4, len(PHASES), what)
+        self._state.write(round_file(manifest.round, "unmask-requested"), b"")  # rule 2
+        aggregate = session.on_unmask_shares(self._ask(letters.UNMASK, certificates, attendance))
+        progress(5, len(PHASES), what)
         return aggregate
 
     def _publish(
@@ -222,6 +224,7 @@ class CoordinatorService:
             survivors=tuple(survivors),
             previous_record=manifest.previous_record,
             transcript_digest=session.transcript_digest,
+            certificate=recorded(session.certified),
             aggregate_digest=aggregate_digest(content),
             saturated=decoded.saturated,
             cache_before=manifest.cache_digest,

@@ -1,4 +1,4 @@
-"""What coordinator and silo say to each other around the five messages of CF-SecAgg/1.
+"""What coordinator and silo say to each other around the messages of CF-SecAgg/1.
 
 Every ``Reply`` of a silo is an answer, or says that it will not take part and why, out of a closed set
 that reveals nothing beyond what its ledger heads and its absence reveal anyway.
@@ -17,12 +17,13 @@ from cachefl_secure.names import SiloId
 from cachefl_secure.plan import Hex64
 from cachefl_secure.protocol.messages import Message
 
-HELLO, SYNC, MANIFEST, SHARE, MASKED_INPUT, UNMASK = (
+HELLO, SYNC, MANIFEST, SHARE, MASKED_INPUT, CERTIFICATE, UNMASK = (
     "hello",
     "sync",
     "manifest",
     "share",
     "masked-input",
+    "certificate",
     "unmask",
 )
 

@@ -10,8 +10,10 @@ Verification (the numbers stand in the code):
  (4) the cohort is within the roster; the survivors are within the cohort, and no fewer than the threshold
  (5) the sum delivered is the sum named, has the agreed size, and lies within the agreed bound
  (6) the cache after the round is the cache before plus the mean update, recomputed here
- (7) if this party answered the survivor set, in this process: same manifest, same survivor set, and the
-     ledger head it sent
+ (7) if this party signed a survivor set in this attempt: same manifest and survivor set, the ledger head
+     that it sent, and, from its disk also after a restart, the very statement
+ (8) the certificate: at least a quorum of the survivors signed a statement over this manifest, the key list
+     and share set that the record names, and exactly these survivors
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ import msgspec
 from msgspec import Meta
 
 from cachefl_secure.crypto.sign import SigningKey, verify
-from cachefl_secure.errors import BadSignature, ConfigError, RecordRejected
+from cachefl_secure.errors import BadSignature, ConfigError, PeerError, RecordRejected
 from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
 from cachefl_secure.plan import FederationPlan, Hex64, plan_digest
-from cachefl_secure.protocol.messages import Roster, roster_digest
+from cachefl_secure.protocol.attempt import Attempt
+from cachefl_secure.protocol.certificate import Certified, check_certificate, statement_digest, statement_of
+from cachefl_secure.protocol.messages import Certificate, Manifest, Roster, StatementSignature, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 
 _PURPOSE = "cachefl-secure/record/1"
@@ -34,6 +38,18 @@ _DIGEST_LABEL = "cachefl-secure/record-digest/1"
 MAX_RECORD_BYTES = 1 << 20
 
 RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
+Hex128 = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
+
+
+class RecordedCertificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``protocol.certificate.Certified`` as JSON that people can read."""
+
+    key_list_digest: Hex64
+    share_set: tuple[str, ...]
+    """Silos that dealt shares (U2)."""
+    uploads: dict[str, Hex64]
+    """Each survivor's masked input, by its digest."""
+    signatures: dict[str, Hex128]
 
 
 class RoundRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,6 +66,7 @@ class RoundRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     survivors: tuple[str, ...]
     previous_record: Hex64
     transcript_digest: Hex64
+    certificate: RecordedCertificate
     aggregate_digest: Hex64
     saturated: Annotated[int, Meta(ge=0)]
     """Entries that silos clamped before encoding, summed inside the secure sum."""
@@ -63,7 +80,7 @@ class SignedRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The record's canonical JSON, as text, and the signature over exactly those bytes."""
 
     record: str
-    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
+    signature: Hex128
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +150,7 @@ def smallest_cohort(plan: FederationPlan, roster: Roster) -> int:
 def check_record(
     record: RoundRecord, plan: FederationPlan, roster: Roster, position: Position, seen: Participation | None
 ) -> RoundParameters:
-    """Steps (2), (3), (4) and (7). Steps (5) and (6) need the sum and the cache: see ``chain``.
+    """Steps (2), (3), (4), (7) and (8). Steps (5) and (6) need the sum and the cache: see ``chain``.
 
     Raises:
         RecordRejected: names the step.
@@ -148,7 +165,7 @@ def check_record(
     _require(record.cache_before == position.cache_digest, 3, "starts from another cache")
     # (4) who took part
     members = {member.silo for member in roster.members}
-    _require(len(set(record.cohort)) == len(record.cohort), 4, "a silo stands twice in the cohort")
+    _require(list(record.cohort) == sorted(set(record.cohort)), 4, "the cohort is not strictly sorted")
     _require(set(record.cohort) <= members, 4, "the cohort names a silo outside the roster")
     _require(len(record.cohort) >= smallest_cohort(plan, roster), 4, "the cohort is too small")
     _require(
@@ -168,7 +185,61 @@ def check_record(
         _require(
             record.ledger_heads.get(seen.silo) == seen.ledger_head, 7, "another ledger head of this silo"
         )
+    _check_certificate(record, plan, roster, parameters)  # (8)
     return parameters
+
+
+def recorded(certified: Certified) -> RecordedCertificate:
+    return RecordedCertificate(
+        key_list_digest=certified.key_list,
+        share_set=tuple(certified.sharers),
+        uploads={str(silo): digest for silo, digest in certified.uploads.items()},
+        signatures={str(s.silo): s.signature.hex() for s in certified.certificate.signatures},
+    )
+
+
+def certified_statement(record: RoundRecord) -> Digest:
+    """Digest of the statement that the record says was certified."""
+    named = record.certificate
+    uploads = {SiloId(silo): Digest(digest) for silo, digest in named.uploads.items()}
+    sharers = map(SiloId, named.share_set)
+    return statement_digest(
+        statement_of(Digest(record.manifest_digest), Digest(named.key_list_digest), sharers, uploads)
+    )
+
+
+def _check_certificate(
+    record: RoundRecord, plan: FederationPlan, roster: Roster, parameters: RoundParameters
+) -> None:
+    """Step (8)."""
+    manifest = Manifest(
+        plan_digest=Digest(record.plan_digest),
+        roster_digest=Digest(record.roster_digest),
+        round=record.round,
+        attempt=record.attempt,
+        cohort=tuple(map(SiloId, record.cohort)),
+        cache_digest=Digest(record.cache_before),
+        previous_record=Digest(record.previous_record),
+    )
+    named = record.certificate
+    _require(set(named.uploads) == set(record.survivors), 8, "certified uploads and survivors differ")
+    _require(set(record.survivors) <= set(named.share_set) <= set(record.cohort), 8, "no legal share set")
+    _require(set(named.signatures) <= set(record.survivors), 8, "a signer that is no survivor")
+    attempt = Attempt.begin(manifest, roster, plan.coordinator_key, parameters)
+    _require(attempt.digest == record.manifest_digest, 8, "not the manifest that the record implies")
+    signatures = (
+        StatementSignature(SiloId(silo), bytes.fromhex(signature))
+        for silo, signature in sorted(named.signatures.items())
+    )
+    try:
+        check_certificate(
+            attempt,
+            certified_statement(record),
+            map(SiloId, record.survivors),
+            Certificate(tuple(signatures)),
+        )
+    except PeerError as error:
+        raise RecordRejected(8, str(error)) from None
 
 
 def _require(holds: bool, step: int, reason: str) -> None:

@@ -10,7 +10,9 @@ Rules, in the order in which they bite:
     same update under fresh masks and costs nothing.
  4. Once this silo has answered an unmask request, that update never enters another survivor set: two
     sums that differ by one silo give that silo's update.
- 5. A reply is durable, or derived from what is durable, before it leaves.
+ 5. The statement that this silo signs about an attempt's survivors is on disk before the signature leaves.
+    No second one is signed in that attempt, nor the attempt entered again, also after a restart.
+ 6. A reply is durable, or derived from what is durable, before it leaves.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from cachefl_secure.errors import (
     ConfigError,
     LedgerError,
     LedgerRolledBack,
+    LocalProtocolError,
     PrivacyError,
     ProtocolError,
     RecordRejected,
 )
 from cachefl_secure.federation import letters
+from cachefl_secure.federation.certified import check_against_signed, note_certified, signed_statement
 from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.enrolment import pin_roster
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
@@ -129,8 +133,10 @@ class SiloService:
                 return self._running().session.on_key_list(content)
             case letters.MASKED_INPUT:
                 return self._on_share_delivery(content)
-            case letters.UNMASK:
+            case letters.CERTIFICATE:
                 return self._on_survivor_set(content)
+            case letters.UNMASK:
+                return self._on_certificate(content)
             case _:
                 raise _Decline("protocol-error")
 
@@ -174,7 +180,7 @@ class SiloService:
 
     def _on_record(self, chain: Chain, synced: letters.SyncedRound) -> None:
         before = chain.position.round
-        self._check_own_head(synced.record)
+        self._check_own_words(synced.record)
         record = chain.extend(synced.record, synced.aggregate, self._participation())
         if record.round > before:
             if self._ledger.spend_of(plan_digest(self._files.plan), record.round) is not None:
@@ -182,9 +188,10 @@ class SiloService:
             discard_updates(self._files.state, record.round)
             self._attempt = None
 
-    def _check_own_head(self, raw: bytes) -> None:
-        """A record may prove that this silo's directory was restored from an older copy."""
+    def _check_own_words(self, raw: bytes) -> None:
+        """A record may prove that this silo's directory is an older copy, or contradict what it signed."""
         record, _ = open_record(raw, self._files.plan)
+        check_against_signed(self._files.state, record)
         head = record.ledger_heads.get(self.silo)
         if head is not None and not self._ledger.contains(Digest(head)):
             raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head)
@@ -273,7 +280,9 @@ class SiloService:
 
     def _last_attempt(self, round_number: int) -> int:
         name = round_file(round_number, "attempt")
-        return int(self._files.state.read(name)) if self._files.state.has(name) else 0
+        begun = int(self._files.state.read(name)) if self._files.state.has(name) else 0
+        signed = signed_statement(self._files.state, round_number)
+        return max(begun, signed[0] if signed else 0)  # rule 5
 
     def _check_budget(self, round_number: int) -> None:
         """Declines before the round starts what ``reserve`` would refuse later; charges nothing."""
@@ -329,6 +338,15 @@ class SiloService:
     def _on_survivor_set(self, content: bytes) -> bytes:
         attempt = self._running()
         reply = attempt.session.on_survivor_set(content)
+        if attempt.session.statement is None:
+            raise LocalProtocolError("signed, but no statement")
+        number = attempt.manifest.attempt
+        note_certified(self._files.state, attempt.manifest.round, number, attempt.session.statement)  # rule 5
+        return reply
+
+    def _on_certificate(self, content: bytes) -> bytes:
+        attempt = self._running()
+        reply = attempt.session.on_certificate(content)
         released = round_file(attempt.manifest.round, "released")
         self._files.state.write(released, b"")  # rule 4, before the reply leaves
         return reply

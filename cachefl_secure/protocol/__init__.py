@@ -12,7 +12,11 @@ Up to f silos may pool what they know with the coordinator.
                                             its mask key, sealed for each other silo   that it is sealed for
     share delivery  coordinator -> silo     who shared (U2), its own sealed shares     that silo
     masked input    silo -> coordinator     update + self mask +- pairwise masks       nobody: it is uniform
-    survivor set    coordinator -> silos    whose masked input arrived (U3)            all
+    survivor set    coordinator -> silos    whose masked input arrived (U3), by the    all
+                                            signed headers, without the vectors
+    certify         silo -> coordinator     one signature per attempt over manifest,   all
+                                            key list, U2, U3 and masked inputs
+    certificate     coordinator -> silos    signatures of a quorum over one statement  all
     unmask          silo -> coordinator     per survivor a self-mask share, per        coordinator
                                             dropped silo a mask-key share, never both
     the sum         coordinator             sum over U3                                all
@@ -29,12 +33,14 @@ can both be recovered, as some honest silo would have had to reveal both its sha
 Every mask and share derives from (version, manifest digest, key list digest, parties, purpose), so
 silos that were told different things share no mask. Every message is signed for this attempt and phase.
 
-What this version does not do: it believes the coordinator about U1, U2 and U3 as far as they satisfy the
-rules in ``silo``. That a coordinator which tells different silos different lists learns nothing more is
-not claimed yet; a certificate that the silos sign over these lists will settle it.
+A coordinator that tells different silos different lists gets at most one survivor set answered: a silo
+reveals nothing before q = floor((n + f) / 2) + 1 silos have signed the very statement that it signed itself,
+and two such groups share an honest silo, which signs once. That this is all that secrecy needs against
+such a coordinator is argued, not proved (N16).
 
 Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath:
 
+``certificate``   what silos sign about the survivors, and when it is enough
 ``answering``     the states of a silo
 ``collecting``    the states of the coordinator
 ``parameters``    thresholds and encoding, derived by every party from the plan

@@ -12,17 +12,21 @@ from typing import TypeVar
 
 from cachefl_secure.errors import LocalProtocolError, PeerError, SurvivorSetRejected
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
-from cachefl_secure.protocol.attempt import Attempt
+from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.attempt import Attempt, body_digest
+from cachefl_secure.protocol.certificate import check_certificate, statement_digest, statement_of
 from cachefl_secure.protocol.masking import KeySchedule, Masks, mask
 from cachefl_secure.protocol.messages import (
     Advertisement,
     Body,
+    Certificate,
     KeyList,
     MaskedInput,
     RevealedShare,
     SealedShare,
     SealedShares,
     ShareDelivery,
+    Statement,
     SurvivorSet,
     UnmaskShares,
 )
@@ -125,7 +129,8 @@ class AwaitingShareDelivery:
         held = self.opened(delivery)
         masked = mask(update, self._masks(delivery.sharers), parameters)
         reply = MaskedInput(masked.packed.tobytes(), masked.counters.tobytes(), ledger_head)
-        return AwaitingSurvivorSet(self.party, held), reply
+        own = body_digest(wire.encode(reply))
+        return AwaitingSurvivorSet(self.party, self.schedule, held, own), reply
 
     def opened(self, delivery: ShareDelivery) -> dict[SiloId, HeldShares]:
         """Rule 3, and every share opened: what makes a delivery acceptable before anything is trained for it."""
@@ -162,16 +167,46 @@ class AwaitingShareDelivery:
 @dataclass(frozen=True, slots=True, eq=False)
 class AwaitingSurvivorSet:
     party: Party
+    schedule: KeySchedule
     held: Mapping[SiloId, HeldShares]
     """One entry per silo of U2."""
+    own: Digest
+    """Of the masked input that this silo sent."""
 
-    def on_survivor_set(self, answer: SurvivorSet) -> tuple[Finished, UnmaskShares]:
+    def on_survivor_set(self, proposal: SurvivorSet) -> tuple[AwaitingCertificate, Statement]:
+        self._check(proposal)
+        statement = statement_of(
+            self.party.attempt.digest, self.schedule.key_list, self.held, proposal.uploads
+        )
+        signed = statement_digest(statement)
+        return AwaitingCertificate(self.party, self.held, proposal.survivors, signed), statement
+
+    def _check(self, proposal: SurvivorSet) -> None:
+        """Rule 3, then rule 5: every survivor sent the masked input that the proposal names for it."""
         try:
-            self.party.check_members(answer.survivors, self.held, "survivor set")
+            self.party.check_members(proposal.survivors, self.held, "survivor set")
         except PeerError as error:
             raise SurvivorSetRejected(error.peer, error.reason) from None
-        survivors = set(answer.survivors)
-        # Rule 5. Both kinds of one silo would open its masked input.
+        for header in proposal.headers:
+            self.party.attempt.verify_digest(MaskedInput, header.silo, header.body_digest, header.signature)
+        if proposal.uploads[self.party.silo] != self.own:
+            raise SurvivorSetRejected(COORDINATOR, "survivor set changes this silo's masked input")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AwaitingCertificate:
+    """This silo signed. It reveals shares for what it signed, or nothing."""
+
+    party: Party
+    held: Mapping[SiloId, HeldShares]
+    survivors: tuple[SiloId, ...]
+    statement: Digest
+    """As signed."""
+
+    def on_certificate(self, certificate: Certificate) -> tuple[Finished, UnmaskShares]:
+        check_certificate(self.party.attempt, self.statement, self.survivors, certificate)  # rule 6
+        survivors = set(self.survivors)
+        # Rule 7. Both kinds of one silo would open its masked input.
         reply = UnmaskShares(
             self_mask=tuple(
                 RevealedShare(silo, self.held[silo].self_mask.reveal())
@@ -184,7 +219,7 @@ class AwaitingSurvivorSet:
                 if silo not in survivors
             ),
         )
-        return Finished(answer.survivors), reply
+        return Finished(self.survivors, self.statement), reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +227,9 @@ class Finished:
     """Shares were revealed for this survivor set. The attempt's secrets are spent."""
 
     survivors: tuple[SiloId, ...]
+    statement: Digest
 
 
-State = Invited | AwaitingKeyList | AwaitingShareDelivery | AwaitingSurvivorSet | Finished
+State = (
+    Invited | AwaitingKeyList | AwaitingShareDelivery | AwaitingSurvivorSet | AwaitingCertificate | Finished
+)

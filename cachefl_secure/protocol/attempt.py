@@ -98,8 +98,16 @@ class Attempt:
             MalformedMessage: signed, but no message of this kind.
         """
         _check_address(signed, kind, sender)
-        _verify(self.digest, signed, self.public_keys[sender])
+        self.verify_digest(kind, sender, body_digest(signed.body), signed.signature)
         return wire.decode(signed.body, kind, limit_bytes=len(signed.body), peer=sender)
+
+    def verify_digest(self, kind: type[Body], sender: str, body: Digest, signature: bytes) -> None:
+        """That ``sender``, one of this attempt's, signed a message of this kind whose body has this digest.
+
+        Raises:
+            BadSignature: it did not, or for another attempt.
+        """
+        _verify(self.digest, kind.phase, sender, body, signature, self.public_keys[sender])
 
     def open(self, data: bytes, kind: type[B], *, sender: str) -> B:
         """``decode``, then ``verify``."""
@@ -118,23 +126,27 @@ def open_manifest(data: bytes, coordinator_key: PublicKeyHex) -> Manifest:
     """
     signed = wire.decode(data, Signed, limit_bytes=wire.MANIFEST_LIMIT_BYTES, peer=COORDINATOR)
     _check_address(signed, Manifest, COORDINATOR)
-    _verify(_NO_MANIFEST_YET, signed, coordinator_key)
+    body = body_digest(signed.body)
+    _verify(_NO_MANIFEST_YET, Phase.MANIFEST, COORDINATOR, body, signed.signature, coordinator_key)
     return wire.decode(signed.body, Manifest, limit_bytes=wire.MANIFEST_LIMIT_BYTES, peer=COORDINATOR)
 
 
-def body_digest(signed: Signed) -> Digest:
-    return digest_of("cachefl-secure/body/1", signed.body)
+def body_digest(raw: bytes) -> Digest:
+    """The name of a body, by its canonical bytes: what a signature covers."""
+    return digest_of("cachefl-secure/body/1", raw)
 
 
 def _sign(digest: Digest, body: Body, sender: str, identity: SigningKey) -> Signed:
     raw = wire.encode(body)
-    statement = _statement(digest, body.phase, sender, digest_of("cachefl-secure/body/1", raw))
+    statement = _statement(digest, body.phase, sender, body_digest(raw))
     return Signed(SiloId(sender), body.phase, raw, identity.sign(_purpose(body.phase), statement))
 
 
-def _verify(digest: Digest, signed: Signed, public_key: PublicKeyHex) -> None:
-    statement = _statement(digest, signed.phase, signed.sender, body_digest(signed))
-    sign.verify(public_key, _purpose(signed.phase), statement, signed.signature, peer=signed.sender)
+def _verify(
+    digest: Digest, phase: Phase, sender: str, body: Digest, signature: bytes, public_key: PublicKeyHex
+) -> None:
+    statement = _statement(digest, phase, sender, body)
+    sign.verify(public_key, _purpose(phase), statement, signature, peer=sender)
 
 
 def _check_address(signed: Signed, kind: type[Body], sender: str) -> None:

@@ -10,19 +10,24 @@ import numpy as np
 
 from cachefl_secure.crypto import shamir
 from cachefl_secure.crypto.agreement import check_public_key
-from cachefl_secure.errors import MalformedMessage, PeerError, RoundAborted
+from cachefl_secure.errors import MalformedMessage, PeerError, RoundAborted, UnexpectedMessage
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.protocol.attempt import Attempt
+from cachefl_secure.protocol.certificate import Certified, statement_of
 from cachefl_secure.protocol.masking import KeySchedule, Masks, sum_masked, unmask
 from cachefl_secure.protocol.messages import (
     Advertisement,
     Body,
+    Certificate,
+    Header,
     KeyList,
     MaskedInput,
     SealedShare,
     SealedShares,
     ShareDelivery,
     Signed,
+    Statement,
+    StatementSignature,
     SurvivorSet,
     UnmaskShares,
 )
@@ -38,6 +43,8 @@ class Received(Generic[B]):
 
     signed: Signed
     body: B
+    digest: Digest
+    """Of the body."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,14 +117,49 @@ class CollectingMaskedInputs:
 
     def on_masked_inputs(
         self, arrived: Mapping[SiloId, Received[MaskedInput]]
-    ) -> tuple[CollectingUnmaskShares, SurvivorSet]:
+    ) -> tuple[CollectingStatements, SurvivorSet]:
         parameters = self.attempt.parameters
         _require(len(arrived), parameters.minimum_survivors)
         total = sum_masked((_as_vector(received.body) for received in arrived.values()), parameters)
-        answer = SurvivorSet(tuple(sorted(arrived)))
-        return CollectingUnmaskShares(
-            self.attempt, self.schedule, self.advertised, self.commitments, answer.survivors, total
-        ), answer
+        proposal = SurvivorSet(
+            tuple(
+                Header(silo, arrived[silo].digest, arrived[silo].signed.signature) for silo in sorted(arrived)
+            )
+        )
+        following = CollectingUnmaskShares(
+            self.attempt, self.schedule, self.advertised, self.commitments, proposal.survivors, total
+        )
+        return CollectingStatements(following, proposal.uploads), proposal
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CollectingStatements:
+    following: CollectingUnmaskShares
+    """What comes after a certificate. Nothing in it was revealed yet."""
+    uploads: Mapping[SiloId, Digest]
+    """U3."""
+
+    def check(self, silo: SiloId, statement: Statement) -> None:
+        if statement != self._statement():
+            raise UnexpectedMessage(silo, "signed another statement than the one proposed")
+
+    def _statement(self) -> Statement:
+        state = self.following
+        return statement_of(state.attempt.digest, state.schedule.key_list, state.commitments, self.uploads)
+
+    def on_statements(
+        self, arrived: Mapping[SiloId, Received[Statement]]
+    ) -> tuple[CollectingUnmaskShares, Certified]:
+        """
+        Raises:
+            RoundAborted: fewer signatures than the quorum. Nothing was revealed.
+        """
+        state = self.following
+        _require(len(arrived), state.attempt.parameters.quorum)
+        signatures = (StatementSignature(silo, arrived[silo].signed.signature) for silo in sorted(arrived))
+        sharers = tuple(sorted(state.commitments))
+        certificate = Certificate(tuple(signatures))
+        return state, Certified(state.schedule.key_list, sharers, self.uploads, certificate)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,6 +248,7 @@ State = (
     CollectingAdvertisements
     | CollectingShares
     | CollectingMaskedInputs
+    | CollectingStatements
     | CollectingUnmaskShares
     | Complete
     | Aborted

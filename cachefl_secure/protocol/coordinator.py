@@ -15,11 +15,13 @@ from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessa
 from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import Attempt, body_digest, sign_manifest
+from cachefl_secure.protocol.certificate import Certified
 from cachefl_secure.protocol.collecting import (
     Aborted,
     CollectingAdvertisements,
     CollectingMaskedInputs,
     CollectingShares,
+    CollectingStatements,
     CollectingUnmaskShares,
     Complete,
     Received,
@@ -32,6 +34,7 @@ from cachefl_secure.protocol.messages import (
     MaskedInput,
     Roster,
     SealedShares,
+    Statement,
     UnmaskShares,
 )
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -67,6 +70,7 @@ class CoordinatorSession:
         self._attempt = Attempt.begin(manifest, roster, identity.public_key, parameters)
         self._state: State = CollectingAdvertisements(self._attempt)
         self._transcript: list[str] = []
+        self._certified: Certified | None = None
         self.rejected, self.survivors, self.ledger_heads = {}, (), {}
 
     def manifest_message(self) -> bytes:
@@ -93,16 +97,28 @@ class CoordinatorSession:
                 raise LocalProtocolError(f"sealed shares in {type(state).__name__}")
 
     def on_masked_inputs(self, answers: Mapping[SiloId, bytes]) -> dict[SiloId, bytes]:
-        """Returns the survivor set for every survivor (U3)."""
+        """Returns the survivor set, with headers, for every survivor (U3) to sign."""
         match self._state:
             case CollectingMaskedInputs() as state:
                 arrived = self._accept(answers, MaskedInput, state.commitments, state.check)
-                answer = self._advance(state.on_masked_inputs, arrived)
-                self.survivors = answer.survivors
+                proposal = self._advance(state.on_masked_inputs, arrived)
+                self.survivors = proposal.survivors
+                self._note("survivor-set", body_digest(wire.encode(proposal)))
                 self.ledger_heads = {silo: arrived[silo].body.ledger_head for silo in self.survivors}
-                return dict.fromkeys(self.survivors, self._sign(answer))
+                return dict.fromkeys(self.survivors, self._sign(proposal))
             case state:
                 raise LocalProtocolError(f"masked inputs in {type(state).__name__}")
+
+    def on_statements(self, answers: Mapping[SiloId, bytes]) -> dict[SiloId, bytes]:
+        """Returns the certificate for every silo that signed: the others must not answer it."""
+        match self._state:
+            case CollectingStatements() as state:
+                arrived = self._accept(answers, Statement, state.uploads, state.check)
+                self._certified = self._advance(state.on_statements, arrived)
+                self._note("certificate", body_digest(wire.encode(self._certified.certificate)))
+                return dict.fromkeys(sorted(arrived), self._sign(self._certified.certificate))
+            case state:
+                raise LocalProtocolError(f"statements in {type(state).__name__}")
 
     def on_unmask_shares(self, answers: Mapping[SiloId, bytes]) -> AggregateSum:
         """Returns the sum of the survivors' encoded updates.
@@ -120,8 +136,15 @@ class CoordinatorSession:
                 raise LocalProtocolError(f"unmask shares in {type(state).__name__}")
 
     @property
+    def certified(self) -> Certified:
+        """The certificate, and what it is over."""
+        if self._certified is None:
+            raise LocalProtocolError("nothing is certified")
+        return self._certified
+
+    @property
     def transcript_digest(self) -> Digest:
-        """Digest of the manifest, every accepted message in order of phase and silo, and the sum."""
+        """Digest of the manifest, every accepted message in order of phase and silo, headers, certificate and sum."""
         if not isinstance(self._state, Complete):
             raise LocalProtocolError("the transcript is not complete")
         lines = [self._attempt.digest, *self._transcript]
@@ -145,8 +168,8 @@ class CoordinatorSession:
             except PeerError as error:
                 self.rejected[silo] = error
             else:
-                accepted[silo] = Received(signed, body)
-                self._note(f"{kind.phase.value}/{silo}", body_digest(signed))
+                accepted[silo] = Received(signed, body, body_digest(signed.body))
+                self._note(f"{kind.phase.value}/{silo}", accepted[silo].digest)
         return accepted
 
     def _advance(self, step: Callable[[A], tuple[State, R]], arrived: A) -> R:

@@ -26,6 +26,7 @@ _Silo = Annotated[SiloId, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
 _Digest = Annotated[Digest, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _SigningPublicKey = Annotated[PublicKeyHex, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _PublicKey = Annotated[bytes, Meta(min_length=PUBLIC_KEY_BYTES, max_length=PUBLIC_KEY_BYTES)]
+_Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 _Share = Annotated[bytes, Meta(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
 _SealedPair = Annotated[
     bytes, Meta(min_length=2 * SHARE_BYTES + TAG_BYTES, max_length=2 * SHARE_BYTES + TAG_BYTES)
@@ -43,6 +44,8 @@ class Phase(Enum):
     SHARE_DELIVERY = "share-delivery"
     MASKED_INPUT = "masked-input"
     SURVIVOR_SET = "survivor-set"
+    CERTIFY = "certify"
+    CERTIFICATE = "certificate"
     UNMASK = "unmask"
 
 
@@ -96,7 +99,7 @@ class Signed(Message, frozen=True):
     """A silo, or ``names.COORDINATOR``."""
     phase: Phase
     body: bytes
-    signature: Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+    signature: _Signature
 
 
 class Manifest(Body, frozen=True):
@@ -179,14 +182,60 @@ class MaskedInput(Body, frozen=True):
     ledger_head: _Digest
 
 
+class Header(Message, frozen=True):
+    """A masked input without its vector: the digest of its body, and the silo's signature, which covers that."""
+
+    silo: _Silo
+    body_digest: _Digest
+    signature: _Signature
+
+
 class SurvivorSet(Body, frozen=True):
-    """Coordinator to silos: whose masked input arrived (U3), sorted."""
+    """Coordinator to silos: whose masked input arrived (U3), proved by the headers, sorted by silo."""
 
     phase = Phase.SURVIVOR_SET
-    survivors: Annotated[tuple[_Silo, ...], Meta(max_length=MAX_SILOS)]
+    headers: Annotated[tuple[Header, ...], Meta(max_length=MAX_SILOS)]
 
     def __post_init__(self) -> None:
         _check_sorted(self.survivors)
+
+    @property
+    def survivors(self) -> tuple[SiloId, ...]:
+        return tuple(header.silo for header in self.headers)
+
+    @property
+    def uploads(self) -> dict[SiloId, Digest]:
+        """Silo -> digest of its masked input."""
+        return {header.silo: header.body_digest for header in self.headers}
+
+
+class Statement(Body, frozen=True):
+    """Silo to coordinator, once per attempt: all that this silo was shown. Its signature is what a certificate
+    is made of; ``certificate.statement_of`` says what the digests are of.
+    """
+
+    phase = Phase.CERTIFY
+    manifest_digest: _Digest
+    key_list_digest: _Digest
+    share_set_digest: _Digest
+    survivor_set_digest: _Digest
+
+
+class StatementSignature(Message, frozen=True):
+    """The signature of one silo's ``Statement`` envelope."""
+
+    silo: _Silo
+    signature: _Signature
+
+
+class Certificate(Body, frozen=True):
+    """Coordinator to silos: signatures of at least a quorum over one and the same statement, sorted by silo."""
+
+    phase = Phase.CERTIFICATE
+    signatures: Annotated[tuple[StatementSignature, ...], Meta(max_length=MAX_SILOS)]
+
+    def __post_init__(self) -> None:
+        _check_sorted([signature.silo for signature in self.signatures])
 
 
 class RevealedShare(Message, frozen=True):

@@ -119,6 +119,11 @@ class RoundParameters:
         return self.counters * 8
 
     @property
+    def quorum(self) -> int:
+        """q: signatures that make a certificate. Two certificates share 2 q - n > f signers, hence an honest one."""
+        return (self.cohort_size + self.colluders) // 2 + 1
+
+    @property
     def dropouts_tolerated(self) -> int:
         """Silos of the cohort that may be missing from the sum."""
         return self.cohort_size - self.minimum_survivors

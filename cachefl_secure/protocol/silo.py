@@ -7,9 +7,13 @@ The rules that the silo enforces itself, whatever the coordinator says:
  3. no list of silos names anyone outside the list before it: roster, cohort, U1 (keys), U2 (shares),
     U3 (survivors); each contains this silo and at least ``minimum_survivors``;
  4. one masked input, hence one vector under these masks;
- 5. one survivor set, and for each silo of U2 exactly one kind of share: its self mask if it survived,
-    its mask key if it dropped out;
- 6. every message is answered once; the same bytes again get the saved reply, other bytes are refused.
+ 5. it signs one survivor set, and only if every survivor's signed header verifies and its own is the
+    masked input that it sent;
+ 6. it reveals nothing before a quorum has signed the very statement that it signed itself: manifest, key
+    list, U2, U3 and masked inputs;
+ 7. then, for each silo of U2, exactly one kind of share: its self mask if it survived, its mask key if it
+    dropped out;
+ 8. every message is answered once; the same bytes again get the saved reply, other bytes are refused.
 
 The states that enforce them are in ``answering``; the session holds the live one.
 """
@@ -19,10 +23,11 @@ from __future__ import annotations
 from typing import TypeVar
 
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessage
+from cachefl_secure.errors import LocalProtocolError, PeerError, SurvivorSetRejected, UnexpectedMessage
 from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.answering import (
+    AwaitingCertificate,
     AwaitingKeyList,
     AwaitingShareDelivery,
     AwaitingSurvivorSet,
@@ -34,6 +39,7 @@ from cachefl_secure.protocol.answering import (
 from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.messages import (
     Body,
+    Certificate,
     KeyList,
     Manifest,
     Phase,
@@ -126,28 +132,47 @@ class SiloSession:
                 raise _unexpected(Phase.SHARE_DELIVERY, state)
 
     def on_survivor_set(self, data: bytes) -> bytes:
+        """The signed statement. Whoever calls this keeps ``statement`` on disk before the reply leaves."""
         if (saved := self._saved_reply(Phase.SURVIVOR_SET, data)) is not None:
             return saved
         match self._state:
             case AwaitingSurvivorSet() as state:
-                answer = self._open(data, SurvivorSet)
-                return self._advance(Phase.SURVIVOR_SET, data, *state.on_survivor_set(answer))
+                proposal = self._open(data, SurvivorSet)
+                return self._advance(Phase.SURVIVOR_SET, data, *state.on_survivor_set(proposal))
             case state:
                 raise _unexpected(Phase.SURVIVOR_SET, state)
 
+    def on_certificate(self, data: bytes) -> bytes:
+        """The shares that the certified survivor set asks for."""
+        if (saved := self._saved_reply(Phase.CERTIFICATE, data)) is not None:
+            return saved
+        match self._state:
+            case AwaitingCertificate() as state:
+                certificate = self._open(data, Certificate)
+                return self._advance(Phase.CERTIFICATE, data, *state.on_certificate(certificate))
+            case state:
+                raise _unexpected(Phase.CERTIFICATE, state)
+
     @property
     def survivors(self) -> tuple[SiloId, ...] | None:
-        """The survivor set that was answered, if one was."""
-        return self._state.survivors if isinstance(self._state, Finished) else None
+        """The survivor set that was signed, if one was."""
+        return self._state.survivors if isinstance(self._state, AwaitingCertificate | Finished) else None
+
+    @property
+    def statement(self) -> Digest | None:
+        """Digest of the statement that was signed, if one was."""
+        return self._state.statement if isinstance(self._state, AwaitingCertificate | Finished) else None
 
     def _open(self, data: bytes, kind: type[_B]) -> _B:
         return self._attempt.open(data, kind, sender=COORDINATOR)
 
     def _saved_reply(self, phase: Phase, data: bytes) -> bytes | None:
-        """Rule 6."""
+        """Rule 8."""
         if phase not in self._answered:
             return None
         asked, reply = self._answered[phase]
+        if asked != data and phase is Phase.SURVIVOR_SET:
+            raise SurvivorSetRejected(COORDINATOR, "a second, different survivor-set")
         if asked != data:
             raise UnexpectedMessage(COORDINATOR, f"a second, different {phase.value}")
         return reply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,22 @@ import msgspec
 import pytest
 
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.errors import RecordRejected
+from cachefl_secure.errors import ConfigError, RecordRejected, SurvivorSetRejected
+from cachefl_secure.federation.certified import check_against_signed, note_certified, signed_statement
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import open_roster
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import silent
-from cachefl_secure.federation.record import Participation, RoundRecord, open_record, sign_record
+from cachefl_secure.federation.record import (
+    Participation,
+    RecordedCertificate,
+    RoundRecord,
+    certified_statement,
+    open_record,
+    sign_record,
+)
+from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.transport.local_federation import run_local_rounds
 from tests.small_federation import SmallFederation, found
@@ -79,6 +89,8 @@ def test_the_genuine_record_is_accepted_once_and_again(
         (5, {"aggregate_digest": "f" * 64}),
         (5, {"saturated": 3}),
         (6, {"cache_after": "f" * 64}),
+        (8, {"manifest_digest": "f" * 64}),
+        (8, {"attempt": 2}),
     ],
 )
 def test_a_record_with_a_lie_in_it_is_refused_at_its_step(
@@ -143,6 +155,93 @@ def test_a_record_that_contradicts_what_the_silo_saw_is_refused(
     )
     with pytest.raises(RecordRejected, match="step 7"):
         fresh_chain(federation, tmp_path).extend(raw, aggregate, seen)
+
+
+def _without_one_signature(certificate: RecordedCertificate) -> dict[str, Any]:
+    """Five silos, one colluder: a quorum is four."""
+    return {"signatures": dict(sorted(certificate.signatures.items())[:3])}
+
+
+def _with_a_signature_moved(certificate: RecordedCertificate) -> dict[str, Any]:
+    first, second, *_ = sorted(certificate.signatures)
+    return {"signatures": certificate.signatures | {first: certificate.signatures[second]}}
+
+
+def _with_the_coordinator_as_signer(certificate: RecordedCertificate) -> dict[str, Any]:
+    return {"signatures": certificate.signatures | {"coordinator": certificate.signatures[SILO]}}
+
+
+def _with_another_upload(certificate: RecordedCertificate) -> dict[str, Any]:
+    return {"uploads": certificate.uploads | {SILO: "f" * 64}}
+
+
+def _without_an_upload(certificate: RecordedCertificate) -> dict[str, Any]:
+    return {"uploads": {s: d for s, d in certificate.uploads.items() if s != SILO}}
+
+
+def _with_another_key_list(certificate: RecordedCertificate) -> dict[str, Any]:
+    return {"key_list_digest": "f" * 64}
+
+
+def _with_a_stranger_who_shared(certificate: RecordedCertificate) -> dict[str, Any]:
+    return {"share_set": (*certificate.share_set, "silo-9")}
+
+
+@pytest.mark.claim("C4")
+@pytest.mark.claim("C20")
+@pytest.mark.parametrize(
+    "lie",
+    [
+        _without_one_signature,
+        _with_a_signature_moved,
+        _with_the_coordinator_as_signer,
+        _with_another_upload,
+        _without_an_upload,
+        _with_another_key_list,
+        _with_a_stranger_who_shared,
+    ],
+)
+def test_a_record_without_a_whole_certificate_is_refused(
+    played: tuple[SmallFederation, bytes, bytes],
+    tmp_path: Path,
+    lie: Callable[[RecordedCertificate], dict[str, Any]],
+) -> None:
+    federation, raw, aggregate = played
+    genuine = open_record(raw, federation.plan)[0].certificate
+    forged = resigned(federation, raw, certificate=msgspec.structs.replace(genuine, **lie(genuine)))
+    with pytest.raises(RecordRejected, match="step 8"):
+        fresh_chain(federation, tmp_path).extend(forged, aggregate, None)
+
+
+@pytest.mark.claim("C4")
+def test_a_record_of_another_statement_than_the_silo_signed_is_refused_from_disk(
+    played: tuple[SmallFederation, bytes, bytes], tmp_path: Path
+) -> None:
+    federation, raw, _ = played
+    record, _ = open_record(raw, federation.plan)
+    kept = SiloFiles.open(federation.silos[SILO]).state
+    assert signed_statement(kept, 1) == (record.attempt, certified_statement(record))
+    check_against_signed(kept, record)
+    state = StateDir(tmp_path)
+    note_certified(state, 1, record.attempt, Digest("e" * 64))
+    with pytest.raises(RecordRejected, match="step 7"):
+        check_against_signed(state, record)
+
+
+@pytest.mark.claim("C4")
+def test_one_statement_is_noted_per_attempt_and_none_of_an_earlier_one(tmp_path: Path) -> None:
+    state, one, other = StateDir(tmp_path), Digest("1" * 64), Digest("2" * 64)
+    note_certified(state, 7, 2, one)
+    note_certified(state, 7, 2, one)
+    for attempt in (1, 2):
+        with pytest.raises(SurvivorSetRejected):
+            note_certified(state, 7, attempt, other)
+    assert signed_statement(state, 7) == (2, one)
+    note_certified(state, 7, 3, other)
+    assert signed_statement(state, 7) == (3, other)
+    state.write("rounds/0007/certified", b"junk")
+    with pytest.raises(ConfigError):
+        note_certified(state, 7, 4, one)
 
 
 def test_a_record_is_readable_json(played: tuple[SmallFederation, bytes, bytes]) -> None:

@@ -19,7 +19,9 @@ from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_silo, open_chain, status, witnessed_heads
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_round import SiloService
+from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
+from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.encoding import RoundingSeed, encode
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
@@ -184,6 +186,111 @@ def test_a_silo_that_answered_an_unmask_request_declines_the_same_round_again(
         run(federation, said=said)
     declined = [line for line in said if "update-already-released" in line]
     assert len(declined) == 3
+
+
+@pytest.mark.claim("C4")
+def test_without_a_quorum_nothing_is_released_and_the_round_is_tried_again_uncharged(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.CERTIFICATE, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    assert not (federation.coordinator / "rounds/0001/unmask-requested").exists()
+    for directory in federation.silos.values():
+        assert not (directory / "rounds/0001/released").exists()
+    (outcome,) = run(federation)
+    assert (outcome.record.round, outcome.record.attempt) == (1, 2)
+    for directory in federation.silos.values():
+        assert silo_budget(directory).rounds_charged == 1
+
+
+@pytest.mark.claim("C4")
+def test_a_silo_that_does_not_sign_is_in_the_sum_and_not_asked_for_shares(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_fail(monkeypatch, letters.CERTIFICATE, {"silo-1"})
+    (outcome,) = run(federation)
+    assert len(outcome.record.survivors) == 5
+    assert set(outcome.record.certificate.signatures) == {"silo-2", "silo-3", "silo-4", "silo-5"}
+    assert not (federation.silos[SiloId("silo-1")] / "rounds/0001/released").exists()
+    assert open_chain(federation.silos[SiloId("silo-1")]).position.round == 1
+
+
+@pytest.mark.claim("C4")
+def test_the_statement_is_on_disk_before_the_signature_leaves(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A silo whose disk refuses the statement does not sign; asked again, it has nothing saved that could leave."""
+    genuine_write, genuine_handle, full = StateDir.write, SiloService.handle, [True]
+
+    def write(self: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        if relative.endswith("/certified") and self.root.name == "silo-1" and full[0]:
+            raise ConfigError(relative, "", "disk full")
+        genuine_write(self, relative, content, private=private)
+
+    asked: list[tuple[bytes, bytes]] = []
+
+    def handle(self: SiloService, phase: str, content: bytes) -> bytes:
+        if phase == letters.CERTIFICATE and self.silo == "silo-1":
+            asked.append((genuine_handle(self, phase, content), genuine_handle(self, phase, content)))
+            full[0] = False
+        return genuine_handle(self, phase, content)
+
+    monkeypatch.setattr(StateDir, "write", write)
+    monkeypatch.setattr(SiloService, "handle", handle)
+    (outcome,) = run(federation)
+    refused = wire.encode(letters.Reply(b"", "storage-failed"))
+    assert asked == [(refused, refused)]
+    assert len(outcome.record.certificate.signatures) == 5  # once the disk is well again, the same statement
+
+
+@pytest.mark.claim("C4")
+def test_a_restarted_silo_signs_no_second_survivor_set_of_the_attempt(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if the number of the attempt is lost: the statement on disk has it too."""
+    directory, said = federation.silos[SiloId("silo-1")], []
+    genuine: Handle = SiloService.handle
+    manifests: list[bytes] = []
+
+    def handle(self: SiloService, phase: str, content: bytes) -> bytes:
+        if self.silo == "silo-1" and phase == letters.MANIFEST:
+            manifests.append(content)
+        if self.silo == "silo-1" and phase == letters.UNMASK:
+            (directory / "rounds/0001/attempt").unlink()
+            restarted = SiloService(self._files, self._ledger)
+            for asked, request in ((letters.MANIFEST, manifests[-1]), (letters.UNMASK, content)):
+                reply = wire.decode(
+                    genuine(restarted, asked, request), letters.Reply, limit_bytes=9999, peer="x"
+                )
+                said.append(reply.declined)
+        return genuine(self, phase, content)
+
+    monkeypatch.setattr(SiloService, "handle", handle)
+    run(federation)
+    assert said == ["stale-round", "stale-round"]
+
+
+@pytest.mark.claim("C4")
+def test_a_coordinator_that_asks_for_shares_without_a_certificate_gets_none(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends the proposal where the certificate belongs, before and after the silo has signed."""
+    genuine: Handle = SiloService.handle
+    answers: list[bytes] = []
+
+    def handle(self: SiloService, phase: str, content: bytes) -> bytes:
+        if phase == letters.CERTIFICATE:
+            answers.append(genuine(self, letters.UNMASK, content))
+            reply = genuine(self, phase, content)
+            answers.append(genuine(self, letters.UNMASK, content))
+            return reply
+        return genuine(self, phase, content)
+
+    monkeypatch.setattr(SiloService, "handle", handle)
+    run(federation)
+    assert answers == [wire.encode(letters.Reply(b"", "protocol-error"))] * 10
 
 
 @pytest.mark.claim("C11")

@@ -246,11 +246,18 @@ def run_round(
         lambda silo, data: silos[silo].on_share_delivery(data, updates[silo], LEDGER_HEAD),
     )
     survivor_sets = coordinator.on_masked_inputs(masked)
-    revealed = ask(
+    statements = ask(
         Phase.SURVIVOR_SET,
-        Phase.UNMASK,
+        Phase.CERTIFY,
         survivor_sets,
         lambda silo, data: silos[silo].on_survivor_set(data),
+    )
+    certificates = coordinator.on_statements(statements)
+    revealed = ask(
+        Phase.CERTIFICATE,
+        Phase.UNMASK,
+        certificates,
+        lambda silo, data: silos[silo].on_certificate(data),
     )
     return Round(coordinator.on_unmask_shares(revealed), coordinator, silos, seen, refusals)
 

@@ -80,7 +80,7 @@ def test_any_one_silo_may_drop_out_before_its_input_arrives(
 
 
 @pytest.mark.claim("C2")
-@pytest.mark.parametrize("phase", [Phase.SURVIVOR_SET, Phase.UNMASK])
+@pytest.mark.parametrize("phase", [Phase.SURVIVOR_SET, Phase.CERTIFY, Phase.CERTIFICATE, Phase.UNMASK])
 @pytest.mark.parametrize(("n", "colluders"), [(3, 0), (5, 1)])
 def test_a_silo_that_leaves_after_its_input_arrived_stays_in_the_sum(
     n: int, colluders: int, phase: Phase
@@ -109,7 +109,9 @@ def test_silos_may_drop_out_in_several_phases_of_one_round() -> None:
 
 
 @pytest.mark.claim("C2")
-@pytest.mark.parametrize("phase", [Phase.ADVERTISE, Phase.SHARE, Phase.MASKED_INPUT, Phase.UNMASK])
+@pytest.mark.parametrize(
+    "phase", [Phase.ADVERTISE, Phase.SHARE, Phase.MASKED_INPUT, Phase.CERTIFY, Phase.UNMASK]
+)
 def test_below_the_threshold_the_round_aborts(phase: Phase) -> None:
     fed = federation(parameters_for(5, dimension=9, colluders=1))
     coordinator = fed.coordinator()
@@ -296,7 +298,8 @@ def test_a_session_refuses_parameters_or_an_identity_that_are_not_its_own() -> N
 def test_the_coordinator_refuses_to_go_out_of_order() -> None:
     fed = federation(parameters_for(3, dimension=5))
     coordinator = fed.coordinator()
-    for step in (coordinator.on_sealed_shares, coordinator.on_masked_inputs, coordinator.on_unmask_shares):
+    steps = (coordinator.on_sealed_shares, coordinator.on_masked_inputs, coordinator.on_statements)
+    for step in (*steps, coordinator.on_unmask_shares):
         with pytest.raises(LocalProtocolError):
             step({})
     coordinator.on_advertisements({silo: fed.silo(silo).advertise() for silo in fed.silos})
@@ -317,7 +320,8 @@ def test_a_late_answer_of_a_dropped_silo_does_not_come_in() -> None:
     sets = coordinator.on_masked_inputs(inputs)
     with pytest.raises(LocalProtocolError):
         coordinator.on_masked_inputs({gone: late})
-    revealed = {s: silos[s].on_survivor_set(sets[s]) for s in sets}
+    certificates = coordinator.on_statements({s: silos[s].on_survivor_set(sets[s]) for s in sets})
+    revealed = {s: silos[s].on_certificate(certificates[s]) for s in certificates}
     total = coordinator.on_unmask_shares({**revealed, gone: late})
     assert isinstance(coordinator.rejected[gone], UnexpectedMessage)
     assert integers(total) == exact_sum(updates, fed.silos[:4])

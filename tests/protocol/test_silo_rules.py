@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -24,11 +23,10 @@ from cachefl_secure.errors import (
 )
 from cachefl_secure.names import COORDINATOR, SiloId
 from cachefl_secure.protocol import wire
-from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.coordinator import CoordinatorSession
 from cachefl_secure.protocol.messages import (
     Advertisement,
-    Body,
+    Certificate,
     KeyList,
     MaskedInput,
     Phase,
@@ -37,10 +35,8 @@ from cachefl_secure.protocol.messages import (
     SealedShares,
     ShareDelivery,
     Signed,
-    SurvivorSet,
     UnmaskShares,
 )
-from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.vectors import EncodedUpdate
 from tests.protocol.rounds import (
     LEDGER_HEAD,
@@ -53,62 +49,7 @@ from tests.protocol.rounds import (
     random_updates,
     run_round,
 )
-
-B = TypeVar("B", bound=Body)
-
-
-class Table:
-    """A round of five silos, one colluder tolerated (t = 4), played step by step; ``me`` is the silo under test."""
-
-    def __init__(self) -> None:
-        self.fed = federation(parameters_for(5, dimension=17, colluders=1))
-        self.me, self.others = self.fed.silos[1], [s for s in self.fed.silos if s != self.fed.silos[1]]
-        self.updates = random_updates(self.fed)
-        self.coordinator = self.fed.coordinator()
-        self.sessions = {silo: self.fed.silo(silo) for silo in self.fed.silos}
-        self.attempt = Attempt.begin(
-            self.fed.manifest, self.fed.roster, self.fed.coordinator_key, self.fed.parameters
-        )
-
-    @property
-    def session(self) -> SiloSession:
-        return self.sessions[self.me]
-
-    @property
-    def update(self) -> EncodedUpdate:
-        return self.updates[self.me]
-
-    def to_key_list(self) -> bytes:
-        lists = self.coordinator.on_advertisements({s: x.advertise() for s, x in self.sessions.items()})
-        self.lists = lists
-        return lists[self.me]
-
-    def to_delivery(self) -> bytes:
-        self.to_key_list()
-        shares = {silo: x.on_key_list(self.lists[silo]) for silo, x in self.sessions.items()}
-        self.deliveries = self.coordinator.on_sealed_shares(shares)
-        return self.deliveries[self.me]
-
-    def to_survivor_set(self) -> bytes:
-        self.to_delivery()
-        inputs = {
-            silo: x.on_share_delivery(self.deliveries[silo], self.updates[silo], LEDGER_HEAD)
-            for silo, x in self.sessions.items()
-        }
-        self.sets = self.coordinator.on_masked_inputs(inputs)
-        return self.sets[self.me]
-
-    def say(self, body: Body, sender: str = COORDINATOR, identity: SigningKey | None = None) -> bytes:
-        return wire.encode(self.attempt.sign(body, sender, identity or self.fed.identities[sender]))
-
-
-def signed(data: bytes) -> Signed:
-    return wire.decode(data, Signed, limit_bytes=1 << 30, peer="test")
-
-
-def body_of(data: bytes, kind: type[B]) -> B:
-    return wire.decode(signed(data).body, kind, limit_bytes=1 << 30, peer="test")
-
+from tests.protocol.table import Table, body_of, signed
 
 # --- order and repetition -------------------------------------------------------------------------
 
@@ -116,16 +57,17 @@ def body_of(data: bytes, kind: type[B]) -> B:
 @pytest.mark.claim("C6")
 def test_messages_out_of_order_are_refused_and_change_nothing() -> None:
     table, ahead = Table(), Table()
-    survivor_set = ahead.to_survivor_set()
+    certificate, survivor_set = ahead.to_certificate(), ahead.sets[ahead.me]
     key_list, delivery = ahead.lists[ahead.me], ahead.deliveries[ahead.me]
     session = table.session
     steps: list[Callable[[], bytes]] = [
         lambda: session.on_key_list(key_list),
         lambda: session.on_share_delivery(delivery, table.update, LEDGER_HEAD),
         lambda: session.on_survivor_set(survivor_set),
+        lambda: session.on_certificate(certificate),
     ]
     legal = [lambda: session.advertise(), *steps]
-    for at in range(4):
+    for at in range(5):
         for step in steps[at:]:
             with pytest.raises(UnexpectedMessage):
                 step()
@@ -135,23 +77,24 @@ def test_messages_out_of_order_are_refused_and_change_nothing() -> None:
 @pytest.mark.claim("C6")
 def test_a_repeated_message_gets_the_saved_reply_byte_for_byte() -> None:
     table = Table()
-    survivor_set = table.to_survivor_set()
+    certificate, survivor_set = table.to_certificate(), table.sets[table.me]
     session, key_list, delivery = table.session, table.lists[table.me], table.deliveries[table.me]
     other_update = table.updates[table.others[0]]
-    first = session.on_survivor_set(survivor_set)
+    first = session.on_certificate(certificate)
     assert session.advertise() == session.advertise()
     assert session.on_key_list(key_list) == session.on_key_list(key_list)
     replies = [session.on_share_delivery(delivery, u, LEDGER_HEAD) for u in (table.update, other_update)]
     assert replies[0] == replies[1]  # no second vector under the same masks, whatever the caller hands in
-    assert session.on_survivor_set(survivor_set) == first
+    assert session.on_survivor_set(survivor_set) == table.statements[table.me]
+    assert session.on_certificate(certificate) == first
 
 
 @pytest.mark.claim("C6")
 def test_a_second_different_message_of_an_answered_phase_is_refused() -> None:
     table = Table()
-    table.to_survivor_set()
+    certificate = body_of(table.to_certificate(), Certificate)
     session = table.session
-    session.on_survivor_set(table.sets[table.me])
+    session.on_certificate(table.certificates[table.me])
     key_list = body_of(table.lists[table.me], KeyList)
     smaller = table.say(KeyList(key_list.advertisements[:4]))
     with pytest.raises(UnexpectedMessage, match="different key-list"):
@@ -160,21 +103,21 @@ def test_a_second_different_message_of_an_answered_phase_is_refused() -> None:
     fewer = table.say(ShareDelivery(delivery.sharers[:4], delivery.sealed[:3]))
     with pytest.raises(UnexpectedMessage, match="different share-delivery"):
         session.on_share_delivery(fewer, table.update, LEDGER_HEAD)
-    with pytest.raises(UnexpectedMessage, match="different survivor-set"):
-        session.on_survivor_set(table.say(SurvivorSet(table.fed.silos[:4])))
+    with pytest.raises(SurvivorSetRejected, match="different survivor-set"):
+        session.on_survivor_set(table.proposal(table.fed.silos[:4]))
+    with pytest.raises(UnexpectedMessage, match="different certificate"):
+        session.on_certificate(table.say(Certificate(certificate.signatures[:4])))
 
 
 @pytest.mark.claim("C1")
 def test_one_session_never_reveals_both_kinds_of_share_of_a_silo() -> None:
     """The attack on Flower's SecAgg+: first as a survivor, then as dropped. Also within one message."""
     table = Table()
-    table.to_survivor_set()
+    certificate = table.to_certificate()
     victim = table.fed.silos[4]
-    answer = table.session.on_survivor_set(table.say(SurvivorSet(table.fed.silos)))
-    with pytest.raises(UnexpectedMessage):
-        table.session.on_survivor_set(
-            table.say(SurvivorSet(tuple(s for s in table.fed.silos if s != victim)))
-        )
+    answer = table.session.on_certificate(certificate)
+    with pytest.raises(SurvivorSetRejected):
+        table.session.on_survivor_set(table.proposal(s for s in table.fed.silos if s != victim))
     revealed = body_of(answer, UnmaskShares)
     assert victim in {share.silo for share in revealed.self_mask}
     assert revealed.mask_key == ()
@@ -184,7 +127,9 @@ def test_one_session_never_reveals_both_kinds_of_share_of_a_silo() -> None:
 
 
 @pytest.mark.claim("C6")
-@pytest.mark.parametrize("phase", [Phase.KEY_LIST, Phase.SHARE_DELIVERY, Phase.SURVIVOR_SET])
+@pytest.mark.parametrize(
+    "phase", [Phase.KEY_LIST, Phase.SHARE_DELIVERY, Phase.SURVIVOR_SET, Phase.CERTIFICATE]
+)
 def test_a_flipped_bit_on_the_way_to_a_silo_is_refused_and_the_true_message_still_answered(
     phase: Phase,
 ) -> None:
@@ -196,9 +141,12 @@ def test_a_flipped_bit_on_the_way_to_a_silo_is_refused_and_the_true_message_stil
     elif phase is Phase.SHARE_DELIVERY:
         message = table.to_delivery()
         step = lambda data: table.session.on_share_delivery(data, table.update, LEDGER_HEAD)  # noqa: E731
-    else:
+    elif phase is Phase.SURVIVOR_SET:
         message = table.to_survivor_set()
         step = table.session.on_survivor_set
+    else:
+        message = table.to_certificate()
+        step = table.session.on_certificate
     for position in _positions(len(message)):
         with pytest.raises(PeerError):
             step(_flip(message, position))
@@ -206,7 +154,9 @@ def test_a_flipped_bit_on_the_way_to_a_silo_is_refused_and_the_true_message_stil
 
 
 @pytest.mark.claim("C6")
-@pytest.mark.parametrize("phase", [Phase.ADVERTISE, Phase.SHARE, Phase.MASKED_INPUT, Phase.UNMASK])
+@pytest.mark.parametrize(
+    "phase", [Phase.ADVERTISE, Phase.SHARE, Phase.MASKED_INPUT, Phase.CERTIFY, Phase.UNMASK]
+)
 def test_a_flipped_bit_on_the_way_to_the_coordinator_drops_that_silo_and_keeps_the_sum_exact(
     phase: Phase,
 ) -> None:
@@ -220,7 +170,11 @@ def test_a_flipped_bit_on_the_way_to_the_coordinator_drops_that_silo_and_keeps_t
 
         finished = run_round(fed, updates, fault)
         assert set(finished.coordinator.rejected) == {victim}
-        survivors = fed.silos if phase is Phase.UNMASK else tuple(s for s in fed.silos if s != victim)
+        survivors = (
+            fed.silos
+            if phase in (Phase.CERTIFY, Phase.UNMASK)
+            else tuple(s for s in fed.silos if s != victim)
+        )
         assert integers(finished.total) == exact_sum(updates, survivors)
 
 
@@ -398,7 +352,7 @@ def test_a_survivor_set_that_breaks_a_rule_is_refused(
     table = Table()
     table.to_survivor_set()
     with pytest.raises(SurvivorSetRejected, match=why):
-        table.session.on_survivor_set(table.say(SurvivorSet(survivors(table))))
+        table.session.on_survivor_set(table.proposal(survivors(table)))
     assert table.session.on_survivor_set(
         table.sets[table.me]
     )  # nothing was answered, so the true one may come
@@ -411,17 +365,26 @@ def test_a_survivor_must_have_shared() -> None:
     gone = table.fed.silos[4]
     shares = {s: x.on_key_list(table.lists[s]) for s, x in table.sessions.items() if s != gone}
     deliveries = table.coordinator.on_sealed_shares(shares)
-    table.session.on_share_delivery(deliveries[table.me], table.update, LEDGER_HEAD)
+    table.inputs = {
+        table.me: table.session.on_share_delivery(deliveries[table.me], table.update, LEDGER_HEAD)
+    }
     with pytest.raises(SurvivorSetRejected, match="outside"):
-        table.session.on_survivor_set(table.say(SurvivorSet(table.fed.silos)))
+        table.session.on_survivor_set(table.proposal(table.fed.silos))
 
 
 def test_each_silo_gets_exactly_one_kind_of_share_revealed() -> None:
     table = Table()
-    table.to_survivor_set()
+    table.to_delivery()
     dropped = table.fed.silos[3]
     survivors = tuple(s for s in table.fed.silos if s != dropped)
-    answer = body_of(table.session.on_survivor_set(table.say(SurvivorSet(survivors))), UnmaskShares)
+    inputs = {
+        s: table.sessions[s].on_share_delivery(table.deliveries[s], table.updates[s], LEDGER_HEAD)
+        for s in survivors
+    }
+    sets = table.coordinator.on_masked_inputs(inputs)
+    statements = {s: table.sessions[s].on_survivor_set(sets[s]) for s in survivors}
+    certificate = table.coordinator.on_statements(statements)[table.me]
+    answer = body_of(table.session.on_certificate(certificate), UnmaskShares)
     assert tuple(share.silo for share in answer.self_mask) == survivors
     assert [share.silo for share in answer.mask_key] == [dropped]
 
@@ -471,7 +434,9 @@ def test_wrong_but_well_signed_shares_never_give_a_wrong_sum() -> None:
             if silo != dropped
         }
         sets = table.coordinator.on_masked_inputs(inputs)
-        answers = {silo: table.sessions[silo].on_survivor_set(data) for silo, data in sets.items()}
+        statements = {silo: table.sessions[silo].on_survivor_set(data) for silo, data in sets.items()}
+        certificates = table.coordinator.on_statements(statements)
+        answers = {silo: table.sessions[silo].on_certificate(data) for silo, data in certificates.items()}
         honest = body_of(answers[liar], UnmaskShares)
         shares: tuple[RevealedShare, ...] = getattr(honest, kind)
         lie = RevealedShare(shares[0].silo, bytes(36))
@@ -501,9 +466,11 @@ def test_holders_that_lie_together_are_caught_by_what_the_dealer_published(kind:
         for silo, x in table.sessions.items()
         if silo != dropped
     }
-    sets, answers = table.coordinator.on_masked_inputs(inputs), {}
-    for silo, data in sets.items():
-        honest = body_of(table.sessions[silo].on_survivor_set(data), UnmaskShares)
+    sets = table.coordinator.on_masked_inputs(inputs)
+    statements = {silo: table.sessions[silo].on_survivor_set(data) for silo, data in sets.items()}
+    answers = {}
+    for silo, data in table.coordinator.on_statements(statements).items():
+        honest = body_of(table.sessions[silo].on_certificate(data), UnmaskShares)
         first, *rest = getattr(honest, kind)
         limb = (int.from_bytes(first.share[:4], "little") + 8) % (2**31 - 1)
         lie = RevealedShare(first.silo, limb.to_bytes(4, "little") + first.share[4:])
@@ -514,8 +481,8 @@ def test_holders_that_lie_together_are_caught_by_what_the_dealer_published(kind:
 
 def test_shares_of_other_silos_than_asked_drop_the_holder() -> None:
     table = Table()
-    table.to_survivor_set()
-    answers = {silo: table.sessions[silo].on_survivor_set(data) for silo, data in table.sets.items()}
+    table.to_certificate()
+    answers = {silo: table.sessions[silo].on_certificate(data) for silo, data in table.certificates.items()}
     odd = table.others[0]
     honest = body_of(answers[odd], UnmaskShares)
     answers[odd] = table.say(UnmaskShares(honest.self_mask[1:], ()), odd)

@@ -9,6 +9,8 @@ Exact (compared byte for byte, no statistics):
   - given its masks as ring vectors, a masked input is a one-time pad: for other updates with the same sum
     the pairwise masks between honest survivors shift by fixed vectors, and a shift of uniform vectors is
     uniform, so both stories are equally likely;
+  - headers, statements and certificate are functions of the masked inputs and of who took part: the same
+    bytes give the same bytes;
   - every other message of the round does not depend on the updates at all, except for the ledger head
     that travels with a masked input: a constant here, see below;
   - of the secrets that would take these masks off, the coordinator and its colluders hold at most f < t
@@ -37,14 +39,21 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from cachefl_secure.names import SiloId
+from cachefl_secure.names import COORDINATOR, SiloId
 from cachefl_secure.protocol import wire
-from cachefl_secure.protocol.attempt import Attempt
+from cachefl_secure.protocol.attempt import Attempt, body_digest
+from cachefl_secure.protocol.certificate import statement_of
+from cachefl_secure.protocol.masking import KeySchedule
 from cachefl_secure.protocol.messages import (
     Body,
+    Certificate,
+    Header,
+    KeyList,
     MaskedInput,
     Phase,
     Signed,
+    StatementSignature,
+    SurvivorSet,
     UnmaskShares,
 )
 from cachefl_secure.protocol.vectors import EncodedUpdate
@@ -279,11 +288,35 @@ def test_every_other_message_is_the_same_whatever_the_updates(case: Case) -> Non
 
     again = run_round(case.fed, others, fault)
     assert again.seen.keys() == case.finished.seen.keys() == set(Phase)
+    certifying = {Phase.MASKED_INPUT, Phase.SURVIVOR_SET, Phase.CERTIFY, Phase.CERTIFICATE}
     for phase, messages in case.finished.seen.items():
-        if phase is Phase.MASKED_INPUT:
+        if phase in certifying:  # functions of the masked inputs, as the next test shows
             assert all(again.seen[phase][silo] != message for silo, message in messages.items())
         else:
             assert again.seen[phase] == messages
+
+
+@pytest.mark.claim("C1")
+def test_what_is_certified_follows_from_the_masked_inputs_byte_for_byte(case: Case) -> None:
+    """Whoever has the masked inputs, the key list and the names can write these messages but for the signing
+    keys: they say nothing that the masked inputs do not.
+    """
+    seen, silos = case.finished.seen, case.fed.identities
+    attempt = Attempt.begin(case.fed.manifest, case.fed.roster, case.fed.coordinator_key, case.fed.parameters)
+    inputs = {silo: envelope(message) for silo, message in sorted(seen[Phase.MASKED_INPUT].items())}
+    headers = (Header(silo, body_digest(sent.body), sent.signature) for silo, sent in inputs.items())
+    proposal = SurvivorSet(tuple(headers))
+    key_list = KeySchedule.of(attempt.digest, body_of(seen[Phase.KEY_LIST][case.colluder], KeyList)).key_list
+    statement = statement_of(attempt.digest, key_list, case.fed.silos, proposal.uploads)
+    signed = {silo: attempt.sign(statement, silo, silos[silo]) for silo in inputs}
+    certificate = Certificate(tuple(StatementSignature(s, sent.signature) for s, sent in signed.items()))
+    for silo in inputs:
+        coordinator = silos[COORDINATOR]
+        assert seen[Phase.SURVIVOR_SET][silo] == wire.encode(attempt.sign(proposal, COORDINATOR, coordinator))
+        assert seen[Phase.CERTIFY][silo] == wire.encode(signed[silo])
+        assert seen[Phase.CERTIFICATE][silo] == wire.encode(
+            attempt.sign(certificate, COORDINATOR, coordinator)
+        )
 
 
 def test_updates_with_another_sum_are_not_explained(case: Case) -> None:
