@@ -345,7 +345,7 @@ def test_an_entry_that_would_not_verify_is_never_written(path: Path) -> None:
 
 
 @pytest.mark.claim("C10")
-def test_twenty_rounds_verify_without_torch_in_two_seconds(path: Path) -> None:
+def test_twenty_rounds_verify_without_torch(path: Path) -> None:
     sampled = local(sampling_rate=0.25, noise_multiplier=4.0)
     with new_ledger(path) as ledger:
         for number in range(1, 21):
