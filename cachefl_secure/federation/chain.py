@@ -83,7 +83,7 @@ class Chain(Records):
         yield 0, model
         for verified in self.verified:
             record = verified.record
-            parameters = RoundParameters.derive(self._plan, len(record.cohort))
+            parameters = RoundParameters.derive(self._plan, len(record.cohort), len(self._roster.members))
             decoded = open_aggregate(self._aggregate(record.round), record, parameters)
             model = apply_aggregate(model, decoded, len(record.survivors))
             if cache_digest(model) != record.cache_after:

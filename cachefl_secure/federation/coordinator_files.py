@@ -83,7 +83,7 @@ class CoordinatorFiles:
             reason = "silos are admitted already; changing the roster is not possible yet: run init anew"
             raise ConfigError(str(self.state.path(ROSTER_FILE)), "", reason)
         roster = make_roster(self.plan, [candidate.member for candidate in candidates])
-        RoundParameters.derive(self.plan, len(roster.members))
+        RoundParameters.derive(self.plan, len(roster.members), len(roster.members))
         self.state.write(ROSTER_FILE, sign_roster(roster, self.state.signing_key()))
         return len(roster.members)
 

@@ -146,7 +146,7 @@ class CoordinatorService:
         needed = smallest_cohort(self._chain.plan, self._chain.roster)
         if len(cohort) < needed:
             raise RoundAborted(len(cohort), needed)
-        parameters = RoundParameters.derive(self._chain.plan, len(cohort))
+        parameters = RoundParameters.derive(self._chain.plan, len(cohort), len(self._keys))
         manifest = self._open_attempt(cohort)
         session = CoordinatorSession(
             manifest=manifest, identity=self._identity, roster=self._chain.roster, parameters=parameters

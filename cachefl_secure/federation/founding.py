@@ -81,7 +81,8 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     state = StateDir.create(root)
     model = _initial_model(state, choices, encoder, progress)
     plan = checked(lambda: _plan(state, choices, encoder, model, privacy))
-    RoundParameters.derive(plan, plan.secure_sum.minimum_cohort)  # the encoding must fit
+    fewest = plan.secure_sum.minimum_cohort
+    RoundParameters.derive(plan, fewest, fewest)  # the encoding must fit
     state.write("models/0000.safetensors", cache_to_bytes(model))
     key = state.signing_key()
     state.write(INVITE_FILE, write_invite(plan, key))

@@ -192,7 +192,9 @@ def _coordinator_status(root: Path) -> Status:
     silos: dict[str, str] = {}
     if chain is not None:
         receipts = _receipts(files)
-        needed = RoundParameters.derive(files.plan, len(chain.roster.members)).minimum_survivors
+        needed = RoundParameters.derive(
+            files.plan, len(chain.roster.members), len(chain.roster.members)
+        ).minimum_survivors
         waiting = f"you: run round {rounds + 1} with at least {needed} silos"
         if rounds >= planned:
             waiting = "nobody: all planned rounds are done"

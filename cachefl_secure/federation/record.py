@@ -143,7 +143,7 @@ def smallest_cohort(plan: FederationPlan, roster: Roster) -> int:
     Raises:
         ConfigError: the roster itself is too small for the plan.
     """
-    whole = RoundParameters.derive(plan, len(roster.members))
+    whole = RoundParameters.derive(plan, len(roster.members), len(roster.members))
     return max(whole.threshold, plan.secure_sum.minimum_cohort)
 
 
@@ -174,7 +174,7 @@ def check_record(
     _require(set(record.survivors) <= set(record.cohort), 4, "a survivor outside the cohort")
     _require(set(record.ledger_heads) == set(record.survivors), 4, "ledger heads and survivors differ")
     try:
-        parameters = RoundParameters.derive(plan, len(record.cohort))
+        parameters = RoundParameters.derive(plan, len(record.cohort), len(roster.members))
     except ConfigError as error:
         raise RecordRejected(4, f"a cohort of {len(record.cohort)}: {error.reason}") from None
     _require(len(record.survivors) >= parameters.minimum_survivors, 4, "fewer survivors than the threshold")

@@ -230,7 +230,7 @@ class SiloService:
             return self._attempt.session.advertise()  # the same request again: the same reply
         self._check_manifest(manifest, chain)
         try:
-            parameters = RoundParameters.derive(plan, len(manifest.cohort))
+            parameters = RoundParameters.derive(plan, len(manifest.cohort), len(chain.roster.members))
         except ConfigError as error:
             self._trouble = error
             raise _Decline("cohort-refused") from None

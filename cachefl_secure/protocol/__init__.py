@@ -27,14 +27,16 @@ t silos together can recover exactly those seeds (``shamir``), and the coordinat
 
 Why nothing else does: no honest silo reveals its share of a survivor's mask key, so the pairwise masks
 between honest survivors stay; none reveals its share of a dropped silo's self-mask seed, so that silo's
-update stays hidden even if it arrives late. t - 1 shares say nothing. 2 t > n + f: no silo's two secrets
-can both be recovered, as some honest silo would have had to reveal both its shares of that silo.
+update stays hidden even if it arrives late. t - 1 shares say nothing. 2 t > N + f, N silos in the roster: no silo's two secrets
+can both be recovered, as some honest silo would have had to reveal both its shares of that silo; nor can
+two sums over the same updates be opened, whatever cohorts the attempts had, as some honest silo would
+have had to reveal shares twice for one update.
 
 Every mask and share derives from (version, manifest digest, key list digest, parties, purpose), so
 silos that were told different things share no mask. Every message is signed for this attempt and phase.
 
 A coordinator that tells different silos different lists gets at most one survivor set answered: a silo
-reveals nothing before q = floor((n + f) / 2) + 1 silos have signed the very statement that it signed itself,
+reveals nothing before q = floor((N + f) / 2) + 1 silos have signed the very statement that it signed itself,
 and two such groups share an honest silo, which signs once. That this is all that secrecy needs against
 such a coordinator is argued, not proved (N16).
 

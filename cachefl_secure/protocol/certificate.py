@@ -1,7 +1,7 @@
 """The certificate over a survivor set: what silos sign before any share is revealed, and when it is enough.
 
-A silo signs one statement per attempt. A certificate is at least q = floor((n + f) / 2) + 1 signatures over
-one statement. Two certificates share at least 2 q - n > f signers, hence an honest one, who signed once: at
+A silo signs one statement per attempt. A certificate is at least q = floor((N + f) / 2) + 1 signatures over
+one statement, N silos in the roster. Two certificates share at least 2 q - N > f signers, hence an honest one, who signed once: at
 most one statement of an attempt is ever certified (after Bonawitz et al. 2017, consistency check).
 """
 

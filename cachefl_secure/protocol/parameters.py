@@ -26,16 +26,20 @@ _FILE = "plan.toml"
 class RoundParameters:
     """Cohort, thresholds and encoding of one round.
 
-    Guarantees, checked on construction: the sum of ``cohort_size`` encodings cannot wrap, and two
-    thresholds of shares for different survivor sets always meet in more silos than may collude.
+    Guarantees, checked on construction: the sum of ``cohort_size`` encodings cannot wrap, and any two groups
+    of ``threshold`` silos of the roster meet in more silos than may collude. As that holds over the roster
+    and not only over one cohort, it holds across attempts: an honest silo stands in both groups, and it
+    reveals shares for one update once, so at most one sum over a round's updates is ever opened.
     """
 
     cohort_size: int
-    """n."""
+    """n: silos that were asked."""
+    roster_size: int
+    """N: silos that may ever be asked for the same update. Those that were not asked count as dropped."""
     colluders: int
     """f: silos that may pool what they know with the coordinator."""
     threshold: int
-    """t: shares that recover a secret; t - 1 reveal nothing. 2 t > n + f."""
+    """t: shares that recover a secret; t - 1 reveal nothing. 2 t > N + f."""
     minimum_survivors: int
     """Fewest updates in a sum: at least t, the plan's minimum cohort, and f + 2."""
     dimension: int
@@ -50,7 +54,12 @@ class RoundParameters:
     """Exact uint64 counters after the vector, modulo 2^64."""
 
     def __post_init__(self) -> None:
-        if 2 * self.threshold <= self.cohort_size + self.colluders or self.threshold > self.cohort_size:
+        if (
+            not (self.roster_size + self.colluders) / 2
+            < self.threshold
+            <= self.cohort_size
+            <= self.roster_size
+        ):
             raise ValueError(f"threshold {self.threshold} does not suit {self.cohort_size} silos")
         if not max(self.threshold, self.colluders + 2) <= self.minimum_survivors <= self.cohort_size:
             raise ValueError(f"{self.minimum_survivors} survivors do not suit {self.cohort_size} silos")
@@ -64,14 +73,14 @@ class RoundParameters:
             raise ValueError("an update has entries and a counter")
 
     @classmethod
-    def derive(cls, plan: FederationPlan, cohort_size: int) -> RoundParameters:
-        """The parameters that ``plan`` implies for a cohort of ``cohort_size`` silos.
+    def derive(cls, plan: FederationPlan, cohort_size: int, roster_size: int) -> RoundParameters:
+        """The parameters that ``plan`` implies for ``cohort_size`` silos of a roster of ``roster_size``.
 
         Raises:
             ConfigError: the cohort is too small for the plan's minimum or its colluders, or too large;
                 or the noise is so small beside the signal that 32 bits do not hold the sum.
         """
-        threshold, minimum_survivors = _thresholds(plan, cohort_size)
+        threshold, minimum_survivors = _thresholds(plan, cohort_size, roster_size)
         clamp, grid_step = _encoding(plan.privacy)
         bits = (2 * cohort_size * _entry_bound(clamp, grid_step)).bit_length()  # ceil(log2(2 n B + 1))
         if bits > MAX_VECTOR_BITS:
@@ -81,6 +90,7 @@ class RoundParameters:
             raise ConfigError(_FILE, "privacy", reason)
         return cls(
             cohort_size=cohort_size,
+            roster_size=roster_size,
             colluders=plan.secure_sum.colluders,
             threshold=threshold,
             minimum_survivors=minimum_survivors,
@@ -120,8 +130,8 @@ class RoundParameters:
 
     @property
     def quorum(self) -> int:
-        """q: signatures that make a certificate. Two certificates share 2 q - n > f signers, hence an honest one."""
-        return (self.cohort_size + self.colluders) // 2 + 1
+        """q: signatures that make a certificate. Two certificates share 2 q - N > f signers, hence an honest one."""
+        return (self.roster_size + self.colluders) // 2 + 1
 
     @property
     def dropouts_tolerated(self) -> int:
@@ -133,8 +143,10 @@ def _entry_bound(clamp: float, grid_step: float) -> int:
     return math.ceil(clamp / grid_step) + 1  # + 1: stochastic rounding may go up
 
 
-def _thresholds(plan: FederationPlan, n: int) -> tuple[int, int]:
+def _thresholds(plan: FederationPlan, n: int, roster_size: int) -> tuple[int, int]:
     """(t, minimum survivors), or why there are none."""
+    if n > roster_size:
+        raise ConfigError(_FILE, "secure_sum", f"{n} silos in the cohort, {roster_size} in the roster")
     f, minimum = plan.secure_sum.colluders, plan.secure_sum.minimum_cohort
     if n < minimum:
         raise ConfigError(
@@ -148,8 +160,14 @@ def _thresholds(plan: FederationPlan, n: int) -> tuple[int, int]:
             "and every colluder costs dropouts (3 silos: one colluder and no dropout)"
         )
         raise ConfigError(_FILE, "secure_sum.colluders", reason)
-    # Two groups of t among n share at least 2 t - n > f silos, hence an honest one (secagg 8.4).
-    threshold = (n + f) // 2 + 1
+    # Two groups of t among N share at least 2 t - N > f silos, hence an honest one (secagg 8.4).
+    threshold = (roster_size + f) // 2 + 1
+    if n < threshold:
+        reason = (
+            f"{n} silos in the cohort, a roster of {roster_size} with {f} colluder(s) needs {threshold}: "
+            "fewer could be opened into two sums over the same updates"
+        )
+        raise ConfigError(_FILE, "secure_sum", reason)
     return threshold, max(threshold, minimum, f + 2)
 
 

@@ -105,7 +105,7 @@ def parameters_of(n: int, dimension: int, bits: int) -> RoundParameters:
     """Parameters with the largest entries that a sum of ``n`` in ``bits`` bits holds."""
     bound = (2 ** (bits - 1) - 1) // n - 1
     threshold = (n + 1) // 2 + 1
-    return RoundParameters(n, 1, threshold, max(threshold, 3), dimension, float(bound), 1.0, bits)
+    return RoundParameters(n, n, 1, threshold, max(threshold, 3), dimension, float(bound), 1.0, bits)
 
 
 def an_update(parameters: RoundParameters, rng_seed: int = 0) -> PrivateUpdate:

@@ -78,7 +78,7 @@ def test_the_aggregate_equals_the_integer_sum_bit_for_bit(
     federation: SmallFederation, sent: list[EncodedUpdate]
 ) -> None:
     (outcome,) = run(federation)
-    parameters = RoundParameters.derive(federation.plan, 5)
+    parameters = RoundParameters.derive(federation.plan, 5, 5)
     content = (federation.coordinator / "rounds/0001/aggregate.bin").read_bytes()
     aggregate = AggregateSum.from_bytes(content, parameters)
     assert len(sent) == 5
@@ -111,7 +111,7 @@ def test_a_silo_that_drops_after_key_exchange_is_left_out_of_an_exact_sum(
     said: list[str] = []
     (outcome,) = run(federation, said=said)
     assert set(outcome.record.survivors) == {"silo-1", "silo-2", "silo-4", "silo-5"}
-    parameters = RoundParameters.derive(federation.plan, 5)
+    parameters = RoundParameters.derive(federation.plan, 5, 5)
     content = (federation.coordinator / "rounds/0001/aggregate.bin").read_bytes()
     expected = np.sum([update.words for update in sent], axis=0, dtype=np.uint64).astype(parameters.word)
     assert np.array_equal(AggregateSum.from_bytes(content, parameters).words, expected)

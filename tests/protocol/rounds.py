@@ -90,6 +90,7 @@ def parameters_for(n: int, *, dimension: int, colluders: int = 0, bound: int = 1
     threshold = (n + colluders) // 2 + 1
     return RoundParameters(
         cohort_size=n,
+        roster_size=n,
         colluders=colluders,
         threshold=threshold,
         minimum_survivors=max(threshold, 3, colluders + 2),

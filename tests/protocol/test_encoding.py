@@ -24,7 +24,7 @@ SEED = RoundingSeed(fixed("rounding"))
 
 def parameters(dimension: int, *, noise_multiplier: float = 4.0, n: int = 5) -> RoundParameters:
     plan = a_plan(privacy=privacy_plan(noise_multiplier=noise_multiplier))
-    return replace(RoundParameters.derive(plan, n), dimension=dimension)
+    return replace(RoundParameters.derive(plan, n, n), dimension=dimension)
 
 
 def encode_values(

@@ -28,7 +28,7 @@ from tests.protocol.rounds import a_plan, parameters_for, privacy_plan
     ],
 )
 def test_the_threshold_is_that_of_the_table(n: int, colluders: int, threshold: int, dropouts: int) -> None:
-    chosen = RoundParameters.derive(a_plan(colluders=colluders), n)
+    chosen = RoundParameters.derive(a_plan(colluders=colluders), n, n)
     assert chosen.threshold == threshold
     assert chosen.dropouts_tolerated == dropouts
 
@@ -38,29 +38,55 @@ def test_a_cohort_has_safe_thresholds_or_is_refused(n: int, colluders: int, mini
     plan = a_plan(colluders=colluders, minimum_cohort=minimum)
     if n < minimum or colluders + 2 > n:
         with pytest.raises(ConfigError):
-            RoundParameters.derive(plan, n)
+            RoundParameters.derive(plan, n, n)
         return
-    chosen = RoundParameters.derive(plan, n)
+    chosen = RoundParameters.derive(plan, n, n)
     assert 2 * chosen.threshold > n + colluders
     assert chosen.threshold <= chosen.minimum_survivors <= n
     assert chosen.minimum_survivors >= minimum
     assert chosen.minimum_survivors - colluders >= 2
 
 
+@given(st.integers(3, 128), st.integers(0, 40), st.data())
+def test_two_opened_sums_of_one_update_would_need_an_honest_silo_twice(
+    roster: int, colluders: int, data: st.DataObject
+) -> None:
+    """Whatever cohorts a coordinator chooses for its attempts: see the class's guarantee."""
+    plan, cohorts = a_plan(colluders=colluders), data.draw(st.tuples(*[st.integers(3, roster)] * 2))
+    try:
+        first, second = (RoundParameters.derive(plan, cohort, roster) for cohort in cohorts)
+    except ConfigError:
+        return
+    honest_shares_needed = (first.threshold - colluders) + (second.threshold - colluders)
+    assert honest_shares_needed > roster - colluders
+    assert first.quorum + second.quorum - roster > colluders
+
+
+def test_a_cohort_below_the_threshold_of_its_roster_is_refused() -> None:
+    plan = a_plan(colluders=1)
+    assert RoundParameters.derive(plan, 6, 10).threshold == 6
+    with pytest.raises(
+        ConfigError, match=r"5 silos in the cohort, a roster of 10 with 1 colluder\(s\) needs 6"
+    ):
+        RoundParameters.derive(plan, 5, 10)
+    with pytest.raises(ConfigError, match="11 silos in the cohort, 10 in the roster"):
+        RoundParameters.derive(plan, 11, 10)
+
+
 def test_refusals_name_the_field_and_explain() -> None:
     with pytest.raises(ConfigError, match=r"secure_sum.colluders: .*3 silos: one colluder and no dropout"):
-        RoundParameters.derive(a_plan(colluders=2), 3)
+        RoundParameters.derive(a_plan(colluders=2), 3, 3)
     with pytest.raises(
         ConfigError, match=r"secure_sum.minimum_cohort: 4 silos in the cohort, the plan asks for 5"
     ):
-        RoundParameters.derive(a_plan(minimum_cohort=5), 4)
+        RoundParameters.derive(a_plan(minimum_cohort=5), 4, 4)
     with pytest.raises(ConfigError, match="at most 128"):
-        RoundParameters.derive(a_plan(), 129)
+        RoundParameters.derive(a_plan(), 129, 129)
 
 
 def test_the_encoding_follows_the_noise() -> None:
     plan = a_plan(privacy=privacy_plan(noise_multiplier=50.0))
-    chosen = RoundParameters.derive(plan, 10)
+    chosen = RoundParameters.derive(plan, 10, 10)
     noise_std = plan.privacy.update_noise_std
     assert chosen.grid_step == noise_std / 32
     assert chosen.clamp == 8 * noise_std + plan.privacy.update_signal_bound
@@ -73,7 +99,7 @@ def test_the_encoding_follows_the_noise() -> None:
 
 def test_without_noise_there_are_65536_levels() -> None:
     plan = a_plan(privacy=privacy_plan(noise_multiplier=0.0, learning_rate=0.5))
-    chosen = RoundParameters.derive(plan, 5)
+    chosen = RoundParameters.derive(plan, 5, 5)
     assert chosen.clamp == 0.5
     assert chosen.entry_bound == 2**15 + 1
     assert chosen.vector_bits == 19
@@ -83,7 +109,7 @@ def test_without_noise_there_are_65536_levels() -> None:
 def test_noise_too_small_for_32_bits_is_refused() -> None:
     plan = a_plan(privacy=privacy_plan(noise_multiplier=1e-6, records=1_000_000))
     with pytest.raises(ConfigError, match=r"privacy: the sum needs \d+ bits"):
-        RoundParameters.derive(plan, 5)
+        RoundParameters.derive(plan, 5, 5)
 
 
 @given(
@@ -97,7 +123,7 @@ def test_the_bits_hold_every_sum_and_one_bit_fewer_would_not(
 ) -> None:
     privacy = privacy_plan(noise_multiplier=noise_multiplier, learning_rate=learning_rate, records=records)
     try:
-        chosen = RoundParameters.derive(a_plan(privacy=privacy), n)
+        chosen = RoundParameters.derive(a_plan(privacy=privacy), n, n)
     except ConfigError:
         return
     largest = n * chosen.entry_bound
@@ -117,6 +143,8 @@ def test_parameters_that_break_a_guarantee_cannot_be_made() -> None:
         {"vector_bits": 33},
         {"dimension": 0},
         {"counters": 0},
+        {"roster_size": 7},
+        {"roster_size": 4},
     ):
         with pytest.raises(ValueError, match=r"do not suit|does not suit|do not hold|has entries"):
             replace(good, **change)
@@ -125,4 +153,4 @@ def test_parameters_that_break_a_guarantee_cannot_be_made() -> None:
 def test_two_parties_with_the_same_plan_derive_the_same_parameters() -> None:
     plan = a_plan(colluders=1)
     again = msgspec.convert(msgspec.to_builtins(plan), type(plan))
-    assert RoundParameters.derive(plan, 7) == RoundParameters.derive(again, 7)
+    assert RoundParameters.derive(plan, 7, 7) == RoundParameters.derive(again, 7, 7)

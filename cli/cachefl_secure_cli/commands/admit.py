@@ -44,7 +44,7 @@ def command(
         admitted = files.admit(candidates)
     from cachefl_secure.protocol.parameters import RoundParameters
 
-    parameters = RoundParameters.derive(files.plan, admitted)
+    parameters = RoundParameters.derive(files.plan, admitted, admitted)
     if json:
         members = [{"silo": silo, "fingerprint": mark} for silo, mark in rows]
         print_json("admit", {"members": members, "threshold": parameters.threshold})
