@@ -12,12 +12,11 @@ Rules, in the order in which they bite:
     sums that differ by one silo give that silo's update.
  5. The statement that this silo signs about an attempt's survivors is on disk before the signature leaves.
     No second one is signed in that attempt, nor the attempt entered again, also after a restart.
- 6. A reply is durable, or derived from what is durable, before it leaves.
+ 6. A reply is durable before it leaves. A silo that was killed goes on with the same bytes, or drops out.
+    What is written when, and what a restart makes of it, stands in ``silo_attempt``.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import msgspec
 
@@ -31,31 +30,28 @@ from cachefl_secure.errors import (
     RecordRejected,
 )
 from cachefl_secure.federation import letters
-from cachefl_secure.federation.certified import check_against_signed, note_certified, signed_statement
+from cachefl_secure.federation.certified import check_against_signed, signed_statement
 from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.enrolment import pin_roster
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.letters import Hello, Reason, Receipt, Reply, Standing, Sync
-from cachefl_secure.federation.record import Participation, genesis, open_record, smallest_cohort
-from cachefl_secure.federation.sealed_update import discard_updates, has_update, open_update, seal_update
-from cachefl_secure.federation.state_dir import ROSTER_FILE, round_file, round_numbers, utc_now
+from cachefl_secure.federation.record import genesis, open_record, smallest_cohort
+from cachefl_secure.federation.sealed_update import discard_updates
+from cachefl_secure.federation.session_file import discard_journals, last_attempt
+from cachefl_secure.federation.silo_attempt import OPACUS, SiloAttempt, Trainer, UpdateSpent, may_enter
+from cachefl_secure.federation.state_dir import ROSTER_FILE, round_numbers, utc_now
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.mechanism import mechanism_of
-from cachefl_secure.privacy.training import check_device, train_privately
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import open_manifest
-from cachefl_secure.protocol.encoding import encode
 from cachefl_secure.protocol.messages import (
     Manifest,
     Roster,
-    manifest_digest,
     roster_digest,
 )
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.silo import SiloSession
-from cachefl_secure.protocol.silo_secrets import SiloSecrets
 
 # The most specific class first: the first match decides.
 _REASONS: tuple[tuple[type[Exception], Reason], ...] = (
@@ -77,31 +73,28 @@ class _Decline(Exception):
         self.reason: Reason = reason
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """One attempt of a round while it runs. Lost with the process: the silo then counts as dropped."""
-
-    manifest: Manifest
-    parameters: RoundParameters
-    session: SiloSession
-    ledger_head: Digest | None = None
-    """As sent with the masked input."""
-
-
 class SiloService:
     """One silo, answering a coordinator. ``handle`` is the ``ports.Handler`` that a transport serves.
 
     ``take_trouble`` gives the last error that made it decline: for this silo's operator only.
     """
 
-    def __init__(self, files: SiloFiles, ledger: Ledger) -> None:
-        self._files, self._ledger = files, ledger
+    def __init__(self, files: SiloFiles, ledger: Ledger, trainer: Trainer = OPACUS) -> None:
+        """Goes on where a killed process stopped; ``take_trouble`` says so if that was not possible."""
+        self._files, self._ledger, self._trainer = files, ledger, trainer
         self._identity = files.state.signing_key()
         self._chain: Chain | None = None
-        self._attempt: _Attempt | None = None
+        self._attempt: SiloAttempt | None = None
         self._trouble: Exception | None = None
         if files.state.has(ROSTER_FILE):
             self._open_chain(files.state.read(ROSTER_FILE))
+            self._resume(self._open())
+
+    def _resume(self, chain: Chain) -> None:
+        try:
+            self._attempt = SiloAttempt.resume(chain, self._files, self._ledger, self._trainer)
+        except (ConfigError, LocalProtocolError) as error:
+            self._trouble = error  # this silo drops out of that attempt, and enters the next one
 
     @property
     def silo(self) -> SiloId:
@@ -116,7 +109,7 @@ class SiloService:
         try:
             return wire.encode(Reply(self._answer(phase, content)))
         except Exception as error:  # a silo that waits for the next request must survive this one
-            if not isinstance(error, _Decline):
+            if not isinstance(error, _Decline | UpdateSpent):
                 self._trouble = error
             return wire.encode(Reply(b"", _reason(error)))
 
@@ -132,11 +125,11 @@ class SiloService:
             case letters.SHARE:
                 return self._running().session.on_key_list(content)
             case letters.MASKED_INPUT:
-                return self._on_share_delivery(content)
+                return self._running().on_share_delivery(content)
             case letters.CERTIFICATE:
-                return self._on_survivor_set(content)
+                return self._running().on_survivor_set(content)
             case letters.UNMASK:
-                return self._on_certificate(content)
+                return self._running().on_certificate(content)
             case _:
                 raise _Decline("protocol-error")
 
@@ -181,11 +174,13 @@ class SiloService:
     def _on_record(self, chain: Chain, synced: letters.SyncedRound) -> None:
         before = chain.position.round
         self._check_own_words(synced.record)
-        record = chain.extend(synced.record, synced.aggregate, self._participation())
+        seen = self._attempt.participation if self._attempt else None
+        record = chain.extend(synced.record, synced.aggregate, seen)
         if record.round > before:
             if self._ledger.spend_of(plan_digest(self._files.plan), record.round) is not None:
                 self._ledger.note_receipt(record.round, chain.position.record_digest, timestamp=utc_now())
             discard_updates(self._files.state, record.round)
+            discard_journals(self._files.state, record.round)
             self._attempt = None
 
     def _check_own_words(self, raw: bytes) -> None:
@@ -195,19 +190,6 @@ class SiloService:
         head = record.ledger_heads.get(self.silo)
         if head is not None and not self._ledger.contains(Digest(head)):
             raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head)
-
-    def _participation(self) -> Participation | None:
-        attempt = self._attempt
-        if attempt is None or attempt.ledger_head is None or attempt.session.survivors is None:
-            return None
-        return Participation(
-            silo=self.silo,
-            round=attempt.manifest.round,
-            attempt=attempt.manifest.attempt,
-            manifest_digest=manifest_digest(attempt.manifest),
-            survivors=attempt.session.survivors,
-            ledger_head=attempt.ledger_head,
-        )
 
     def _receipt(self, chain: Chain) -> Receipt:
         unsigned = Receipt(
@@ -235,27 +217,14 @@ class SiloService:
             self._trouble = error
             raise _Decline("cohort-refused") from None
         self._check_budget(manifest.round)
-        self._note_abort(manifest)
-        self._files.state.write(round_file(manifest.round, "attempt"), str(manifest.attempt).encode())
-        session = SiloSession(
-            manifest=manifest,
-            silo=self.silo,
-            identity=self._identity,
-            roster=chain.roster,
-            coordinator_key=plan.coordinator_key,
-            parameters=parameters,
-            secrets=SiloSecrets.generate(),
-        )
-        self._attempt = _Attempt(manifest, parameters, session)
-        return session.advertise()
-
-    def _note_abort(self, manifest: Manifest) -> None:
-        """An attempt whose masked input was sent, but that left no record, is over once another begins."""
-        earlier = self._attempt
-        if earlier is not None and earlier.ledger_head is not None:
-            reason = f"followed by round {manifest.round} attempt {manifest.attempt}"
-            number, attempt = earlier.manifest.round, earlier.manifest.attempt
-            self._ledger.note_abort(number, attempt, reason, timestamp=utc_now())
+        if self._attempt is not None:
+            self._attempt.abandon(f"followed by round {manifest.round} attempt {manifest.attempt}")
+            self._attempt = None
+        attempt = SiloAttempt.enter(manifest, parameters, chain, self._files, self._ledger, self._trainer)
+        reply = attempt.session.advertise()
+        self._attempt = attempt
+        discard_journals(self._files.state, manifest.round - 1)
+        return reply
 
     def _check_manifest(self, manifest: Manifest, chain: Chain) -> None:
         if manifest.plan_digest != plan_digest(self._files.plan):
@@ -272,17 +241,15 @@ class SiloService:
             raise _Decline("cohort-refused")
         if manifest.round < self._latest_round() or manifest.attempt <= self._last_attempt(manifest.round):
             raise _Decline("stale-round")
-        if self._files.state.has(round_file(manifest.round, "released")):
+        if not may_enter(self._files.state, manifest):
             raise _Decline("update-already-released")  # rule 4
 
     def _latest_round(self) -> int:
         return max(round_numbers(self._files.state), default=0)
 
     def _last_attempt(self, round_number: int) -> int:
-        name = round_file(round_number, "attempt")
-        begun = int(self._files.state.read(name)) if self._files.state.has(name) else 0
         signed = signed_statement(self._files.state, round_number)
-        return max(begun, signed[0] if signed else 0)  # rule 5
+        return max(last_attempt(self._files.state, round_number), signed[0] if signed else 0)  # rule 5
 
     def _check_budget(self, round_number: int) -> None:
         """Declines before the round starts what ``reserve`` would refuse later; charges nothing."""
@@ -291,67 +258,7 @@ class SiloService:
             cap = self._files.config.epsilon_cap
             self._ledger.check(mechanism_of(plan.privacy), delta=plan.privacy.delta, cap=cap)
 
-    def _on_share_delivery(self, content: bytes) -> bytes:
-        attempt = self._running()
-        if (saved := attempt.session.check_share_delivery(content)) is not None:
-            return saved
-        if not has_update(self._files.state, attempt.manifest.round):
-            self._train(attempt.manifest)
-        sealed = open_update(self._files.state, attempt.manifest.round, attempt.manifest.plan_digest)
-        attempt.ledger_head = self._ledger.head
-        encoded = encode(sealed.update, attempt.parameters, sealed.rounding)
-        reply = attempt.session.on_share_delivery(content, encoded, attempt.ledger_head)
-        # Twice on disk that it left, in two files: if one is lost or repaired, the other forbids a second update.
-        self._files.state.write(round_file(attempt.manifest.round, "sent"), b"")
-        self._ledger.note_sent(
-            attempt.manifest.round,
-            attempt.manifest.attempt,
-            sealed.digest,
-            manifest_digest(attempt.manifest),
-            timestamp=utc_now(),
-        )
-        return reply
-
-    def _train(self, manifest: Manifest) -> None:
-        """Rule 2, then rule 3. What can fail without training is tried before the charge."""
-        plan, config = self._files.plan, self._files.config
-        mechanism, model, records = mechanism_of(plan.privacy), self._open().model(), self._files.records()
-        check_device(config.training_device)
-        spend = self._ledger.reserve(
-            mechanism,
-            round=manifest.round,
-            attempt=manifest.attempt,
-            plan_digest=manifest.plan_digest,
-            cache_digest=manifest.cache_digest,
-            data_commitment=Digest(config.data_commitment),
-            delta=plan.privacy.delta,
-            cap=config.epsilon_cap,
-            timestamp=utc_now(),
-        )
-        sent = self._files.state.has(round_file(manifest.round, "sent"))
-        if spend.update_digest is not None or sent:
-            # An update of this charge may have left and its file is gone: another would be a second release.
-            raise _Decline("update-already-released")
-        update = train_privately(model, records, mechanism, device=config.training_device)
-        seal_update(self._files.state, manifest.round, update, manifest.plan_digest)
-
-    def _on_survivor_set(self, content: bytes) -> bytes:
-        attempt = self._running()
-        reply = attempt.session.on_survivor_set(content)
-        if attempt.session.statement is None:
-            raise LocalProtocolError("signed, but no statement")
-        number = attempt.manifest.attempt
-        note_certified(self._files.state, attempt.manifest.round, number, attempt.session.statement)  # rule 5
-        return reply
-
-    def _on_certificate(self, content: bytes) -> bytes:
-        attempt = self._running()
-        reply = attempt.session.on_certificate(content)
-        released = round_file(attempt.manifest.round, "released")
-        self._files.state.write(released, b"")  # rule 4, before the reply leaves
-        return reply
-
-    def _running(self) -> _Attempt:
+    def _running(self) -> SiloAttempt:
         if self._attempt is None:
             raise _Decline("stale-round")
         return self._attempt
@@ -366,6 +273,8 @@ def _reason(error: Exception) -> Reason:
     """What the coordinator is told. Details stay with this silo's operator."""
     if isinstance(error, _Decline):
         return error.reason
+    if isinstance(error, UpdateSpent):
+        return "update-already-released"
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason

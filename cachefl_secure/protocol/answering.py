@@ -132,6 +132,10 @@ class AwaitingShareDelivery:
         own = body_digest(wire.encode(reply))
         return AwaitingSurvivorSet(self.party, self.schedule, held, own), reply
 
+    def resumed(self, delivery: ShareDelivery, own: Digest) -> AwaitingSurvivorSet:
+        """The state after this delivery was answered with the masked input whose body has digest ``own``."""
+        return AwaitingSurvivorSet(self.party, self.schedule, self.opened(delivery), own)
+
     def opened(self, delivery: ShareDelivery) -> dict[SiloId, HeldShares]:
         """Rule 3, and every share opened: what makes a delivery acceptable before anything is trained for it."""
         sharers = delivery.sharers

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from cachefl_secure.cache.features import load_features
-from cachefl_secure.federation import silo_round
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.names import SiloId
+from cachefl_secure.privacy import training
 from cachefl_secure.privacy.training import train_privately
 from cachefl_secure.transport.in_process import InProcessNetwork
 from cachefl_secure.transport.local_federation import run_local_rounds
@@ -108,12 +108,12 @@ def test_no_feature_update_or_key_of_a_silo_is_in_what_it_sends_or_in_an_unseale
         sent.extend(answers.values())
         return answers
 
-    def training(*arguments: Any, **options: Any) -> PrivateUpdate:
+    def recording(*arguments: Any, **options: Any) -> PrivateUpdate:
         updates.append(train_privately(*arguments, **options))
         return updates[-1]
 
     monkeypatch.setattr(InProcessNetwork, "exchange", exchange)
-    monkeypatch.setattr(silo_round, "train_privately", training)
+    monkeypatch.setattr(training, "train_privately", recording)
     run(federation)
     planted = [value for update in updates for value in _needles(update.values.tobytes(), 8)]
     for path in federation.silos.values():

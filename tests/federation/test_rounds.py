@@ -11,7 +11,7 @@ import pytest
 
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.errors import CohortExhausted, ConfigError, LedgerRolledBack, RecordRejected, RoundAborted
-from cachefl_secure.federation import letters, silo_round
+from cachefl_secure.federation import letters, silo_attempt
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
@@ -21,6 +21,7 @@ from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
+from cachefl_secure.privacy import training
 from cachefl_secure.privacy.training import check_device
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.encoding import RoundingSeed, encode
@@ -57,7 +58,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[EncodedUpdate]:
         encoded.append(encode(update, parameters, rounding))
         return encoded[-1]
 
-    monkeypatch.setattr(silo_round, "encode", recording)
+    monkeypatch.setattr(silo_attempt, "encode", recording)
     return encoded
 
 
@@ -306,7 +307,7 @@ def test_a_silo_declines_before_training_when_its_cap_is_reached(
     def never(*_: object, **__: object) -> PrivateUpdate:
         raise AssertionError("trained beyond the cap")
 
-    monkeypatch.setattr(silo_round, "train_privately", never)
+    monkeypatch.setattr(training, "train_privately", never)
     said: list[str] = []
     with pytest.raises(CohortExhausted):
         run(federation, said=said)
@@ -424,7 +425,7 @@ def test_a_training_that_fails_is_a_reason_and_not_the_end_of_the_silo(
         raise RuntimeError("secret tensor contents [0.123]")
 
     with monkeypatch.context() as patch:
-        patch.setattr(silo_round, "train_privately", out_of_memory)
+        patch.setattr(training, "train_privately", out_of_memory)
         said: list[str] = []
         with pytest.raises(RoundAborted):
             run(federation, said=said)
@@ -444,7 +445,7 @@ def test_a_missing_device_is_found_out_before_the_charge(
     def missing(device: str) -> None:
         check_device(f"{device}:99")  # no machine has a hundred
 
-    monkeypatch.setattr(silo_round, "check_device", missing)
+    monkeypatch.setattr(training, "check_device", missing)
     said: list[str] = []
     with pytest.raises(RoundAborted):
         run(federation, said=said)
