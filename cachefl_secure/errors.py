@@ -58,6 +58,14 @@ class SurvivorSetRejected(PeerError):
     """A survivor set that this silo must not answer."""
 
 
+class SharesRejected(PeerError):
+    """The shares of a secret do not give what its owner committed to: the owner dealt badly, or holders lie."""
+
+    def __init__(self, suspects: tuple[str, ...]) -> None:
+        super().__init__(suspects[0], f"no shares fit its commitment; suspects: {', '.join(suspects)}")
+        self.suspects = suspects
+
+
 class RoundAborted(ProtocolError):
     """Nobody's fault: fewer silos than the threshold. A legal ending; the next attempt may succeed."""
 

@@ -41,10 +41,19 @@ def parse_silo_id(text: str, *, file: str = "--name") -> SiloId:
     return SiloId(text)
 
 
+_SHORT = 1024  # bytes; one call over joined parts costs less than one a part
+
+
 def digest_of(label: str, *parts: bytes) -> Digest:
     """SHA-256 over a purpose label and length-prefixed parts, so that no two lists of parts collide."""
-    hasher = hashlib.sha256()
+    hasher, pending = hashlib.sha256(), []
     for part in (label.encode(), *parts):
-        hasher.update(len(part).to_bytes(8, "big"))
-        hasher.update(part)
+        pending.append(len(part).to_bytes(8, "big"))
+        if len(part) <= _SHORT:
+            pending.append(part)
+        else:  # a vector, say: not copied
+            hasher.update(b"".join(pending))
+            hasher.update(part)
+            pending = []
+    hasher.update(b"".join(pending))
     return Digest(hasher.hexdigest())

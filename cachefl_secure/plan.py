@@ -123,10 +123,14 @@ class PrivacyPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
 class SecureSumPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a silo insists on before it contributes. Thresholds follow from these; see protocol.parameters."""
 
-    minimum_cohort: Annotated[int, Meta(ge=3, le=128)] = 3
-    """Fewest silos in a cohort, and in a survivor set. With two silos each learns the other's update."""
-    colluders: Annotated[int, Meta(ge=0, le=127)] = 1
+    minimum_cohort: Annotated[int, Meta(ge=3, le=1024)] = 3
+    """Fewest silos that a round may begin with."""
+    minimum_survivors: Annotated[int, Meta(ge=2, le=1024)] = 3
+    """Fewest updates in a sum. With 2, each of two survivors learns the other's update from the sum."""
+    colluders: Annotated[int, Meta(ge=0, le=1022)] = 1
     """Silos that may pool what they know with the coordinator."""
+    dropout_percent: Annotated[int, Meta(ge=0, le=50)] = 10
+    """Part of a cohort of more than 128 that may drop out by chance; smaller ones need no such number."""
 
 
 class FederationPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):

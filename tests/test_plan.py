@@ -57,7 +57,7 @@ FIELDS: dict[str, Any] = {
         "delta": 1e-5,
         "epsilon": 8.0,
     },
-    "secure_sum": {"minimum_cohort": 3, "colluders": 1},
+    "secure_sum": {"minimum_cohort": 3, "minimum_survivors": 3, "colluders": 1, "dropout_percent": 10},
 }
 
 # One other legal value for every field that has one.
@@ -87,6 +87,8 @@ OTHER_VALUES: dict[str, Any] = {
     "privacy.delta": 1e-6,
     "privacy.epsilon": 4.0,
     "secure_sum.minimum_cohort": 4,
+    "secure_sum.minimum_survivors": 2,
+    "secure_sum.dropout_percent": 20,
     "secure_sum.colluders": 0,
 }
 ONE_VALUE_ONLY = {"version", "protocol", "channel", "privacy.mechanism"}
@@ -202,7 +204,9 @@ def test_a_value_of_the_wrong_type_names_its_field(field: str) -> None:
         ("privacy.delta", 1.0),
         ("privacy.delta", 0.0),
         ("secure_sum.minimum_cohort", 2),
-        ("secure_sum.minimum_cohort", 129),
+        ("secure_sum.minimum_cohort", 1025),
+        ("secure_sum.minimum_survivors", 1),
+        ("secure_sum.dropout_percent", 51),
         ("secure_sum.colluders", -1),
     ],
 )

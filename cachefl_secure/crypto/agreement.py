@@ -19,11 +19,16 @@ class SharedSecret(Secret):
 class AgreementKey(Secret):
     """An X25519 private key; any 32 bytes are one. Subclass it per purpose."""
 
-    __slots__ = ()
+    __slots__ = ("_private_key", "public_key")
 
-    @property
-    def public_key(self) -> bytes:
-        return X25519PrivateKey.from_private_bytes(self.reveal()).public_key().public_bytes_raw()
+    public_key: bytes
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._private_key = X25519PrivateKey.from_private_bytes(
+            self.reveal()
+        )  # costs as much as an agreement
+        self.public_key = self._private_key.public_key().public_bytes_raw()
 
     def agree(self, public_key: bytes, *, peer: str) -> SharedSecret:
         """The secret shared with the holder of ``public_key``'s private key.
@@ -33,7 +38,7 @@ class AgreementKey(Secret):
         """
         try:
             theirs = X25519PublicKey.from_public_bytes(public_key)
-            return SharedSecret(X25519PrivateKey.from_private_bytes(self.reveal()).exchange(theirs))
+            return SharedSecret(self._private_key.exchange(theirs))
         except ValueError:
             raise PeerError(peer, "X25519 public key is unusable") from None
 

@@ -17,17 +17,18 @@ _FINGERPRINT_LABEL = "cachefl-secure/fingerprint/1"
 class SigningKey(Secret):
     """A party's long-term Ed25519 private key (its 32-byte seed)."""
 
-    __slots__ = ()
+    __slots__ = ("_private_key", "public_key")
 
-    @property
-    def public_key(self) -> PublicKeyHex:
-        return PublicKeyHex(
-            Ed25519PrivateKey.from_private_bytes(self.reveal()).public_key().public_bytes_raw().hex()
-        )
+    public_key: PublicKeyHex
+
+    def __init__(self, value: bytes) -> None:
+        super().__init__(value)
+        self._private_key = Ed25519PrivateKey.from_private_bytes(self.reveal())
+        self.public_key = PublicKeyHex(self._private_key.public_key().public_bytes_raw().hex())
 
     def sign(self, purpose: str, message: bytes) -> bytes:
         """A 64-byte signature over (label, purpose, message). One purpose never verifies as another."""
-        return Ed25519PrivateKey.from_private_bytes(self.reveal()).sign(_signed_bytes(purpose, message))
+        return self._private_key.sign(_signed_bytes(purpose, message))
 
 
 def verify(public_key: PublicKeyHex, purpose: str, message: bytes, signature: bytes, *, peer: str) -> None:

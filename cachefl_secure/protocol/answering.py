@@ -6,7 +6,7 @@ only ``silo.SiloSession`` may hold one, and it replaces state and reply together
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ from cachefl_secure.protocol.messages import (
     SurvivorSet,
     UnmaskShares,
 )
-from cachefl_secure.protocol.sharing import HeldShares, deal, open_from, seal_for
+from cachefl_secure.protocol.sharing import Channel, HeldShares, deal, open_from, seal
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
 from cachefl_secure.protocol.vectors import EncodedUpdate
 
@@ -53,6 +53,13 @@ class Party:
             raise PeerError(COORDINATOR, f"{what} omits this silo")
         if len(silos) < self.attempt.parameters.minimum_survivors:
             raise PeerError(COORDINATOR, f"{what} holds {len(silos)} silos, too few")
+        if (thin := self.attempt.thin(silos)) is not None:
+            left, needed = thin
+            raise PeerError(COORDINATOR, f"{what} leaves {left} silos in a row on the ring, not {needed}")
+
+    def neighbours(self, silos: Container[SiloId]) -> list[SiloId]:
+        """Those of ``silos`` that share masks and secrets with this one, sorted."""
+        return [silo for silo in self.attempt.graph.holders(self.silo) if silo in silos and silo != self.silo]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,51 +80,51 @@ class AwaitingKeyList:
     own: Advertisement
 
     def on_key_list(self, key_list: KeyList) -> tuple[AwaitingShareDelivery, SealedShares]:
-        peers = self._verified(key_list)
-        self.party.check_members(peers, self.party.attempt.manifest.cohort, "key list")
-        if peers[self.party.silo] != self.own:  # rule 2
-            raise PeerError(COORDINATOR, "key list changes this silo's advertisement")
+        listed = [signed.sender for signed in key_list.advertisements]
+        self.party.check_members(listed, self.party.attempt.manifest.cohort, "key list")
+        peers, own, secrets = self._verified(key_list), self.party.silo, self.party.secrets
+        if len(peers) + 1 < self.party.attempt.parameters.secret_threshold:
+            raise PeerError(COORDINATOR, f"key list holds {len(peers)} neighbours of this silo, too few")
         schedule = KeySchedule.of(self.party.attempt.digest, key_list)
-        own, secrets = self.party.silo, self.party.secrets
-        dealt = deal(secrets, dealer=own, holders=list(peers), attempt=self.party.attempt, schedule=schedule)
-        sealed = tuple(
-            SealedShare(silo, self._seal(silo, peers[silo], dealt[silo], schedule))
-            for silo in peers
-            if silo != own
+        dealt = deal(
+            secrets, dealer=own, holders=[own, *peers], attempt=self.party.attempt, schedule=schedule
         )
-        commitment = schedule.self_mask_commitment(own, secrets.self_mask_seed)
-        return AwaitingShareDelivery(self.party, schedule, peers, dealt[own]), SealedShares(
-            commitment, sealed
+        channels = {
+            silo: Channel.between(own, secrets.channel_key, silo, theirs.channel_public_key, schedule)
+            for silo, theirs in peers.items()
+        }
+        sealed = (SealedShare(silo, seal(dealt[silo], channels[silo], schedule)) for silo in peers)
+        reply = SealedShares(schedule.self_mask_commitment(own, secrets.self_mask_seed), tuple(sealed))
+        mask_public_keys = {silo: theirs.mask_public_key for silo, theirs in peers.items()}
+        following = AwaitingShareDelivery(
+            self.party, schedule, frozenset(listed), mask_public_keys, channels, dealt[own]
         )
+        return following, reply
 
     def _verified(self, key_list: KeyList) -> dict[SiloId, Advertisement]:
-        """Rule 2: every advertisement under its silo's roster key, for this very attempt."""
-        attempt, peers = self.party.attempt, {}
-        for signed in key_list.advertisements:
-            if signed.sender not in attempt.manifest.cohort:
-                raise PeerError(COORDINATOR, "key list names a silo outside the cohort")
-            peers[signed.sender] = attempt.verify(signed, Advertisement, sender=signed.sender)
-        return peers
+        """Rule 2: the neighbours' advertisements, sorted.
 
-    def _seal(
-        self, holder: SiloId, theirs: Advertisement, shares: HeldShares, schedule: KeySchedule
-    ) -> bytes:
-        return seal_for(
-            holder,
-            theirs.channel_public_key,
-            shares,
-            dealer=self.party.silo,
-            dealer_key=self.party.secrets.channel_key,
-            schedule=schedule,
-        )
+        A key is used by neighbours only, and each honest one verifies it. This silo's own needs no signature:
+        it must be the one that it sent.
+        """
+        attempt, peers = self.party.attempt, {}
+        signed = {signed.sender: signed for signed in key_list.advertisements}
+        if signed[self.party.silo].body != wire.encode(self.own):
+            raise PeerError(COORDINATOR, "key list changes this silo's advertisement")
+        for silo in self.party.neighbours(signed):
+            peers[silo] = attempt.verify(signed[silo], Advertisement, sender=silo)
+        return peers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AwaitingShareDelivery:
     party: Party
     schedule: KeySchedule
-    peers: Mapping[SiloId, Advertisement]
+    peers: frozenset[SiloId]
     """U1."""
+    mask_public_keys: Mapping[SiloId, bytes]
+    """Of the neighbours in U1."""
+    channels: Mapping[SiloId, Channel]
     own: HeldShares
 
     def on_share_delivery(
@@ -127,10 +134,10 @@ class AwaitingShareDelivery:
         if update.words.dtype != parameters.word or update.words.size != parameters.dimension:
             raise LocalProtocolError("update was encoded for other parameters")
         held = self.opened(delivery)
-        masked = mask(update, self._masks(delivery.sharers), parameters)
+        masked = mask(update, self._masks(held), parameters)
         reply = MaskedInput(masked.packed.tobytes(), masked.counters.tobytes(), ledger_head)
         own = body_digest(wire.encode(reply))
-        return AwaitingSurvivorSet(self.party, self.schedule, held, own), reply
+        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own), reply
 
     def resumed(self, delivery: ShareDelivery, own: Digest) -> AwaitingSurvivorSet:
         """The state after this delivery was answered with the masked input whose body has digest ``own``."""
@@ -140,28 +147,20 @@ class AwaitingShareDelivery:
         """Rule 3, and every share opened: what makes a delivery acceptable before anything is trained for it."""
         sharers = delivery.sharers
         self.party.check_members(sharers, self.peers, "share set")
-        if [sealed.silo for sealed in delivery.sealed] != [
-            silo for silo in sharers if silo != self.party.silo
-        ]:
+        if [sealed.silo for sealed in delivery.sealed] != self.party.neighbours(frozenset(sharers)):
             raise PeerError(COORDINATOR, "shares do not match the share set")
-        return {sealed.silo: self._open(sealed) for sealed in delivery.sealed} | {self.party.silo: self.own}
+        held = {self.party.silo: self.own}
+        for sealed in delivery.sealed:
+            channel = self.channels[sealed.silo]
+            held[sealed.silo] = open_from(sealed.silo, sealed.ciphertext, channel, self.schedule)
+        return held
 
-    def _open(self, sealed: SealedShare) -> HeldShares:
-        return open_from(
-            sealed.silo,
-            self.peers[sealed.silo].channel_public_key,
-            sealed.ciphertext,
-            holder=self.party.silo,
-            holder_key=self.party.secrets.channel_key,
-            schedule=self.schedule,
-        )
-
-    def _masks(self, sharers: Collection[SiloId]) -> Masks:
+    def _masks(self, dealers: Collection[SiloId]) -> Masks:
         own, secrets = self.party.silo, self.party.secrets
         masks = Masks(added=[self.schedule.self_mask(own, secrets.self_mask_seed)])
-        for silo in sharers:
+        for silo in dealers:
             if silo != own:
-                public_key = self.peers[silo].mask_public_key
+                public_key = self.mask_public_keys[silo]
                 masks.pairwise(
                     own, silo, self.schedule.pairwise_mask(own, secrets.mask_key, silo, public_key)
                 )
@@ -172,15 +171,17 @@ class AwaitingShareDelivery:
 class AwaitingSurvivorSet:
     party: Party
     schedule: KeySchedule
+    sharers: tuple[SiloId, ...]
+    """U2."""
     held: Mapping[SiloId, HeldShares]
-    """One entry per silo of U2."""
+    """One entry per neighbour in U2, and its own."""
     own: Digest
     """Of the masked input that this silo sent."""
 
     def on_survivor_set(self, proposal: SurvivorSet) -> tuple[AwaitingCertificate, Statement]:
         self._check(proposal)
         statement = statement_of(
-            self.party.attempt.digest, self.schedule.key_list, self.held, proposal.uploads
+            self.party.attempt.digest, self.schedule.key_list, self.sharers, proposal.uploads
         )
         signed = statement_digest(statement)
         return AwaitingCertificate(self.party, self.held, proposal.survivors, signed), statement
@@ -188,13 +189,16 @@ class AwaitingSurvivorSet:
     def _check(self, proposal: SurvivorSet) -> None:
         """Rule 3, then rule 5: every survivor sent the masked input that the proposal names for it."""
         try:
-            self.party.check_members(proposal.survivors, self.held, "survivor set")
+            self.party.check_members(proposal.survivors, self.sharers, "survivor set")
         except PeerError as error:
             raise SurvivorSetRejected(error.peer, error.reason) from None
-        for header in proposal.headers:
-            self.party.attempt.verify_digest(MaskedInput, header.silo, header.body_digest, header.signature)
         if proposal.uploads[self.party.silo] != self.own:
             raise SurvivorSetRejected(COORDINATOR, "survivor set changes this silo's masked input")
+        for header in proposal.headers:
+            if header.silo != self.party.silo:
+                self.party.attempt.verify_digest(
+                    MaskedInput, header.silo, header.body_digest, header.signature
+                )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,7 +212,8 @@ class AwaitingCertificate:
     """As signed."""
 
     def on_certificate(self, certificate: Certificate) -> tuple[Finished, UnmaskShares]:
-        check_certificate(self.party.attempt, self.statement, self.survivors, certificate)  # rule 6
+        attempt, own = self.party.attempt, self.party.silo
+        check_certificate(attempt, self.statement, self.survivors, certificate, own=own)  # rule 6
         survivors = set(self.survivors)
         # Rule 7. Both kinds of one silo would open its masked input.
         reply = UnmaskShares(

@@ -7,7 +7,7 @@ large masked input can be verified by somebody who has only the digest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessa
 from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, digest_of
 from cachefl_secure.plan import PROTOCOL
 from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.graph import Graph
 from cachefl_secure.protocol.messages import (
     Body,
     Manifest,
@@ -42,6 +43,9 @@ class Attempt:
     parameters: RoundParameters
     public_keys: Mapping[str, PublicKeyHex]
     """Of the cohort's silos and of the coordinator: the only possible senders."""
+    graph: Graph
+    """Who shares masks and secrets with whom, in the whole cohort."""
+    _places: Mapping[SiloId, int]
 
     @classmethod
     def begin(
@@ -62,18 +66,34 @@ class Attempt:
         """
         if manifest.roster_digest != roster_digest(roster) or manifest.plan_digest != roster.plan_digest:
             raise PeerError(COORDINATOR, "manifest of another plan or roster")
-        if not set(manifest.cohort) <= set(roster.public_keys):
+        known = roster.public_keys
+        if not set(manifest.cohort) <= set(known):
             raise PeerError(COORDINATOR, "cohort names a silo outside the roster")
         if len(manifest.cohort) != parameters.cohort_size:
             raise LocalProtocolError(
                 f"parameters for {parameters.cohort_size} silos, not {len(manifest.cohort)}"
             )
-        keys: dict[str, PublicKeyHex] = {silo: roster.public_keys[silo] for silo in manifest.cohort}
-        return cls(manifest, manifest_digest(manifest), parameters, keys | {COORDINATOR: coordinator_key})
+        keys: dict[str, PublicKeyHex] = {silo: known[silo] for silo in manifest.cohort}
+        digest = manifest_digest(manifest)
+        return cls(
+            manifest,
+            digest,
+            parameters,
+            keys | {COORDINATOR: coordinator_key},
+            Graph.of(digest, manifest.cohort, parameters.ring),
+            {silo: place for place, silo in enumerate(manifest.cohort, 1)},
+        )
 
     def place(self, silo: SiloId) -> int:
         """The silo's x in Shamir's scheme."""
-        return self.manifest.cohort.index(silo) + 1
+        return self._places[silo]
+
+    def thin(self, present: Collection[SiloId]) -> tuple[int, int] | None:
+        """(how many, how many there should be), if ``present`` leaves too few silos in a row on the ring."""
+        ring = self.parameters.ring
+        if ring is None or (left := self.graph.thinnest(present)) >= ring.window_survivors:
+            return None
+        return left, ring.window_survivors
 
     def sign(self, body: Body, sender: str, identity: SigningKey) -> Signed:
         return _sign(self.digest, body, sender, identity)

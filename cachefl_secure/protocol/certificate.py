@@ -50,9 +50,14 @@ def statement_digest(statement: Statement) -> Digest:
 
 
 def check_certificate(
-    attempt: Attempt, statement: Digest, survivors: Iterable[SiloId], certificate: Certificate
+    attempt: Attempt,
+    statement: Digest,
+    survivors: Iterable[SiloId],
+    certificate: Certificate,
+    *,
+    own: SiloId | None = None,
 ) -> None:
-    """That at least a quorum, all of them survivors, signed this statement.
+    """That at least a quorum, all of them survivors, signed this statement. ``own`` signed it for certain.
 
     Distinct by construction: a ``Certificate`` is strictly sorted.
 
@@ -67,4 +72,6 @@ def check_certificate(
         reason = f"certificate of {len(signers)} silos, quorum {attempt.parameters.quorum}"
         raise SurvivorSetRejected(COORDINATOR, reason)
     for signed in certificate.signatures:
+        if signed.silo == own:
+            continue
         attempt.verify_digest(Statement, signed.silo, statement, signed.signature)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from cachefl_secure.crypto import shamir
 from cachefl_secure.crypto.agreement import check_public_key
-from cachefl_secure.errors import MalformedMessage, PeerError, RoundAborted, UnexpectedMessage
+from cachefl_secure.errors import MalformedMessage, RoundAborted, UnexpectedMessage
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.certificate import Certified, statement_of
@@ -31,6 +32,7 @@ from cachefl_secure.protocol.messages import (
     SurvivorSet,
     UnmaskShares,
 )
+from cachefl_secure.protocol.recovering import Sought, recover
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed
 from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate
 
@@ -59,7 +61,7 @@ class CollectingAdvertisements:
     def on_advertisements(
         self, arrived: Mapping[SiloId, Received[Advertisement]]
     ) -> tuple[CollectingShares, KeyList]:
-        _require(len(arrived), self.attempt.parameters.minimum_survivors)
+        _require_enough(self.attempt, arrived)
         key_list = KeyList(tuple(arrived[silo].signed for silo in sorted(arrived)))
         advertised = {silo: arrived[silo].body for silo in sorted(arrived)}
         return CollectingShares(
@@ -75,13 +77,15 @@ class CollectingShares:
     """U1."""
 
     def check(self, silo: SiloId, shares: SealedShares) -> None:
-        if [sealed.silo for sealed in shares.sealed] != [other for other in self.advertised if other != silo]:
-            raise MalformedMessage(silo, "shares are not for the silos of the key list")
+        neighbours = self.attempt.graph.holders(silo)
+        due = [other for other in neighbours if other in self.advertised and other != silo]
+        if [sealed.silo for sealed in shares.sealed] != due:
+            raise MalformedMessage(silo, "shares are not for its neighbours in the key list")
 
     def on_sealed_shares(
         self, arrived: Mapping[SiloId, Received[SealedShares]]
     ) -> tuple[CollectingMaskedInputs, dict[SiloId, ShareDelivery]]:
-        _require(len(arrived), self.attempt.parameters.minimum_survivors)
+        _require_enough(self.attempt, arrived)
         sharers = tuple(sorted(arrived))
         by_dealer = {
             dealer: {sealed.silo: sealed.ciphertext for sealed in arrived[dealer].body.sealed}
@@ -91,7 +95,9 @@ class CollectingShares:
             holder: ShareDelivery(
                 sharers,
                 tuple(
-                    SealedShare(dealer, by_dealer[dealer][holder]) for dealer in sharers if dealer != holder
+                    SealedShare(dealer, by_dealer[dealer][holder])
+                    for dealer in self.attempt.graph.holders(holder)
+                    if dealer in by_dealer and dealer != holder
                 ),
             )
             for holder in sharers
@@ -119,7 +125,7 @@ class CollectingMaskedInputs:
         self, arrived: Mapping[SiloId, Received[MaskedInput]]
     ) -> tuple[CollectingStatements, SurvivorSet]:
         parameters = self.attempt.parameters
-        _require(len(arrived), parameters.minimum_survivors)
+        _require_enough(self.attempt, arrived)
         total = sum_masked((_as_vector(received.body) for received in arrived.values()), parameters)
         proposal = SurvivorSet(
             tuple(
@@ -177,10 +183,14 @@ class CollectingUnmaskShares:
     @property
     def dropped(self) -> list[SiloId]:
         """U2 without U3: their pairwise masks still stand in the sum."""
-        return [silo for silo in sorted(self.commitments) if silo not in self.survivors]
+        survivors = frozenset(self.survivors)
+        return [silo for silo in sorted(self.commitments) if silo not in survivors]
 
     def check(self, silo: SiloId, answer: UnmaskShares) -> None:
-        for shares, due in ((answer.self_mask, list(self.survivors)), (answer.mask_key, self.dropped)):
+        held = [owner for owner in self.attempt.graph.holders(silo) if owner in self.commitments]
+        survivors = frozenset(self.survivors)
+        for shares, survived in ((answer.self_mask, True), (answer.mask_key, False)):
+            due = [owner for owner in held if (owner in survivors) is survived]
             if [revealed.silo for revealed in shares] != due:
                 raise MalformedMessage(silo, "shares are not those that the survivor set asks for")
             if not all(shamir.is_share(revealed.share) for revealed in shares):
@@ -193,52 +203,52 @@ class CollectingUnmaskShares:
 
         Raises:
             RoundAborted: fewer answers than the threshold.
-            PeerError: a recovered secret is not the one its silo committed to, through its own fault
-                or that of a holder.
+            SharesRejected: a secret cannot be recovered as its silo committed to it.
         """
-        threshold = self.attempt.parameters.threshold
-        _require(len(arrived), threshold)
-        self_mask_seeds, mask_keys = self._recover(
-            {silo: arrived[silo].body for silo in sorted(arrived)[:threshold]}
-        )
-        left = Masks(added=[self.schedule.self_mask(silo, seed) for silo, seed in self_mask_seeds.items()])
-        for dropped, key in mask_keys.items():
-            for silo in self.survivors:
-                public_key = self.advertised[silo].mask_public_key
-                left.pairwise(silo, dropped, self.schedule.pairwise_mask(dropped, key, silo, public_key))
-        return Complete(), unmask(self.total, left, self.attempt.parameters)
+        parameters, survivors = self.attempt.parameters, frozenset(self.survivors)
+        _require(len(arrived), parameters.threshold)
+        answers = {silo: arrived[silo].body for silo in sorted(arrived)}
+        sought = self._sought(answers)
+        secrets, suspects = recover(sought, parameters.secret_threshold, self.attempt.place)
+        left = Masks()
+        for found, value in zip(sought, secrets, strict=True):
+            owner = found.owner
+            if owner in survivors:
+                left.added.append(self.schedule.self_mask(owner, SelfMaskSeed(value)))
+                continue
+            key = MaskPrivateKey(value)
+            for silo in self.attempt.graph.holders(owner):
+                if silo in survivors:
+                    public_key = self.advertised[silo].mask_public_key
+                    left.pairwise(silo, owner, self.schedule.pairwise_mask(owner, key, silo, public_key))
+        return Complete(frozenset(suspects)), unmask(self.total, left, parameters)
 
-    def _recover(
-        self, answers: Mapping[SiloId, UnmaskShares]
-    ) -> tuple[dict[SiloId, SelfMaskSeed], dict[SiloId, MaskPrivateKey]]:
-        shares = {
-            self.attempt.place(holder): [revealed.share for revealed in (*answer.self_mask, *answer.mask_key)]
-            for holder, answer in answers.items()
-        }
-        try:
-            secrets = shamir.combine(shares)
-        except ValueError:
-            raise PeerError("a silo of the cohort", "shares do not fit together") from None
-        split_at = len(self.survivors)
-        seeds = dict(zip(self.survivors, map(SelfMaskSeed, secrets[:split_at]), strict=True))
-        keys = dict(zip(self.dropped, map(MaskPrivateKey, secrets[split_at:]), strict=True))
-        self._check_recovered(seeds, keys)
-        return seeds, keys
+    def _sought(self, answers: Mapping[SiloId, UnmaskShares]) -> list[Sought]:
+        """One secret of each silo of U2: the survivors' self-mask seeds, the others' mask keys."""
+        shares: dict[SiloId, dict[SiloId, bytes]] = {owner: {} for owner in (*self.survivors, *self.dropped)}
+        for holder, answer in answers.items():
+            for revealed in (*answer.self_mask, *answer.mask_key):
+                shares[revealed.silo][holder] = revealed.share
+        survivors = frozenset(self.survivors)
+        return [
+            Sought(owner, held, partial(self._is_seed if owner in survivors else self._is_key, owner))
+            for owner, held in shares.items()
+        ]
 
-    def _check_recovered(
-        self, seeds: Mapping[SiloId, SelfMaskSeed], keys: Mapping[SiloId, MaskPrivateKey]
-    ) -> None:
-        for silo, seed in seeds.items():
-            if self.schedule.self_mask_commitment(silo, seed) != self.commitments[silo]:
-                raise PeerError(silo, "recovered self-mask seed is not the committed one")
-        for silo, key in keys.items():
-            if key.public_key != self.advertised[silo].mask_public_key:
-                raise PeerError(silo, "recovered mask key is not the advertised one")
+    def _is_seed(self, owner: SiloId, value: bytes) -> bool:
+        commitment = self.schedule.self_mask_commitment(owner, SelfMaskSeed(value))
+        return commitment == self.commitments[owner]
+
+    def _is_key(self, owner: SiloId, value: bytes) -> bool:
+        return MaskPrivateKey(value).public_key == self.advertised[owner].mask_public_key
 
 
 @dataclass(frozen=True, slots=True)
 class Complete:
     """The sum is out."""
+
+    suspects: frozenset[SiloId]
+    """Silos that sent wrong shares, without effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +265,12 @@ State = (
     | Complete
     | Aborted
 )
+
+
+def _require_enough(attempt: Attempt, present: Collection[SiloId]) -> None:
+    _require(len(present), attempt.parameters.minimum_survivors)
+    if (thin := attempt.thin(present)) is not None:
+        raise RoundAborted(*thin)
 
 
 def _require(present: int, needed: int) -> None:

@@ -123,17 +123,24 @@ class CoordinatorSession:
     def on_unmask_shares(self, answers: Mapping[SiloId, bytes]) -> AggregateSum:
         """Returns the sum of the survivors' encoded updates.
 
+        A silo whose shares were wrong, without effect, is ``rejected``.
+
         Raises:
-            PeerError: a recovered secret is not the one its silo committed to.
+            SharesRejected: a secret cannot be recovered as its silo committed to it.
         """
         match self._state:
             case CollectingUnmaskShares() as state:
                 arrived = self._accept(answers, UnmaskShares, state.survivors, state.check)
                 total = self._advance(state.on_unmask_shares, arrived)
+                for silo in self._suspects():
+                    self.rejected[silo] = PeerError(silo, "a share of it does not fit")
                 self._note("aggregate", aggregate_digest(total.to_bytes()))
                 return total
             case state:
                 raise LocalProtocolError(f"unmask shares in {type(state).__name__}")
+
+    def _suspects(self) -> frozenset[SiloId]:
+        return self._state.suspects if isinstance(self._state, Complete) else frozenset()
 
     @property
     def certified(self) -> Certified:

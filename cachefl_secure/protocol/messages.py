@@ -1,7 +1,7 @@
 """Every message of CF-SecAgg/1, in the order in which they travel. Fields and shape checks, no behaviour.
 
 Each travels as the ``body`` of a ``Signed`` envelope. They are arrays on the wire, with the class name as
-first element; nothing on the wire names a Python type to load.
+first element (the entries of their lists without it); nothing on the wire names a Python type to load.
 """
 
 from __future__ import annotations
@@ -86,6 +86,13 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, forbid_unk
         return f"{type(self).__name__}(...)"
 
 
+class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of what stands in the lists of a message, one kind in each: it needs no name on the wire."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
 class Body(Message, frozen=True):
     """Base of what a ``Signed`` envelope carries."""
 
@@ -143,7 +150,7 @@ class KeyList(Body, frozen=True):
         _check_sorted([advertisement.sender for advertisement in self.advertisements])
 
 
-class SealedShare(Message, frozen=True):
+class SealedShare(Entry, frozen=True):
     """A share of a self-mask seed and one of a mask key, sealed. ``silo`` is the other end."""
 
     silo: _Silo
@@ -182,7 +189,7 @@ class MaskedInput(Body, frozen=True):
     ledger_head: _Digest
 
 
-class Header(Message, frozen=True):
+class Header(Entry, frozen=True):
     """A masked input without its vector: the digest of its body, and the silo's signature, which covers that."""
 
     silo: _Silo
@@ -221,7 +228,7 @@ class Statement(Body, frozen=True):
     survivor_set_digest: _Digest
 
 
-class StatementSignature(Message, frozen=True):
+class StatementSignature(Entry, frozen=True):
     """The signature of one silo's ``Statement`` envelope."""
 
     silo: _Silo
@@ -238,7 +245,7 @@ class Certificate(Body, frozen=True):
         _check_sorted([signature.silo for signature in self.signatures])
 
 
-class RevealedShare(Message, frozen=True):
+class RevealedShare(Entry, frozen=True):
     """A share that the sender holds of a secret of ``silo``."""
 
     silo: _Silo

@@ -11,8 +11,10 @@ import numpy as np
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.plan import FederationPlan, PrivacyPlan
 from cachefl_secure.protocol import packing
+from cachefl_secure.protocol.graph import COMPLETE_UP_TO, Ring, ring_of
 
-MAX_SILOS = 128  # complete graph: everybody shares with everybody
+MAX_SILOS = 1024
+"""Every silo verifies two signatures of every other in a round: about 0.4 s and 0.5 MB here, growing with n."""
 COUNTERS = 1  # entry 0 counts the clamped entries of all updates in the sum
 MAX_VECTOR_BITS = 32
 
@@ -39,9 +41,9 @@ class RoundParameters:
     colluders: int
     """f: silos that may pool what they know with the coordinator."""
     threshold: int
-    """t: shares that recover a secret; t - 1 reveal nothing. 2 t > N + f."""
+    """t: silos without which nothing is opened. 2 t > N + f. In the complete graph, the shares that recover a secret."""
     minimum_survivors: int
-    """Fewest updates in a sum: at least t, the plan's minimum cohort, and f + 2."""
+    """Fewest updates in a sum: at least t, the plan's minimum, and f + 2."""
     dimension: int
     """d: entries of an update."""
     clamp: float
@@ -52,6 +54,8 @@ class RoundParameters:
     """b: bits that hold any sum of ``cohort_size`` encoded entries."""
     counters: int = COUNTERS
     """Exact uint64 counters after the vector, modulo 2^64."""
+    ring: Ring | None = None
+    """Sparse graph of a large cohort; None: everybody shares with everybody."""
 
     def __post_init__(self) -> None:
         if (
@@ -71,6 +75,8 @@ class RoundParameters:
             raise ValueError(f"{self.vector_bits} bits do not hold the sum")
         if self.dimension < 1 or self.counters < 1:
             raise ValueError("an update has entries and a counter")
+        if self.ring is not None and self.ring.degree > self.cohort_size - 2:
+            raise ValueError(f"{self.ring.degree} neighbours do not suit {self.cohort_size} silos")
 
     @classmethod
     def derive(cls, plan: FederationPlan, cohort_size: int, roster_size: int) -> RoundParameters:
@@ -98,7 +104,13 @@ class RoundParameters:
             clamp=clamp,
             grid_step=grid_step,
             vector_bits=bits,
+            ring=_ring(plan, cohort_size),
         )
+
+    @property
+    def secret_threshold(self) -> int:
+        """Shares that recover a secret; one fewer reveals nothing."""
+        return self.threshold if self.ring is None else self.ring.threshold
 
     @property
     def entry_bound(self) -> int:
@@ -135,8 +147,9 @@ class RoundParameters:
 
     @property
     def dropouts_tolerated(self) -> int:
-        """Silos of the cohort that may be missing from the sum."""
-        return self.cohort_size - self.minimum_survivors
+        """Silos of the cohort that may be missing from the sum, on a ring if nobody chose them."""
+        spare = self.cohort_size - self.minimum_survivors
+        return spare if self.ring is None else min(spare, self.ring.dropouts)
 
 
 def _entry_bound(clamp: float, grid_step: float) -> int:
@@ -155,11 +168,7 @@ def _thresholds(plan: FederationPlan, n: int, roster_size: int) -> tuple[int, in
     if n > MAX_SILOS:
         raise ConfigError(_FILE, "secure_sum", f"{n} silos in the cohort, at most {MAX_SILOS} are supported")
     if f + 2 > n:
-        reason = (
-            f"a sum must hide at least two honest updates: {n} silos tolerate {n - 2} colluder(s), not {f}, "
-            "and every colluder costs dropouts (3 silos: one colluder and no dropout)"
-        )
-        raise ConfigError(_FILE, "secure_sum.colluders", reason)
+        raise ConfigError(_FILE, "secure_sum.colluders", explain(n, f))
     # Two groups of t among N share at least 2 t - N > f silos, hence an honest one (secagg 8.4).
     threshold = (roster_size + f) // 2 + 1
     if n < threshold:
@@ -168,7 +177,44 @@ def _thresholds(plan: FederationPlan, n: int, roster_size: int) -> tuple[int, in
             "fewer could be opened into two sums over the same updates"
         )
         raise ConfigError(_FILE, "secure_sum", reason)
-    return threshold, max(threshold, minimum, f + 2)
+    survivors = max(threshold, plan.secure_sum.minimum_survivors, f + 2)
+    if survivors > n:
+        reason = f"{n} silos in the cohort, a sum needs {survivors}"
+        raise ConfigError(_FILE, "secure_sum.minimum_survivors", reason)
+    return threshold, survivors
+
+
+def _ring(plan: FederationPlan, n: int) -> Ring | None:
+    if n <= COMPLETE_UP_TO:
+        return None
+    return ring_of(n, plan.secure_sum.colluders, n * plan.secure_sum.dropout_percent // 100)
+
+
+def explain(n: int, colluders: int, minimum_survivors: int = 3) -> str:
+    """What a roster of ``n`` silos can survive with ``colluders``, in words for the people who choose them."""
+    who = f"{n} silos with {_many(colluders, 'colluder')}"
+    if colluders + 2 > n:
+        most = max(n - 2, 0)
+        return f"{who}: impossible, a sum must hide two honest updates; {n} silos tolerate at most {most}"
+    threshold = (n + colluders) // 2 + 1
+    least = max(threshold, colluders + 2)
+    needed = max(least, minimum_survivors)
+    if needed > n:
+        return f"{who}: impossible, a sum needs {needed} survivors"
+    text = f"{who}: {needed} must stay to the end, {_many(n - needed, 'silo')} may drop out"
+    if needed > least:
+        text += f"; with minimum_survivors = {least}, {n - least} might"
+        if least == 2:
+            text += ", but then each of two survivors could subtract its own update from the sum and have the other's"
+    if colluders and (without := n - max(n // 2 + 1, 2)) > n - least:
+        text += f". Colluders cost dropouts: with none, up to {without} might drop out"
+    elif not colluders and n == 3:
+        text += ". Three silos can survive one dropout or one colluder, not both"
+    return text
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
 def _encoding(privacy: PrivacyPlan) -> tuple[float, float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from cachefl_secure.crypto import shamir
-from cachefl_secure.crypto.seal import open_sealed, seal_once
+from cachefl_secure.crypto.seal import SealingKey, open_sealed, seal_once
 from cachefl_secure.errors import PeerError
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.attempt import Attempt
@@ -33,7 +34,7 @@ def deal(
     """Shares of the dealer's self-mask seed and mask key for every holder, the dealer itself included."""
     rows = shamir.split(
         [secrets.self_mask_seed.reveal(), secrets.mask_key.reveal()],
-        threshold=attempt.parameters.threshold,
+        threshold=attempt.parameters.secret_threshold,
         holders=[attempt.place(silo) for silo in holders],
         seed=schedule.share_coefficients(dealer, secrets.share_seed),
     )
@@ -43,42 +44,40 @@ def deal(
     }
 
 
-def seal_for(
-    holder: SiloId,
-    holder_public_key: bytes,
-    shares: HeldShares,
-    *,
-    dealer: SiloId,
-    dealer_key: ChannelPrivateKey,
-    schedule: KeySchedule,
-) -> bytes:
-    """The shares, readable by the holder only.
+@dataclass(frozen=True, slots=True, eq=False)
+class Channel:
+    """The keys of one silo with one other for their two sealed messages, from one agreement."""
 
-    Raises:
-        PeerError: the holder's public key is unusable.
-    """
-    shared = dealer_key.agree(holder_public_key, peer=holder)
-    pair = shares.self_mask.reveal() + shares.mask_key.reveal()
-    return seal_once(schedule.channel(shared, dealer=dealer, holder=holder), pair, schedule.context)
+    outgoing: SealingKey
+    incoming: SealingKey
+
+    @classmethod
+    def between(
+        cls, silo: SiloId, key: ChannelPrivateKey, peer: SiloId, public_key: bytes, schedule: KeySchedule
+    ) -> Self:
+        """
+        Raises:
+            PeerError: the peer's public key is unusable.
+        """
+        shared = key.agree(public_key, peer=peer)
+        return cls(
+            schedule.channel(shared, dealer=silo, holder=peer),
+            schedule.channel(shared, dealer=peer, holder=silo),
+        )
 
 
-def open_from(
-    dealer: SiloId,
-    dealer_public_key: bytes,
-    ciphertext: bytes,
-    *,
-    holder: SiloId,
-    holder_key: ChannelPrivateKey,
-    schedule: KeySchedule,
-) -> HeldShares:
-    """What ``seal_for`` was given. Only the dealer can have sealed it, for this holder and this attempt.
+def seal(shares: HeldShares, channel: Channel, schedule: KeySchedule) -> bytes:
+    """The shares, readable by the channel's other end only. Once per channel."""
+    return seal_once(channel.outgoing, shares.self_mask.reveal() + shares.mask_key.reveal(), schedule.context)
+
+
+def open_from(dealer: SiloId, ciphertext: bytes, channel: Channel, schedule: KeySchedule) -> HeldShares:
+    """What the dealer gave ``seal``. Only the dealer can have sealed it, for this holder and this attempt.
 
     Raises:
         PeerError: anything else.
     """
-    shared = holder_key.agree(dealer_public_key, peer=dealer)
-    key = schedule.channel(shared, dealer=dealer, holder=holder)
-    pair = open_sealed(key, ciphertext, schedule.context, peer=dealer)
+    pair = open_sealed(channel.incoming, ciphertext, schedule.context, peer=dealer)
     self_mask, mask_key = pair[: shamir.SHARE_BYTES], pair[shamir.SHARE_BYTES :]
     if not (shamir.is_share(self_mask) and shamir.is_share(mask_key)):
         raise PeerError(dealer, "sealed bytes are no shares")

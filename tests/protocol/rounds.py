@@ -137,7 +137,10 @@ class Federation:
 
 
 def federation(parameters: RoundParameters) -> Federation:
-    silos = tuple(SiloId(f"silo-{i:03d}") for i in range(1, parameters.cohort_size + 1))
+    silos = tuple(
+        SiloId(f"silo-{i:0{max(3, len(str(parameters.cohort_size)))}d}")
+        for i in range(1, parameters.cohort_size + 1)
+    )
     identities = {name: SigningKey(fixed(name)) for name in (*silos, "coordinator")}
     roster = Roster(
         FederationId("0f" * 16),

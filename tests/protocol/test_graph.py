@@ -180,8 +180,8 @@ def test_the_finder_gives_the_tables_of_the_design_study() -> None:
                 assert (found[0], found[1][-1]) == (degree, threshold)
     for rates, ground in STUDY_GRINDING.items():
         for n, pair in ground.items():
-            bits = {"security_bits": 41 + GRINDING_BITS, "correctness_bits": 30}
-            found = by_chance(n, *(rate * n // 100 for rate in rates), **bits)
+            colluders, dropouts = (rate * n // 100 for rate in rates)
+            found = by_chance(n, colluders, dropouts, security_bits=41 + GRINDING_BITS, correctness_bits=30)
             assert found is not None
             assert (found[0], found[1][-1]) == pair
 
