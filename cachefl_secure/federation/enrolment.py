@@ -26,7 +26,7 @@ _INVITE_PURPOSE = "cachefl-secure/invite/1"
 _REQUEST_PURPOSE = "cachefl-secure/join-request/1"
 _ROSTER_PURPOSE = "cachefl-secure/roster/1"
 
-MAX_ROSTER_BYTES = 1 << 16  # 128 silos take 20 KB
+MAX_ROSTER_BYTES = 1 << 19  # 1,024 silos with names of 63 letters take 230 KB
 
 SignatureHex = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 

@@ -141,7 +141,8 @@ class AwaitingShareDelivery:
 
     def resumed(self, delivery: ShareDelivery, own: Digest) -> AwaitingSurvivorSet:
         """The state after this delivery was answered with the masked input whose body has digest ``own``."""
-        return AwaitingSurvivorSet(self.party, self.schedule, self.opened(delivery), own)
+        held = self.opened(delivery)
+        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own)
 
     def opened(self, delivery: ShareDelivery) -> dict[SiloId, HeldShares]:
         """Rule 3, and every share opened: what makes a delivery acceptable before anything is trained for it."""

@@ -14,6 +14,7 @@ from cachefl_secure.errors import PeerError
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, SiloId
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, PrivacyPlan, SecureSumPlan
 from cachefl_secure.protocol.coordinator import CoordinatorSession
+from cachefl_secure.protocol.graph import Ring
 from cachefl_secure.protocol.messages import Manifest, MaskedInput, Member, Phase, Roster, roster_digest
 from cachefl_secure.protocol.packing import unpack
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -284,3 +285,10 @@ def exact_sum(updates: Mapping[SiloId, EncodedUpdate], silos: tuple[SiloId, ...]
     dimension = updates[silos[0]].words.size
     sums = [sum(column) for column in zip(*rows, strict=True)]
     return sums[:dimension] + [value % 2**64 for value in sums[dimension:]]
+
+
+def on_a_ring(
+    parameters: RoundParameters, degree: int, threshold: int, window_survivors: int
+) -> RoundParameters:
+    """The same on a ring far smaller than would be safe, so that a test can go through all cases."""
+    return replace(parameters, ring=Ring(degree, threshold, window_survivors, 0))
