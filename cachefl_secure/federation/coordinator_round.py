@@ -3,9 +3,14 @@
 The coordinator is trusted with availability only. What it must get right for itself:
 
  1. An attempt's number is on disk before its manifest leaves, so that no number is used twice.
- 2. That it asked for unmasking is on disk before it asks. If the round then fails, its number is given
-    up: silos refuse to put an update that was once opened into another sum.
+ 2. Once there is a certificate, all that is needed to finish is on disk before it leaves: silos refuse to put
+    an update that was once opened into another sum, so a killed coordinator sends the same certificate
+    again and gets the same answers. If too few silos can answer any more, the number is given up.
  3. ``record.json`` is written last; with it the round has happened, without it it has not.
+
+    rounds/0007/attempt     number of the last attempt and digest of its roster, as text
+    rounds/0007/unmasking   the round between certificate and record; removed with either end
+    rounds/0007/given-up    certified, and never to be finished
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from dataclasses import dataclass, field
 
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.crypto.sign import SigningKey, verify
-from cachefl_secure.errors import BadSignature, MalformedMessage, PeerError, RoundAborted
+from cachefl_secure.errors import BadSignature, ConfigError, MalformedMessage, PeerError, RoundAborted
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain, apply_aggregate
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync, SyncedRound
@@ -29,9 +34,11 @@ from cachefl_secure.protocol.coordinator import CoordinatorSession
 from cachefl_secure.protocol.encoding import decode_sum
 from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.unmasking import UnmaskingRound, unmasking_from_bytes, unmasking_to_bytes
 from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
 
 DEFAULT_DEADLINE_SECONDS = 600.0
+_ATTEMPT, _UNMASKING, _GIVEN_UP = "attempt", "unmasking", "given-up"
 PHASES = ("manifest", "share", "masked-input", "certificate", "unmask", "record")
 
 
@@ -42,6 +49,11 @@ class Attendance:
     absent: set[SiloId] = field(default_factory=set)
     declined: dict[SiloId, str] = field(default_factory=dict)
     rejected: dict[SiloId, str] = field(default_factory=dict)
+
+    def include(self, other: Attendance) -> None:
+        self.absent |= other.absent
+        self.declined.update(other.declined)
+        self.rejected.update(other.rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +164,96 @@ class CoordinatorService:
             manifest=manifest, identity=self._identity, roster=self._chain.roster, parameters=parameters
         )
         try:
-            aggregate = self._converse(session, manifest, attendance, progress)
+            self._certify(session, manifest, attendance, progress)
         finally:
             attendance.rejected.update({silo: str(error) for silo, error in session.rejected.items()})
+        return self._unmask(session, manifest, parameters, attendance, progress)
+
+    def finish_round(self, attendance: Attendance, progress: Progress = silent) -> RoundOutcome | None:
+        """The round that a killed coordinator left between certificate and record, if there is one.
+
+        Raises:
+            RoundAborted: too few silos answered. If those that were absent may still come, run it again;
+                else its number is given up, and the next round can begin.
+            ConfigError: its file is damaged.
+        """
+        saved = self._unfinished()
+        if saved is None:
+            return None
+        name = round_file(saved.manifest.round, _UNMASKING)
+        try:
+            parameters = RoundParameters.derive(self._chain.plan, len(saved.manifest.cohort), len(self._keys))
+            session = CoordinatorSession.resume(saved, self._identity, self._chain.roster, parameters)
+        except (PeerError, ValueError) as error:
+            raise ConfigError(str(self._state.path(name)), "", f"does not fit: {error}") from None
+        return self._unmask(session, saved.manifest, parameters, attendance, progress)
+
+    def give_up_round(self) -> int | None:
+        """Gives up the round that was left between certificate and record, and returns its number.
+
+        Its charges stay. For an operator who knows that the silos it waits for will not come back.
+        """
+        asked = [n for n in round_numbers(self._state) if self._state.has(round_file(n, _UNMASKING))]
+        for number in asked:
+            self._give_up(number)
+        return max(asked, default=None)
+
+    def _unfinished(self) -> UnmaskingRound | None:
+        for number in reversed(round_numbers(self._state)):
+            name = round_file(number, _UNMASKING)
+            if not self._state.has(name):
+                continue
+            if number <= self._chain.position.round:  # the record was written, then this process was killed
+                self._state.remove(name)
+                continue
+            try:
+                return unmasking_from_bytes(self._state.read(name))
+            except ValueError as error:
+                reason = f"{error}; `round --give-up` leaves this round out"
+                raise ConfigError(str(self._state.path(name)), "", reason) from None
+        return None
+
+    def _unmask(
+        self,
+        session: CoordinatorSession,
+        manifest: Manifest,
+        parameters: RoundParameters,
+        attendance: Attendance,
+        progress: Progress,
+    ) -> RoundOutcome:
+        """From the certificate to the record."""
+        here = Attendance()
+        try:
+            aggregate = session.on_unmask_shares(self._ask(letters.UNMASK, session.certificates(), here))
+        except RoundAborted as aborted:
+            if aborted.present + len(here.absent) < aborted.threshold:
+                self._give_up(manifest.round)  # those that answered have nothing more to say
+            raise
+        except PeerError:
+            self._give_up(manifest.round)
+            raise
+        finally:
+            here.rejected.update({silo: str(error) for silo, error in session.rejected.items()})
+            attendance.include(here)
+        progress(5, len(PHASES), f"round {manifest.round}")
         record, raw, content = self._publish(session, manifest, aggregate, parameters)
         self._chain.extend(raw, content, None)
+        self._state.remove(round_file(manifest.round, _UNMASKING))
         progress(len(PHASES), len(PHASES), f"round {manifest.round}")
-        epsilon = self._chain.epsilon_by(record.round)
-        return RoundOutcome(record, attendance, len(self._keys), epsilon)
+        return RoundOutcome(record, attendance, len(self._keys), self._chain.epsilon_by(record.round))
+
+    def _give_up(self, number: int) -> None:
+        self._state.write(round_file(number, _GIVEN_UP), b"")
+        self._state.remove(round_file(number, _UNMASKING))
 
     def _open_attempt(self, cohort: set[SiloId]) -> Manifest:
-        number = self.next_round()
-        attempt_file = round_file(number, "attempt")
-        attempt = 1 + (int(self._state.read(attempt_file)) if self._state.has(attempt_file) else 0)
-        self._state.write(attempt_file, str(attempt).encode())  # rule 1
+        number, roster = self.next_round(), roster_digest(self._chain.roster)
+        attempt = 1 + self._begun(number)[0]
+        self._state.write(round_file(number, _ATTEMPT), f"{attempt} {roster}".encode())  # rule 1
         position = self._chain.position
         return Manifest(
             plan_digest=plan_digest(self._chain.plan),
-            roster_digest=roster_digest(self._chain.roster),
+            roster_digest=roster,
             round=number,
             attempt=attempt,
             cohort=tuple(sorted(cohort)),
@@ -178,14 +262,29 @@ class CoordinatorService:
         )
 
     def next_round(self) -> int:
-        """One more than the last round that happened or was given up (rule 2)."""
-        asked = round_numbers(self._state)
-        given_up = (n for n in asked if self._state.has(round_file(n, "unmask-requested")))
-        return max(self._chain.position.round, *given_up, 0) + 1
+        """One more than the last round that happened or was given up (rule 2).
 
-    def _converse(
+        A round that was begun with another roster is over too: a silo sends an update under one roster only.
+        """
+        roster, numbers = roster_digest(self._chain.roster), round_numbers(self._state)
+        ended = (n for n in numbers if self._state.has(round_file(n, _GIVEN_UP)))
+        foreign = (n for n in numbers if self._begun(n)[1] not in ("", roster))
+        return max(self._chain.position.round, *ended, *foreign, 0) + 1
+
+    def _begun(self, number: int) -> tuple[int, str]:
+        """(last attempt, digest of its roster); (0, "") before the first."""
+        name = round_file(number, _ATTEMPT)
+        if not self._state.has(name):
+            return 0, ""
+        attempt, _, roster = self._state.read(name).decode("ascii", "replace").partition(" ")
+        if not attempt.isdecimal() or len(roster) != 64:
+            raise ConfigError(str(self._state.path(name)), "", "not an attempt and the digest of a roster")
+        return int(attempt), roster
+
+    def _certify(
         self, session: CoordinatorSession, manifest: Manifest, attendance: Attendance, progress: Progress
-    ) -> AggregateSum:
+    ) -> None:
+        """From the manifest to the certificate, which is on disk when this returns, and nowhere else yet."""
         what = f"round {manifest.round}"
         cohort = [SiloId(silo) for silo in manifest.cohort]
         progress(0, len(PHASES), what)
@@ -196,12 +295,10 @@ class CoordinatorService:
         progress(2, len(PHASES), what)
         survivor_sets = session.on_masked_inputs(self._ask(letters.MASKED_INPUT, deliveries, attendance))
         progress(3, len(PHASES), what)
-        certificates = session.on_statements(self._ask(letters.CERTIFICATE, survivor_sets, attendance))
+        session.on_statements(self._ask(letters.CERTIFICATE, survivor_sets, attendance))
         progress(4, len(PHASES), what)
-        self._state.write(round_file(manifest.round, "unmask-requested"), b"")  # rule 2
-        aggregate = session.on_unmask_shares(self._ask(letters.UNMASK, certificates, attendance))
-        progress(5, len(PHASES), what)
-        return aggregate
+        saved = unmasking_to_bytes(session.unmasking)
+        self._state.write(round_file(manifest.round, _UNMASKING), saved, private=True)  # rule 2
 
     def _publish(
         self,

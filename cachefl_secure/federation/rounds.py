@@ -28,8 +28,10 @@ def run_rounds(
     for index in range(number):
         attendance = Attendance()
         try:
-            ready = service.synchronise(attendance)
-            finished(service.run_round(ready, attendance, _share_of(progress, index, number)))
+            ready, show = service.synchronise(attendance), _share_of(progress, index, number)
+            # A round that was interrupted after its certificate counts as one of those asked for.
+            outcome = service.finish_round(attendance, show) or service.run_round(ready, attendance, show)
+            finished(outcome)
         except RoundAborted as aborted:
             tell(attendance)
             exhausted = sum(reason == "budget-exhausted" for reason in attendance.declined.values())

@@ -91,6 +91,7 @@ class SiloService:
             self._resume(self._open())
 
     def _resume(self, chain: Chain) -> None:
+        self._discard(chain.position.round)  # what a crash after the record left behind
         try:
             self._attempt = SiloAttempt.resume(chain, self._files, self._ledger, self._trainer)
         except (ConfigError, LocalProtocolError) as error:
@@ -179,9 +180,13 @@ class SiloService:
         if record.round > before:
             if self._ledger.spend_of(plan_digest(self._files.plan), record.round) is not None:
                 self._ledger.note_receipt(record.round, chain.position.record_digest, timestamp=utc_now())
-            discard_updates(self._files.state, record.round)
-            discard_journals(self._files.state, record.round)
+            self._discard(record.round)
             self._attempt = None
+
+    def _discard(self, until_round: int) -> None:
+        """The updates and secrets of rounds that are over."""
+        discard_updates(self._files.state, until_round)
+        discard_journals(self._files.state, until_round)
 
     def _check_own_words(self, raw: bytes) -> None:
         """A record may prove that this silo's directory is an older copy, or contradict what it signed."""

@@ -27,9 +27,11 @@ from cachefl_secure.protocol.collecting import (
     Received,
     State,
 )
+from cachefl_secure.protocol.masking import KeySchedule
 from cachefl_secure.protocol.messages import (
     Advertisement,
     Body,
+    KeyList,
     Manifest,
     MaskedInput,
     Roster,
@@ -38,7 +40,8 @@ from cachefl_secure.protocol.messages import (
     UnmaskShares,
 )
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
+from cachefl_secure.protocol.unmasking import UnmaskingRound
+from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, aggregate_digest
 
 A = TypeVar("A")
 B = TypeVar("B", bound=Body)
@@ -71,7 +74,35 @@ class CoordinatorSession:
         self._state: State = CollectingAdvertisements(self._attempt)
         self._transcript: list[str] = []
         self._certified: Certified | None = None
+        self._asked: tuple[SiloId, ...] = ()
+        self._key_list = KeyList(())
         self.rejected, self.survivors, self.ledger_heads = {}, (), {}
+
+    @classmethod
+    def resume(
+        cls, saved: UnmaskingRound, identity: SigningKey, roster: Roster, parameters: RoundParameters
+    ) -> CoordinatorSession:
+        """The session that gave ``saved``, about to send its certificate again.
+
+        Raises:
+            PeerError, ValueError: ``saved`` is of another roster, plan or encoding.
+        """
+        session = cls(saved.manifest, identity, roster, parameters)
+        attempt, schedule = session._attempt, KeySchedule.of(session._attempt.digest, saved.key_list)
+        advertised = {
+            signed.sender: attempt.verify(signed, Advertisement, sender=signed.sender)
+            for signed in saved.key_list.advertisements
+        }
+        survivors, total = tuple(sorted(saved.uploads)), MaskedSum.from_bytes(saved.total, parameters)
+        session._state = CollectingUnmaskShares(
+            attempt, schedule, advertised, saved.commitments, survivors, total
+        )
+        session._certified = Certified(
+            schedule.key_list, tuple(sorted(saved.commitments)), saved.uploads, saved.certificate
+        )
+        session._asked, session._key_list, session.survivors = saved.asked, saved.key_list, survivors
+        session._transcript, session.ledger_heads = list(saved.transcript), dict(saved.ledger_heads)
+        return session
 
     def manifest_message(self) -> bytes:
         return sign_manifest(self._attempt.manifest, self._identity)
@@ -81,7 +112,7 @@ class CoordinatorSession:
         match self._state:
             case CollectingAdvertisements() as state:
                 arrived = self._accept(answers, Advertisement, self._attempt.manifest.cohort, state.check)
-                key_list = self._advance(state.on_advertisements, arrived)
+                key_list = self._key_list = self._advance(state.on_advertisements, arrived)
                 return dict.fromkeys(sorted(arrived), self._sign(key_list))
             case state:
                 raise LocalProtocolError(f"advertisements in {type(state).__name__}")
@@ -110,15 +141,40 @@ class CoordinatorSession:
                 raise LocalProtocolError(f"masked inputs in {type(state).__name__}")
 
     def on_statements(self, answers: Mapping[SiloId, bytes]) -> dict[SiloId, bytes]:
-        """Returns the certificate for every silo that signed: the others must not answer it."""
+        """Returns the certificate for every silo that signed: the others must not answer it.
+
+        Whoever calls this keeps ``unmasking`` on disk before the certificate leaves.
+        """
         match self._state:
             case CollectingStatements() as state:
                 arrived = self._accept(answers, Statement, state.uploads, state.check)
                 self._certified = self._advance(state.on_statements, arrived)
                 self._note("certificate", body_digest(wire.encode(self._certified.certificate)))
-                return dict.fromkeys(sorted(arrived), self._sign(self._certified.certificate))
+                self._asked = tuple(sorted(arrived))
+                return self.certificates()
             case state:
                 raise LocalProtocolError(f"statements in {type(state).__name__}")
+
+    def certificates(self) -> dict[SiloId, bytes]:
+        """The certificate, for every silo that signed. The same bytes each time."""
+        return dict.fromkeys(self._asked, self._sign(self.certified.certificate))
+
+    @property
+    def unmasking(self) -> UnmaskingRound:
+        """What ``resume`` goes on from. There is one between ``on_statements`` and ``on_unmask_shares``."""
+        if not isinstance(self._state, CollectingUnmaskShares):
+            raise LocalProtocolError(f"nothing to resume from in {type(self._state).__name__}")
+        return UnmaskingRound(
+            manifest=self._attempt.manifest,
+            key_list=self._key_list,
+            commitments=dict(self._state.commitments),
+            uploads=dict(self.certified.uploads),
+            certificate=self.certified.certificate,
+            asked=self._asked,
+            total=self._state.total.to_bytes(),
+            transcript=tuple(self._transcript),
+            ledger_heads=dict(self.ledger_heads),
+        )
 
     def on_unmask_shares(self, answers: Mapping[SiloId, bytes]) -> AggregateSum:
         """Returns the sum of the survivors' encoded updates.

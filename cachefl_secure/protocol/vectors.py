@@ -33,6 +33,21 @@ class _RingVector:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(<{self.words.size} words>, <{self.counters.size} counters>)"
 
+    def to_bytes(self) -> bytes:
+        """Ring words, then counters, little endian: what is stored, delivered and hashed."""
+        return self.words.tobytes() + self.counters.tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, parameters: RoundParameters) -> Self:
+        """
+        Raises:
+            ValueError: not as long as this round's sums are.
+        """
+        if len(content) != parameters.vector_bytes + parameters.counter_bytes:
+            raise ValueError(f"{len(content)} bytes")
+        words, counters = content[: parameters.vector_bytes], content[parameters.vector_bytes :]
+        return cls(np.frombuffer(words, parameters.word), np.frombuffer(counters, "<u8"))
+
 
 class EncodedUpdate(_RingVector):
     """One silo's update as integers, in the clear. Never leaves the silo."""
@@ -69,21 +84,6 @@ class AggregateSum(_RingVector):
     """
 
     __slots__ = ()
-
-    def to_bytes(self) -> bytes:
-        """Ring words, then counters, little endian: what is stored, delivered and hashed."""
-        return self.words.tobytes() + self.counters.tobytes()
-
-    @classmethod
-    def from_bytes(cls, content: bytes, parameters: RoundParameters) -> Self:
-        """
-        Raises:
-            ValueError: not as long as this round's sums are.
-        """
-        if len(content) != parameters.vector_bytes + parameters.counter_bytes:
-            raise ValueError(f"{len(content)} bytes")
-        words, counters = content[: parameters.vector_bytes], content[parameters.vector_bytes :]
-        return cls(np.frombuffer(words, parameters.word), np.frombuffer(counters, "<u8"))
 
 
 def aggregate_digest(content: bytes) -> Digest:

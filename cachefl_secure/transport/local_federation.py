@@ -31,10 +31,12 @@ def run_local_rounds(
     tell: Tell,
     until: int | None = None,
     finished: Callable[[RoundOutcome], None] | None = None,
+    give_up: bool = False,
 ) -> list[RoundOutcome]:
     """``number`` rounds between the coordinator and the silos of these directories, or ``until`` a round.
 
-    Each is handed to ``finished`` as it ends, so that those before a failure are not lost.
+    Each is handed to ``finished`` as it ends, so that those before a failure are not lost. With ``give_up``, a
+    round that was left between certificate and record is given up first.
 
     Raises:
         ConfigError: a directory is not what it should be, or is in use.
@@ -59,6 +61,8 @@ def run_local_rounds(
             number = max(0, until - chain.position.round)
         _warn_beyond_the_plan(chain, number, tell)
         service = CoordinatorService(files.state, chain, network, deadline_seconds=deadline_seconds)
+        if give_up and (given_up := service.give_up_round()) is not None:
+            tell(f"round {given_up} is given up; what it cost stays charged")
         run_rounds(service, number, progress, lambda who: _explain(who, silos, network, tell), note)
     return outcomes
 

@@ -39,11 +39,19 @@ def federation(tmp_path: Path) -> SmallFederation:
     return found(tmp_path)
 
 
-def run(federation: SmallFederation, number: int = 1, said: list[str] | None = None) -> list[RoundOutcome]:
+def run(
+    federation: SmallFederation, number: int = 1, said: list[str] | None = None, *, give_up: bool = False
+) -> list[RoundOutcome]:
     tell = (said if said is not None else []).append
     silos = list(federation.silos.values())
     return run_local_rounds(
-        federation.coordinator, silos, number, deadline_seconds=60.0, progress=silent, tell=tell
+        federation.coordinator,
+        silos,
+        number,
+        deadline_seconds=60.0,
+        progress=silent,
+        tell=tell,
+        give_up=give_up,
     )
 
 
@@ -165,14 +173,49 @@ def _update_digest(directory: Path) -> str | None:
 def test_an_update_that_was_opened_once_never_enters_another_sum(
     federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The coordinator dies after the silos answered the unmask request: the round's number is given up."""
+    """Too few silos answered the unmask request, and two have lost their sessions: the round's number is given up."""
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    for silo in ("silo-1", "silo-2"):
+        (federation.silos[SiloId(silo)] / "rounds/0001/session").unlink()
+    with pytest.raises(RoundAborted):
+        run(federation)
+    assert (federation.coordinator / "rounds/0001/given-up").exists()
+    (outcome,) = run(federation)
+    assert outcome.record.round == 2
+    assert silo_budget(federation.silos[SiloId("silo-3")]).rounds_charged == 2
+
+
+def test_a_round_that_lacked_answers_after_its_certificate_is_finished_later_at_no_cost(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
         with pytest.raises(RoundAborted):
             run(federation)
     (outcome,) = run(federation)
+    assert (outcome.record.round, outcome.record.attempt) == (1, 1)
+    assert len(outcome.record.survivors) == 5
+    assert not (federation.coordinator / "rounds/0001/unmasking").exists()
+    for directory in federation.silos.values():
+        assert silo_budget(directory).rounds_charged == 1
+        assert not (directory / "rounds/0001/session").exists()
+
+
+def test_an_operator_may_give_up_a_round_whose_silos_will_not_come_back(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
+        for _ in range(2):
+            with pytest.raises(RoundAborted):
+                run(federation)
+    said: list[str] = []
+    (outcome,) = run(federation, said=said, give_up=True)
     assert outcome.record.round == 2
-    assert silo_budget(federation.silos[SiloId("silo-3")]).rounds_charged == 2
+    assert said[0] == "round 1 is given up; what it cost stays charged"
 
 
 def test_a_silo_that_answered_an_unmask_request_declines_the_same_round_again(
@@ -182,7 +225,7 @@ def test_a_silo_that_answered_an_unmask_request_declines_the_same_round_again(
         make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
         with pytest.raises(RoundAborted):
             run(federation)
-    (federation.coordinator / "rounds/0001/unmask-requested").unlink()  # a coordinator that lies to itself
+    (federation.coordinator / "rounds/0001/unmasking").unlink()  # a coordinator that lies to itself
     said: list[str] = []
     with pytest.raises(RoundAborted):
         run(federation, said=said)
@@ -198,7 +241,7 @@ def test_without_a_quorum_nothing_is_released_and_the_round_is_tried_again_uncha
         make_fail(patch, letters.CERTIFICATE, {"silo-1", "silo-2"})
         with pytest.raises(RoundAborted):
             run(federation)
-    assert not (federation.coordinator / "rounds/0001/unmask-requested").exists()
+    assert not (federation.coordinator / "rounds/0001/unmasking").exists()
     for directory in federation.silos.values():
         assert not (directory / "rounds/0001/released").exists()
     (outcome,) = run(federation)
@@ -470,7 +513,7 @@ def test_the_printed_epsilon_counts_a_round_that_was_charged_and_given_up(
         make_fail(patch, letters.UNMASK, {"silo-1", "silo-2"})
         with pytest.raises(RoundAborted):
             run(federation)
-    (outcome,) = run(federation)
+    (outcome,) = run(federation, give_up=True)
     spent = [silo_budget(path).epsilon for path in federation.silos.values()]
     assert outcome.record.round == 3
     assert outcome.epsilon == max(spent)

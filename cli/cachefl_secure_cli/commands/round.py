@@ -34,6 +34,14 @@ def command(
         ),
     ] = None,
     deadline: Annotated[float, typer.Option(min=1.0, help="Seconds a silo has for one phase.")] = 600.0,
+    give_up: Annotated[
+        bool,
+        typer.Option(
+            "--give-up",
+            help="Leave out a round that cannot be finished, because silos that signed it will not come back. "
+            "What it cost them stays charged.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run rounds: every silo trains with noise, the masked updates are summed, the record is signed.
@@ -41,7 +49,7 @@ def command(
     Until networked transports are built, silos run in threads of this process; each still uses its own
     directory, keys and ledger, and exchanges the same sealed bytes. Interrupted? Run it again (with
     --until, so that not more rounds run than you meant): silos re-send the same noised update and pay
-    nothing twice.
+    nothing twice. A round that had its certificate is finished first.
 
     Example: cachefl-secure round coordinator -n 20 --in-process clinic-1 --in-process clinic-2
     --in-process clinic-3
@@ -60,6 +68,7 @@ def command(
                 tell=say,
                 until=until,
                 finished=outcomes.append,
+                give_up=give_up,
             )
     finally:  # rounds that happened are shown also when a later one failed
         if json:
