@@ -295,7 +295,12 @@ class CoordinatorService:
         progress(2, len(PHASES), what)
         survivor_sets = session.on_masked_inputs(self._ask(letters.MASKED_INPUT, deliveries, attendance))
         progress(3, len(PHASES), what)
-        session.on_statements(self._ask(letters.CERTIFICATE, survivor_sets, attendance))
+        try:
+            session.on_statements(self._ask(letters.CERTIFICATE, survivor_sets, attendance))
+        except RoundAborted:
+            if RoundParameters.derive(self._chain.plan, len(cohort), len(self._keys)).ring is not None:
+                self._give_up(manifest.round)  # on a ring a silo that has signed sends that update no more
+            raise
         progress(4, len(PHASES), what)
         saved = unmasking_to_bytes(session.unmasking)
         self._state.write(round_file(manifest.round, _UNMASKING), saved, private=True)  # rule 2

@@ -10,7 +10,8 @@ What is on disk, in the order of writing, and what a restart concludes from the 
                                                    the roster named in ``sent`` only
     session         the masked input may have left     makes it again; it leaves if it comes out the same
     certified       a statement may have left          signs no other one in this attempt
-    released        shares may have left               enters no other attempt of this round
+    released        shares may have left (on a ring:   enters no other attempt of this round
+                    a statement)
 
 ``session`` is destroyed when the round's record is accepted or a later attempt is entered; ``attempt``,
 ``sent``, ``certified`` and ``released`` stay.
@@ -187,6 +188,9 @@ class SiloAttempt:
     def on_survivor_set(self, content: bytes) -> bytes:
         reply = self.session.on_survivor_set(content)
         self._note_statement()
+        if self.parameters.ring is not None:
+            # On a ring few silos answer for one: only that signers do not sign twice keeps a second sum away.
+            self._note_release()
         return reply
 
     def on_certificate(self, content: bytes) -> bytes:
@@ -203,7 +207,9 @@ class SiloAttempt:
         """Notes that belong to replies in the journal, which a crash may have cut off."""
         if self.session.statement is not None:
             self._note_statement()
-        if self.session.is_finished:
+        if self.session.is_finished or (
+            self.session.statement is not None and self.parameters.ring is not None
+        ):
             self._note_release()
 
     def _note_statement(self) -> None:
