@@ -295,12 +295,10 @@ class CoordinatorService:
         progress(2, len(PHASES), what)
         survivor_sets = session.on_masked_inputs(self._ask(letters.MASKED_INPUT, deliveries, attendance))
         progress(3, len(PHASES), what)
-        try:
-            session.on_statements(self._ask(letters.CERTIFICATE, survivor_sets, attendance))
-        except RoundAborted:
-            if RoundParameters.derive(self._chain.plan, len(cohort), len(self._keys)).ring is not None:
-                self._give_up(manifest.round)  # on a ring a silo that has signed sends that update no more
-            raise
+        if RoundParameters.derive(self._chain.plan, len(cohort), len(self._keys)).ring is not None:
+            # On a ring a silo that has signed sends that update no more, also if this process dies while it asks.
+            self._state.write(round_file(manifest.round, _GIVEN_UP), b"")
+        session.on_statements(self._ask(letters.CERTIFICATE, survivor_sets, attendance))
         progress(4, len(PHASES), what)
         saved = unmasking_to_bytes(session.unmasking)
         self._state.write(round_file(manifest.round, _UNMASKING), saved, private=True)  # rule 2

@@ -32,6 +32,9 @@ can both be recovered, as some honest silo would have had to reveal both its sha
 two sums over the same updates be opened, whatever cohorts the attempts had, as some honest silo would
 have had to reveal shares twice for one update.
 
+Up to 128 silos everybody shares masks and secrets with everybody. Above, with k neighbours on a random ring,
+and t counts shares among these; silos then also refuse lists that would leave too few in a row on the ring (``graph``).
+
 Every mask and share derives from (version, manifest digest, key list digest, parties, purpose), so
 silos that were told different things share no mask. Every message is signed for this attempt and phase.
 
@@ -45,12 +48,14 @@ Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath
 ``certificate``   what silos sign about the survivors, and when it is enough
 ``answering``     the states of a silo
 ``collecting``    the states of the coordinator
+``graph``         who shares masks and secrets with whom, and with how many
 ``parameters``    thresholds and encoding, derived by every party from the plan
 ``vectors``       EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum, a type per visibility
 ``packing``       ring words in exactly the bits they need
 ``encoding``      floats to ring words by stochastic rounding, and a sum back to floats
 ``masking``       key schedule; masks on and off
 ``sharing``       shares dealt, sealed and opened
+``recovering``    secrets from shares, some of which may be wrong
 ``silo_secrets``  what a silo keeps to itself
 ``attempt``       what one attempt's parties agree on; signing and opening messages under it
 ``messages``, ``wire``   the messages, and their strict canonical bytes

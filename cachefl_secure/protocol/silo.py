@@ -3,9 +3,10 @@
 The rules that the silo enforces itself, whatever the coordinator says:
 
  1. manifest, plan, roster and parameters belong together, and this silo is in the cohort;
- 2. the key list holds this silo's own advertisement, unmodified, and every other under its roster key;
+ 2. the key list holds this silo's own advertisement, unmodified, and every neighbour's under its roster key;
  3. no list of silos names anyone outside the list before it: roster, cohort, U1 (keys), U2 (shares),
-    U3 (survivors); each contains this silo and at least ``minimum_survivors``;
+    U3 (survivors); each contains this silo and at least ``minimum_survivors``, on a ring also enough
+    of any k / 2 in a row;
  4. one masked input, hence one vector under these masks;
  5. it signs one survivor set, and only if every survivor's signed header verifies and its own is the
     masked input that it sent;

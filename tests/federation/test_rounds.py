@@ -23,8 +23,10 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import training
 from cachefl_secure.privacy.training import check_device
+from cachefl_secure.protocol import parameters as parameters_module
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.encoding import RoundingSeed, encode
+from cachefl_secure.protocol.graph import Ring
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
 from cachefl_secure.transport.local_federation import run_local_rounds
@@ -248,6 +250,23 @@ def test_without_a_quorum_nothing_is_released_and_the_round_is_tried_again_uncha
     assert (outcome.record.round, outcome.record.attempt) == (1, 2)
     for directory in federation.silos.values():
         assert silo_budget(directory).rounds_charged == 1
+
+
+@pytest.mark.claim("C4")
+def test_on_a_ring_a_round_that_failed_after_statements_were_signed_is_given_up(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thresholds of neighbourhoods do not meet across attempts; what keeps a second sum away is one signature an update."""
+    monkeypatch.setattr(parameters_module, "_ring", lambda plan, n: Ring(2, 2, 1, 0))
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.CERTIFICATE, {"silo-1", "silo-2"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    signed = {silo for silo, path in federation.silos.items() if (path / "rounds/0001/released").exists()}
+    assert signed == {"silo-3", "silo-4", "silo-5"}
+    (outcome,) = run(federation)
+    assert (outcome.record.round, outcome.record.attempt) == (2, 1)
+    assert [silo_budget(path).rounds_charged for path in federation.silos.values()] == [2] * 5
 
 
 @pytest.mark.claim("C4")

@@ -46,7 +46,11 @@ def fixed_secrets(tag: str) -> SiloSecrets:
 
 
 def a_plan(
-    *, colluders: int = 0, minimum_cohort: int = 3, privacy: PrivacyPlan | None = None
+    *,
+    colluders: int = 0,
+    minimum_cohort: int = 3,
+    minimum_survivors: int = 3,
+    privacy: PrivacyPlan | None = None,
 ) -> FederationPlan:
     return FederationPlan(
         federation_id="0f" * 16,
@@ -64,7 +68,9 @@ def a_plan(
             images_per_class=2, alpha=16.0, beta=5.5, logit_scale=100.0, initial_digest="00" * 32
         ),
         privacy=privacy or privacy_plan(),
-        secure_sum=SecureSumPlan(minimum_cohort=minimum_cohort, colluders=colluders),
+        secure_sum=SecureSumPlan(
+            minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
+        ),
     )
 
 

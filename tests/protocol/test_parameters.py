@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.protocol.graph import Ring
-from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.parameters import RoundParameters, explain
 from tests.protocol.rounds import a_plan, parameters_for, privacy_plan
 
 
@@ -158,3 +158,60 @@ def test_two_parties_with_the_same_plan_derive_the_same_parameters() -> None:
     plan = a_plan(colluders=1)
     again = msgspec.convert(msgspec.to_builtins(plan), type(plan))
     assert RoundParameters.derive(plan, 7, 7) == RoundParameters.derive(again, 7, 7)
+
+
+def test_what_a_roster_survives_is_said_in_words_that_are_true() -> None:
+    assert explain(3, 0) == (
+        "3 silos with no colluders: 3 must stay to the end, no silos may drop out; with minimum_survivors = 2, "
+        "1 might, but then each of two survivors could subtract its own update from the sum and have the other's. "
+        "Three silos can survive one dropout or one colluder, not both"
+    )
+    assert explain(3, 0, 2).startswith(
+        "3 silos with no colluders: 2 must stay to the end, 1 silo may drop out"
+    )
+    assert explain(3, 1) == (
+        "3 silos with 1 colluder: 3 must stay to the end, no silos may drop out. "
+        "Colluders cost dropouts: with none, up to 1 might drop out"
+    )
+    assert "impossible" in explain(3, 2)
+    assert explain(10, 1).startswith("10 silos with 1 colluder: 6 must stay to the end, 4 silos may drop out")
+    assert "impossible, a sum needs 6 survivors" in explain(5, 0, 6)
+
+
+@given(st.integers(3, 60), st.integers(0, 60), st.integers(2, 61))
+def test_the_explanation_agrees_with_the_parameters(n: int, colluders: int, survivors: int) -> None:
+    plan = a_plan(colluders=colluders, minimum_survivors=survivors)
+    text = explain(n, colluders, survivors)
+    try:
+        chosen = RoundParameters.derive(plan, n, n)
+    except ConfigError:
+        assert "impossible" in text
+        return
+    dropouts = chosen.dropouts_tolerated
+    assert f"{chosen.minimum_survivors} must stay to the end, {dropouts or 'no'} silo" in text
+
+
+def test_three_silos_survive_one_dropout_or_one_colluder() -> None:
+    one_dropout = RoundParameters.derive(a_plan(colluders=0, minimum_survivors=2), 3, 3)
+    assert (one_dropout.threshold, one_dropout.dropouts_tolerated) == (2, 1)
+    one_colluder = RoundParameters.derive(a_plan(colluders=1, minimum_survivors=2), 3, 3)
+    assert (one_colluder.threshold, one_colluder.dropouts_tolerated) == (3, 0)
+    assert RoundParameters.derive(a_plan(colluders=0), 3, 3).dropouts_tolerated == 0
+
+
+def test_the_minimum_of_survivors_is_no_rule_on_the_cohort_and_the_other_way_round() -> None:
+    assert RoundParameters.derive(a_plan(minimum_cohort=9), 9, 9).minimum_survivors == 5
+    assert RoundParameters.derive(a_plan(minimum_survivors=8), 9, 9).minimum_survivors == 8
+    with pytest.raises(
+        ConfigError, match=r"secure_sum.minimum_survivors: 9 silos in the cohort, a sum needs 10"
+    ):
+        RoundParameters.derive(a_plan(minimum_survivors=10), 9, 9)
+
+
+def test_a_cohort_above_128_sits_on_a_ring() -> None:
+    assert RoundParameters.derive(a_plan(colluders=12), 128, 128).ring is None
+    chosen = RoundParameters.derive(a_plan(colluders=30), 300, 300)
+    assert chosen.ring == Ring(104, 77, 31, 30)
+    assert (chosen.threshold, chosen.quorum, chosen.secret_threshold) == (166, 166, 77)
+    assert chosen.dropouts_tolerated == 30
+    assert RoundParameters.derive(a_plan(colluders=60), 150, 150).ring is None  # no ring is safe: everybody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TypeVar
 
@@ -106,6 +107,29 @@ def test_silos_may_drop_out_in_several_phases_of_one_round() -> None:
     finished = run_round(fed, updates, fault)
     survivors = tuple(silo for silo in fed.silos if silo not in (a, b))
     assert integers(finished.total) == exact_sum(updates, survivors)
+
+
+DROPS = [Phase.ADVERTISE, Phase.SHARE, Phase.MASKED_INPUT, Phase.CERTIFY, Phase.CERTIFICATE, Phase.UNMASK]
+
+
+@pytest.mark.claim("C2")
+@pytest.mark.parametrize("n", [5, pytest.param(7, marks=pytest.mark.slow)])
+def test_every_set_of_silos_may_drop_out_at_every_phase_down_to_the_minimum_and_none_below(n: int) -> None:
+    fed = federation(parameters_for(n, dimension=5))
+    updates, parameters = random_updates(fed), fed.parameters
+    for phase in DROPS:
+        for count in range(n + 1):
+            for gone in itertools.combinations(fed.silos, count):
+                if n - count < parameters.minimum_survivors:
+                    with pytest.raises(RoundAborted) as raised:
+                        run_round(fed, updates, lost(phase, *gone))
+                    assert (raised.value.present, raised.value.threshold) == (n - count, n // 2 + 1)
+                    continue
+                finished = run_round(fed, updates, lost(phase, *gone))
+                early = phase in (Phase.ADVERTISE, Phase.SHARE, Phase.MASKED_INPUT)
+                rest = tuple(silo for silo in fed.silos if not (early and silo in gone))
+                assert finished.coordinator.survivors == rest
+                assert integers(finished.total) == exact_sum(updates, rest)
 
 
 @pytest.mark.claim("C2")

@@ -42,14 +42,17 @@ def command(
             say("--json needs --yes: a program cannot compare fingerprints")
             raise typer.Exit(2)
         admitted = files.admit(candidates)
-    from cachefl_secure.protocol.parameters import RoundParameters
+    from cachefl_secure.protocol.parameters import RoundParameters, explain
 
     parameters = RoundParameters.derive(files.plan, admitted, admitted)
+    chosen = files.plan.secure_sum
+    explained = explain(admitted, chosen.colluders, chosen.minimum_survivors)
     if json:
         members = [{"silo": silo, "fingerprint": mark} for silo, mark in rows]
-        print_json("admit", {"members": members, "threshold": parameters.threshold})
+        print_json("admit", {"members": members, "threshold": parameters.threshold, "explained": explained})
         return
     console().print(
         f"{admitted} silos admitted. A round needs {parameters.minimum_survivors} of them; "
         f"{parameters.colluders} may collude with the coordinator without seeing more than the sum."
     )
+    console().print(f"{explained}.")

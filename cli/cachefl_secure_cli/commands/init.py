@@ -64,7 +64,12 @@ def command(
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
     ] = None,
-    minimum_cohort: Annotated[int, typer.Option(help="Fewest silos in a round; at least 3.")] = 3,
+    minimum_cohort: Annotated[
+        int, typer.Option(help="Fewest silos that a round begins with; at least 3.")
+    ] = 3,
+    minimum_survivors: Annotated[
+        int, typer.Option(help="Fewest updates in a sum. With 2, each of two survivors learns the other's.")
+    ] = 3,
     colluders: Annotated[int, typer.Option(help="Silos that may collude with the coordinator.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the synthetic images. Not of any noise or key.")] = 0,
     device: DeviceOption = Device.auto,
@@ -109,7 +114,9 @@ def command(
             expected_records=expected_records,
             learning_rate=learning_rate,
         ),
-        secure_sum=SecureSumPlan(minimum_cohort=minimum_cohort, colluders=colluders),
+        secure_sum=SecureSumPlan(
+            minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
+        ),
         device=resolve_device(device),
     )
     with progress_bar(quiet=json) as progress:
