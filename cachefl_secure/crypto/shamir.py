@@ -60,10 +60,9 @@ def combine(shares: Mapping[int, Sequence[bytes]]) -> list[bytes]:
     """
     holders = list(shares)
     _check_holders(holders)
-    total = np.zeros((len(shares[holders[0]]), LIMBS), np.uint64)
-    for holder, weight in zip(holders, _weights_at_zero(holders), strict=True):
-        total = _reduce(total + _canonical(_reduce(_parse(shares[holder]) * weight)))
-    return [_from_limbs(limbs) for limbs in _canonical(total)]
+    rows = np.stack([_parse(shares[holder]) for holder in holders])
+    weighted = _canonical(_reduce(rows * _weights_at_zero(holders)[:, None, None]))
+    return [_from_limbs(limbs) for limbs in _canonical(_reduce(weighted.sum(axis=0)))]
 
 
 def evaluate(polynomials: Field, holders: Sequence[int]) -> Field:
@@ -77,7 +76,14 @@ def evaluate(polynomials: Field, holders: Sequence[int]) -> Field:
 
 def is_share(share: bytes) -> bool:
     """Whether the bytes have a share's length and every limb lies in the field."""
-    return len(share) == SHARE_BYTES and bool((np.frombuffer(share, "<u4") < PRIME).all())
+    return are_shares((share,))
+
+
+def are_shares(shares: Sequence[bytes]) -> bool:
+    """``is_share`` of each, at the price of one."""
+    return all(len(share) == SHARE_BYTES for share in shares) and bool(
+        (np.frombuffer(b"".join(shares), "<u4") < PRIME).all()
+    )
 
 
 def _reduce(values: Field) -> Field:
@@ -102,17 +108,30 @@ def _uniform(seed: CoefficientSeed, count: int) -> Field:
     return accepted.astype(np.uint64)
 
 
-def _weights_at_zero(holders: Sequence[int]) -> list[np.uint64]:
-    """Lagrange weights for the value at 0. On public x only, so plain integers."""
-    weights = []
-    for x in holders:
-        numerator = denominator = 1
-        for other in holders:
-            if other != x:
-                numerator = numerator * other % PRIME
-                denominator = denominator * (other - x) % PRIME
-        weights.append(np.uint64(numerator * pow(denominator, -1, PRIME) % PRIME))
-    return weights
+def _weights_at_zero(holders: Sequence[int]) -> Field:
+    """Lagrange weights for the value at 0: the product over all other x' of x' / (x' - x)."""
+    x = np.asarray(holders, np.uint64)
+    differences = _canonical(_reduce(x[None, :] + (_P - x)[:, None]))
+    np.fill_diagonal(differences, x)  # x in the place of x - x: its numerator lacks x
+    denominators = _products(differences).tolist()
+    numerator, running = 1, [1]
+    for holder, denominator in zip(holders, denominators, strict=True):
+        numerator = numerator * holder % PRIME
+        running.append(running[-1] * denominator % PRIME)
+    inverse, weights = pow(running[-1], -1, PRIME), []  # one inversion for all (Montgomery)
+    for denominator, before in zip(reversed(denominators), reversed(running[:-1]), strict=True):
+        weights.append(numerator * inverse * before % PRIME)
+        inverse = inverse * denominator % PRIME
+    return np.array(weights[::-1], np.uint64)
+
+
+def _products(rows: Field) -> Field:
+    """Of each row, in halves."""
+    while rows.shape[1] > 1:
+        if rows.shape[1] % 2:
+            rows = np.hstack([rows, np.ones((len(rows), 1), np.uint64)])
+        rows = _canonical(_reduce(rows[:, ::2] * rows[:, 1::2]))
+    return rows[:, 0]
 
 
 def _check_holders(holders: Sequence[int]) -> None:
@@ -121,7 +140,7 @@ def _check_holders(holders: Sequence[int]) -> None:
 
 
 def _parse(shares: Sequence[bytes]) -> Field:
-    if not all(is_share(share) for share in shares):
+    if not are_shares(shares):
         raise ValueError("not a share")
     return np.frombuffer(b"".join(shares), "<u4").reshape(len(shares), LIMBS).astype(np.uint64)
 

@@ -193,7 +193,7 @@ class CollectingUnmaskShares:
             due = [owner for owner in held if (owner in survivors) is survived]
             if [revealed.silo for revealed in shares] != due:
                 raise MalformedMessage(silo, "shares are not those that the survivor set asks for")
-            if not all(shamir.is_share(revealed.share) for revealed in shares):
+            if not shamir.are_shares([revealed.share for revealed in shares]):
                 raise MalformedMessage(silo, "a share lies outside the field")
 
     def on_unmask_shares(
