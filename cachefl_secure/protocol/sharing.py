@@ -79,6 +79,6 @@ def open_from(dealer: SiloId, ciphertext: bytes, channel: Channel, schedule: Key
     """
     pair = open_sealed(channel.incoming, ciphertext, schedule.context, peer=dealer)
     self_mask, mask_key = pair[: shamir.SHARE_BYTES], pair[shamir.SHARE_BYTES :]
-    if not (shamir.is_share(self_mask) and shamir.is_share(mask_key)):
+    if not shamir.are_shares((self_mask, mask_key)):
         raise PeerError(dealer, "sealed bytes are no shares")
     return HeldShares(SelfMaskShare(self_mask), MaskKeyShare(mask_key))
