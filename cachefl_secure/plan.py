@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -172,6 +173,7 @@ class FederationPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=T
         return PublicKeyHex(self.coordinator_public_key)
 
 
+@lru_cache(64)
 def plan_digest(plan: FederationPlan) -> Digest:
     """Digest of the plan's canonical JSON (sorted keys, shortest floats), whatever the layout of the file."""
     return digest_of("cachefl-secure/plan/1", msgspec.json.encode(plan, order="sorted"))

@@ -45,8 +45,11 @@ def round_file(round_number: int, name: str) -> str:
 
 def round_numbers(state: StateDir) -> list[int]:
     """Rounds that this party keeps anything of, in order. Other folders are not looked at."""
-    folders = state.path("rounds").glob("*")
-    return sorted(int(folder.name) for folder in folders if re.fullmatch(r"[0-9]{4,7}", folder.name))
+    try:
+        names = os.listdir(state.path("rounds"))
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{4,7}", name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class StateDir:
         return self.root / relative
 
     def has(self, relative: str) -> bool:
-        return self.path(relative).is_file()
+        return os.path.isfile(f"{self.root}/{relative}")
 
     def read(self, relative: str) -> bytes:
         """The whole file.

@@ -38,6 +38,7 @@ Rounds = Sequence[tuple[Mechanism, int]]
 _Runs = tuple[tuple[float, float, int], ...]  # (sampling rate, noise multiplier, steps), sorted
 
 
+@lru_cache(1)
 def accountant_name() -> str:
     """What the ledger writes beside every epsilon."""
     return f"dp-accounting {version('dp-accounting')} PLD grid <= {GRID!r} add-or-remove-one"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, ClassVar
 
@@ -75,6 +76,7 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {member.silo: member.public_key for member in self.members}
 
 
+@lru_cache(64)
 def roster_digest(roster: Roster) -> Digest:
     return digest_of("cachefl-secure/roster/1", msgspec.msgpack.encode(roster))
 

@@ -1,0 +1,54 @@
+"""python -m tests.simulation --seed S replays a schedule; --schedules N --from S plays many and times them."""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.lies import STRATEGIES
+from tests.simulation.schedules import fast_folder, play_by_seed
+from tests.simulation.world import Stage, honest
+
+CHOICES = {strategy.__name__: strategy for strategy in (honest, *STRATEGIES)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, help="play this schedule and print its events")
+    parser.add_argument("--schedules", type=int, default=100)
+    parser.add_argument("--from", dest="first", type=int, default=0)
+    parser.add_argument("--strategy", choices=sorted(CHOICES), help="default: by the seed")
+    parser.add_argument("--profile", action="store_true")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
+        stage = Stage.build(Path(folder), pytest.MonkeyPatch())
+        try:
+            if chosen.seed is not None:
+                print("\n".join(play_by_seed(stage, chosen.seed, CHOICES.get(chosen.strategy)).events))
+                return
+            profile, start = cProfile.Profile(), time.process_time()
+            if chosen.profile:
+                profile.enable()
+            records = events = 0
+            for seed in range(chosen.first, chosen.first + chosen.schedules):
+                world = play_by_seed(stage, seed, CHOICES.get(chosen.strategy))
+                records, events = records + world.records_seen, events + len(world.events)
+            profile.disable()
+            spent = time.process_time() - start
+            print(
+                f"{chosen.schedules} schedules, {records} records, {events} events, {spent / chosen.schedules * 1e3:.1f} ms CPU each"
+            )
+            if chosen.profile:
+                pstats.Stats(profile).sort_stats("cumtime").print_stats(110)
+        finally:
+            stage.close()
+
+
+if __name__ == "__main__":
+    main()

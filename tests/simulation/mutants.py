@@ -1,0 +1,262 @@
+"""Planted bugs. The simulator is only worth what it finds: each must be killed, alone or as the pair it is.
+
+Where two layers guard one thing, a mutant takes both away, and says so: killing one alone would be luck.
+Not in the list because another layer stands alone: a quorum too small, or a statement without the survivors,
+opens nothing while the threshold holds (2 t > N + f), and a journal that is not written only costs the attempt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from cachefl_secure.federation import session_file, silo_attempt, silo_round
+from cachefl_secure.federation.sealed_update import seal_update
+from cachefl_secure.federation.silo_attempt import SiloAttempt
+from cachefl_secure.federation.silo_round import SiloService
+from cachefl_secure.privacy import append_only
+from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.protocol import answering, collecting, parameters
+from cachefl_secure.protocol.answering import AwaitingCertificate, AwaitingSurvivorSet, Party
+from cachefl_secure.protocol.journal import SessionJournal, journal_from_bytes
+from cachefl_secure.protocol.masking import sum_masked
+from cachefl_secure.protocol.messages import Phase, RevealedShare, UnmaskShares
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.silo import SiloSession
+from cachefl_secure.protocol.silo_secrets import SiloSecrets
+from tests.simulation import disk
+from tests.simulation.lies import (
+    a_second_sum_with_those_not_asked,
+    dropped_then_late,
+    isolate_one,
+    the_same_attempt_again,
+    two_survivor_sets,
+)
+from tests.simulation.world import Strategy, honest
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug, the claim that it breaks, and the strategy that should find it."""
+
+    plant: Plant
+    claim: str
+    strategy: Strategy
+    within: int = 60
+    """Schedules."""
+
+    @property
+    def name(self) -> str:
+        return self.plant.__name__
+
+
+def no_certificate_check(patch: pytest.MonkeyPatch) -> None:
+    """Shares for whatever was signed, without a quorum. With it goes the minimum size of a survivor set."""
+    patch.setattr(answering, "check_certificate", lambda *_, **__: None)
+    patch.setattr(Party, "check_members", lambda *_: None)
+
+
+def threshold_too_small_by_one(patch: pytest.MonkeyPatch) -> None:
+    genuine = parameters._thresholds
+
+    def lower(*arguments: Any) -> tuple[int, int]:
+        threshold, survivors = genuine(*arguments)
+        return threshold - 1, survivors - 1
+
+    patch.setattr(parameters, "_thresholds", lower)
+    patch.setattr(RoundParameters, "__post_init__", lambda self: None)
+    patch.setattr(RoundParameters, "quorum", property(lambda self: self.threshold))
+
+
+def signs_two_survivor_sets(patch: pytest.MonkeyPatch) -> None:
+    """In the session, and in the note on disk that guards it."""
+    genuine, before = SiloSession._exchange, dict[int, Any]()
+    step = SiloSession._step
+
+    def remembering(self: SiloSession, phase: Phase, data: bytes) -> Any:
+        if isinstance(self._state, AwaitingSurvivorSet):
+            before[id(self)] = self._state
+        return step(self, phase, data)
+
+    def forgetful(self: SiloSession, phase: Phase, data: bytes) -> Any:
+        if phase is Phase.SURVIVOR_SET and id(self) in before:
+            self._state = before[id(self)]
+            return None
+        return genuine(self, phase, data)
+
+    patch.setattr(SiloSession, "_step", remembering)
+    patch.setattr(SiloSession, "_exchange", forgetful)
+    patch.setattr(silo_attempt, "note_certified", lambda *_: None)
+
+
+def both_kinds_of_share(patch: pytest.MonkeyPatch) -> None:
+    """Self-mask shares of dropped silos as well: a late input would open. The message itself refuses, too."""
+
+    def generous(self: AwaitingCertificate, _: Any) -> Any:
+        held, survivors = self.held, set(self.survivors)
+        reply = UnmaskShares(
+            tuple(RevealedShare(silo, held[silo].self_mask.reveal()) for silo in sorted(held)),
+            tuple(
+                RevealedShare(silo, held[silo].mask_key.reveal())
+                for silo in sorted(held)
+                if silo not in survivors
+            ),
+        )
+        return answering.Finished(self.survivors, self.statement), reply
+
+    patch.setattr(UnmaskShares, "__post_init__", lambda self: None)
+    patch.setattr(AwaitingCertificate, "on_certificate", generous)
+
+
+def survivor_set_of_any_size(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Party, "check_members", lambda *_: None)
+    patch.setattr(RoundParameters, "quorum", property(lambda self: 1))
+
+
+def secrets_used_in_two_attempts(patch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, SiloSecrets] = {}
+    enter = SiloAttempt.enter
+
+    def again(manifest: Any, chosen: Any, chain: Any, files: Any, *rest: Any) -> SiloAttempt:
+        secrets = kept.setdefault(str(files.state.root), SiloSecrets.generate())
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(SiloSecrets, "generate", lambda: secrets)
+            return enter(manifest, chosen, chain, files, *rest)
+
+    patch.setattr(SiloAttempt, "enter", again)
+
+
+def old_attempt_entered_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(silo_round, "last_attempt", lambda *_: 0)
+    patch.setattr(silo_round, "signed_statement", lambda *_: None)
+    patch.setattr(session_file, "last_attempt", lambda state, number: -1)  # and the journal is not taken up
+
+
+def restarted_with_new_secrets(patch: pytest.MonkeyPatch) -> None:
+    """Replies rebuilt after a crash instead of sent again, and the check that they are the same left out."""
+    genuine = journal_from_bytes
+
+    def fresh(content: bytes) -> SessionJournal:
+        journal = genuine(content)
+        return replace(journal, secrets=SiloSecrets.generate(), exchanges=(), sent=None)
+
+    patch.setattr(session_file, "journal_from_bytes", fresh)
+
+
+def journal_forgets_the_statement(patch: pytest.MonkeyPatch) -> None:
+    """A restarted silo signs again: neither its journal nor the note on disk knows the first statement."""
+    genuine = session_file.save_journal
+
+    def forgetful(state: Any, journal: SessionJournal) -> None:
+        if journal.exchanges[-1].phase is not Phase.SURVIVOR_SET:
+            genuine(state, journal)
+
+    patch.setattr(silo_attempt, "save_journal", forgetful)
+    patch.setattr(silo_attempt, "note_certified", lambda *_: None)
+
+
+def released_update_sent_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(silo_round, "may_enter", lambda *_: True)
+
+
+def trained_again_for_a_retry(patch: pytest.MonkeyPatch) -> None:
+    """Another update under the same charge. The ledger would refuse to note it."""
+
+    def train(self: SiloAttempt) -> None:
+        update = self.trainer.train(self.chain.model(), None, None, "")  # type: ignore[arg-type]
+        seal_update(self.files.state, self.manifest.round, update, self.manifest.plan_digest)
+
+    genuine = SiloAttempt._train
+
+    def always(self: SiloAttempt) -> None:
+        if self.ledger.spend_of(self.manifest.plan_digest, self.manifest.round) is None:
+            genuine(self)
+        else:
+            train(self)
+
+    patch.setattr(silo_attempt, "has_update", lambda *_: False)
+    patch.setattr(SiloAttempt, "_train", always)
+    patch.setattr(Ledger, "note_sent", lambda *_, **__: None)
+
+
+def charge_after_send(patch: pytest.MonkeyPatch) -> None:
+    owed: list[Callable[[], object]] = []
+    handle, reserve = SiloService.handle, Ledger.reserve
+
+    def late(self: Ledger, mechanism: Any, **options: Any) -> Any:
+        owed.append(lambda: reserve(self, mechanism, **options))
+        return type("Spend", (), {"update_digest": None})()
+
+    def paying(self: SiloService, phase: str, content: bytes) -> bytes:
+        while owed:
+            owed.pop()()
+        return handle(self, phase, content)
+
+    patch.setattr(Ledger, "reserve", late)
+    patch.setattr(Ledger, "note_sent", lambda *_, **__: None)
+    patch.setattr(SiloService, "handle", paying)
+
+
+def charge_not_synced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(append_only, "_write_all", lambda file, content: os.write(file, content))
+
+
+def last_charge_cut_off_on_opening(patch: pytest.MonkeyPatch) -> None:
+    def cut(raw: bytes, _: Any) -> tuple[bytes, str]:
+        lines = raw.splitlines(keepends=True)
+        return b"".join(lines[:-1]) if len(lines) > 3 else raw, "cut"
+
+    patch.setattr(append_only, "repaired", cut)
+    patch.setattr(append_only, "replace_tail", lambda path, before, after: os.truncate(path, len(after)))
+
+
+def files_overwritten_in_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(disk, "IN_PLACE", True)
+
+
+def duplicate_counted_twice(patch: pytest.MonkeyPatch) -> None:
+    genuine = sum_masked
+
+    def twice(updates: Any, chosen: RoundParameters) -> Any:
+        each = list(updates)
+        return genuine([*each, each[0]], chosen)
+
+    patch.setattr(collecting, "sum_masked", twice)
+
+
+def survivor_left_out_of_the_sum(patch: pytest.MonkeyPatch) -> None:
+    genuine = sum_masked
+    patch.setattr(collecting, "sum_masked", lambda updates, chosen: genuine(list(updates)[1:], chosen))
+
+
+def journal_in_the_clear(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(session_file, "seal_at_rest", lambda key, purpose, content: content)
+    patch.setattr(session_file, "open_at_rest", lambda key, purpose, content: content)
+
+
+MUTANTS = (
+    Mutant(no_certificate_check, "C4", isolate_one),
+    Mutant(threshold_too_small_by_one, "C4", a_second_sum_with_those_not_asked),
+    Mutant(signs_two_survivor_sets, "C4", two_survivor_sets),
+    Mutant(both_kinds_of_share, "C4", dropped_then_late),
+    Mutant(survivor_set_of_any_size, "C1", isolate_one),
+    Mutant(secrets_used_in_two_attempts, "C3", the_same_attempt_again),
+    Mutant(old_attempt_entered_again, "C3", the_same_attempt_again),
+    Mutant(restarted_with_new_secrets, "C3", the_same_attempt_again),
+    Mutant(journal_forgets_the_statement, "C4", two_survivor_sets),
+    Mutant(released_update_sent_again, "C3", a_second_sum_with_those_not_asked),
+    Mutant(trained_again_for_a_retry, "C9", honest),
+    Mutant(charge_after_send, "C9", honest),
+    Mutant(charge_not_synced, "C9", honest),
+    Mutant(last_charge_cut_off_on_opening, "C11", honest),
+    Mutant(files_overwritten_in_place, "C17", honest, within=400),
+    Mutant(duplicate_counted_twice, "C2", honest),
+    Mutant(survivor_left_out_of_the_sum, "C2", honest),
+    Mutant(journal_in_the_clear, "C15", honest),
+)

@@ -1,0 +1,224 @@
+"""What must hold after every event, and what the other side knows.
+
+I1  a committed sum is the sum of its survivors' updates, each once
+I2  the coordinator with f colluders opens at most one sum over a round's updates, and it holds enough honest ones
+I3  a masked input leaves only if its charge is on disk; no more updates leave than were charged
+I4  a mask seed covers one message
+I5  after the faults stop, an honest coordinator gets a record
+I6  charges never disappear from a ledger
+I7  a silo gives one reply to a phase of an attempt, and only named errors come out
+I8  no secret is in a message or in an unsealed file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from cachefl_secure.federation import letters
+from cachefl_secure.federation.record import RoundRecord
+from cachefl_secure.names import SiloId
+from cachefl_secure.protocol.messages import (
+    Manifest,
+    ShareDelivery,
+    Signed,
+    UnmaskShares,
+    manifest_digest,
+)
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import EncodedUpdate
+
+
+class Violation(AssertionError):
+    """An invariant does not hold. The schedule's seed replays it."""
+
+    def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(f"{invariant}: {what}")
+        self.invariant = invariant
+
+
+PHASES = (letters.MANIFEST, letters.SHARE, letters.MASKED_INPUT, letters.CERTIFICATE, letters.UNMASK)
+
+
+@dataclass
+class AttemptView:
+    """What honest silos said in one attempt, as whoever relays it sees it."""
+
+    manifest: Manifest
+    sharers: dict[SiloId, frozenset[SiloId]] = field(default_factory=dict)
+    """Silo -> the share set (U2) that its masked input was made for."""
+    revealed: dict[tuple[SiloId, str], set[SiloId]] = field(default_factory=lambda: defaultdict(set))
+    """(owner, kind) -> silos that revealed their share."""
+
+
+@dataclass
+class Observer:
+    """Sees everything that leaves a silo, every mask and every ledger, and complains."""
+
+    parameters: RoundParameters
+    roots: dict[SiloId, Path]
+    attempts: dict[str, AttemptView] = field(default_factory=dict)
+    current: dict[SiloId, str] = field(default_factory=dict)
+    """Silo -> digest of the manifest that it answered last."""
+    replies: dict[tuple[SiloId, str, str], bytes] = field(default_factory=dict)
+    adverts: dict[tuple[SiloId, bytes], str] = field(default_factory=dict)
+    masks: dict[tuple[SiloId, bytes], bytes] = field(default_factory=dict)
+    encoded: dict[tuple[SiloId, int], dict[bytes, EncodedUpdate]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    """(silo, round) -> its encoded updates, by their bytes. Never more than one may leave."""
+    charges: dict[SiloId, int] = field(default_factory=lambda: defaultdict(int))
+
+    # --- events
+
+    def on_reply(self, silo: SiloId, phase: str, request: bytes, raw: bytes, synced: int) -> None:
+        """A reply left the silo; ``synced`` bytes of its ledger are safe."""
+        reply = msgspec.msgpack.decode(raw, type=letters.Reply)
+        if reply.declined is not None or phase not in PHASES:
+            return
+        if phase == letters.MANIFEST:
+            manifest = msgspec.msgpack.decode(
+                msgspec.msgpack.decode(request, type=Signed).body, type=Manifest
+            )
+            digest = manifest_digest(manifest)
+            self.attempts.setdefault(digest, AttemptView(manifest))
+            self.current[silo] = digest
+            if self.adverts.setdefault((silo, _body_of(reply.answer)), digest) != digest:
+                raise Violation("I4", f"{silo} advertised the keys of another attempt")
+        current = self.current[silo]
+        known = self.replies.setdefault((silo, current, phase), reply.answer)
+        if known != reply.answer:
+            raise Violation("I7", f"{silo} gave two replies in {phase}")
+        if phase == letters.MASKED_INPUT:
+            self._on_masked_input(silo, self.attempts[current], request, synced)
+        if phase == letters.UNMASK:
+            self._on_shares(silo, self.attempts[current], reply.answer)
+
+    def _on_masked_input(self, silo: SiloId, attempt: AttemptView, request: bytes, synced: int) -> None:
+        delivery = msgspec.msgpack.decode(
+            msgspec.msgpack.decode(request, type=Signed).body, type=ShareDelivery
+        )
+        attempt.sharers[silo] = frozenset(delivery.sharers)
+        rounds = self._charged_rounds(silo, synced)
+        if attempt.manifest.round not in rounds:
+            raise Violation("I3", f"{silo} sent in round {attempt.manifest.round}, charged are {rounds}")
+        if len(self.encoded[silo, attempt.manifest.round]) > 1:
+            raise Violation("I3", f"{silo} has two updates for one charge")
+
+    def _charged_rounds(self, silo: SiloId, synced: int) -> list[int]:
+        content = (self.roots[silo] / "ledger/ledger.jsonl").read_bytes()[:synced]
+        bodies = [json.loads(line)["body"] for line in content.splitlines() if line.endswith(b"}")]
+        rounds = [body["round"] for body in bodies if body["kind"] == "spend"]
+        if len(rounds) < self.charges[silo] or len(set(rounds)) != len(rounds):
+            raise Violation("I6", f"{silo} had {self.charges[silo]} charges, now {rounds}")
+        self.charges[silo] = len(rounds)
+        return rounds
+
+    def _on_shares(self, silo: SiloId, attempt: AttemptView, answer: bytes) -> None:
+        shares = msgspec.msgpack.decode(msgspec.msgpack.decode(answer, type=Signed).body, type=UnmaskShares)
+        for kind, revealed in (("self mask", shares.self_mask), ("mask key", shares.mask_key)):
+            for share in revealed:
+                attempt.revealed[share.silo, kind].add(silo)
+
+    def on_mask(self, silo: SiloId, seeds: Collection[bytes], packed: bytes) -> None:
+        """The silo made a masked vector under these seeds."""
+        digest = hashlib.sha256(packed).digest()
+        for seed in seeds:
+            if self.masks.setdefault((silo, seed), digest) != digest:
+                raise Violation("I4", f"{silo} put one mask on two messages")
+
+    def on_encoded(self, silo: SiloId, round_number: int, update: EncodedUpdate) -> None:
+        self.encoded[silo, round_number][update.words.tobytes() + update.counters.tobytes()] = update
+
+    def on_record(self, record: RoundRecord, content: bytes) -> None:
+        """I1, on the sum that a coordinator committed and silos accepted."""
+        updates: list[EncodedUpdate] = []
+        for survivor in record.survivors:
+            ours = self.encoded[SiloId(survivor), record.round]
+            if len(ours) != 1:
+                raise Violation("I1", f"{survivor} is in a sum with {len(ours)} updates")
+            updates.extend(ours.values())
+        bits, size = self.parameters.vector_bits, self.parameters.vector_bytes
+        total = np.frombuffer(content[:size], self.parameters.word).astype(np.int64)
+        expected = np.sum([update.words.astype(np.int64) for update in updates], axis=0)
+        if ((total - expected) % (1 << bits)).any():
+            raise Violation("I1", f"round {record.round}: the sum is not that of its survivors")
+
+    # --- what is known
+
+    def check_knowledge(self, silos: Collection[SiloId], colluders: int) -> None:
+        """I2, for every choice of colluding silos."""
+        for chosen in combinations(sorted(silos), colluders):
+            opened: dict[int, set[frozenset[SiloId]]] = defaultdict(set)
+            for attempt in self.attempts.values():
+                opened[attempt.manifest.round] |= set(self._opened(attempt, frozenset(chosen)))
+            for number, sums in opened.items():
+                self._check_sums(number, sums, frozenset(chosen))
+
+    def _check_sums(self, number: int, sums: set[frozenset[SiloId]], colluding: frozenset[SiloId]) -> None:
+        allowed = self.parameters.minimum_survivors - len(colluding)
+        for honest in sums:
+            if len(honest) < allowed:
+                raise Violation("I2", f"round {number}: a sum over {sorted(honest)} only is open")
+        if len(sums) > 1:
+            raise Violation("I2", f"round {number}: {len(sums)} sums over the same updates are open")
+
+    def _opened(self, attempt: AttemptView, colluding: frozenset[SiloId]) -> list[frozenset[SiloId]]:
+        """The sets of honest silos whose updates' sum follows from what left, in this attempt.
+
+        A combination of masked vectors is free of masks that nobody knows only if it is constant on every
+        set of silos that unknown pairwise masks connect, and no silo of that set has an unknown self mask
+        or a pairwise mask that the other end did not use.
+        """
+        sent = {silo: peers for silo, peers in attempt.sharers.items() if silo not in colluding}
+        left, opened = set(sent), []
+        while left:
+            group, border, free = set[SiloId](), {min(left)}, True
+            while border:
+                silo = border.pop()
+                group.add(silo)
+                free = free and self._known(attempt, silo, "self mask", colluding)
+                for peer in sent[silo] - {silo} - colluding:
+                    if self._pair_known(attempt, silo, peer, colluding):
+                        continue
+                    if peer in sent and silo in sent[peer]:
+                        border |= {peer} - group
+                    else:
+                        free = False
+            left -= group
+            if free:
+                opened.append(frozenset(group))
+        return opened
+
+    def _pair_known(
+        self, attempt: AttemptView, one: SiloId, other: SiloId, colluding: frozenset[SiloId]
+    ) -> bool:
+        return any(self._known(attempt, silo, "mask key", colluding) for silo in (one, other))
+
+    def _known(self, attempt: AttemptView, owner: SiloId, kind: str, colluding: frozenset[SiloId]) -> bool:
+        return len(attempt.revealed[owner, kind] | colluding) >= self.parameters.threshold
+
+
+def _body_of(envelope: bytes) -> bytes:
+    return msgspec.msgpack.decode(envelope, type=Signed).body
+
+
+def search_secrets(secrets: Collection[bytes], messages: Collection[bytes], root: Path) -> None:
+    """I8: none of these bytes is in what left, or in a file outside the places for secrets."""
+    files = [
+        path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "keys" not in path.parts and not path.name.startswith("features")
+    ]
+    everything = b"\0".join([*messages, *files])
+    for secret in secrets:
+        if len(secret) == 32 and secret in everything:
+            raise Violation("I8", "a secret left in the clear")

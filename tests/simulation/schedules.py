@@ -1,0 +1,61 @@
+"""Which strategy a seed plays, and many seeds in a process."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.lies import STRATEGIES
+from tests.simulation.world import Faults, Stage, Strategy, World, honest, play
+
+QUIET = Faults()
+"""Nothing goes wrong by itself: a strategy is then followed to its end."""
+
+
+def strategy_of(seed: int) -> Strategy:
+    """Three schedules in five have an honest coordinator."""
+    kind = seed % 5
+    return honest if kind < 3 else STRATEGIES[(seed // 5 * 2 + kind - 3) % len(STRATEGIES)]
+
+
+def play_by_seed(stage: Stage, seed: int, strategy: Strategy | None = None) -> World:
+    """The schedule of this seed; two in three lying coordinators meet a network without faults."""
+    chosen = strategy or strategy_of(seed)
+    quiet = chosen is not honest and seed % 3
+    return play(stage, seed, chosen, QUIET if quiet else None)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What many schedules came to."""
+
+    schedules: int
+    records: int
+    events: int
+
+
+def fast_folder() -> Path | None:
+    """A file system in memory, where there is one."""
+    shared_memory = Path("/dev/shm")
+    return shared_memory if shared_memory.is_dir() else None
+
+
+def play_many(first: int, number: int, step: int = 1) -> Played:
+    """``number`` schedules from seed ``first`` on, in this process.
+
+    Raises:
+        Violation: of the first schedule that breaks an invariant.
+    """
+    records = events = 0
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
+        stage = Stage.build(Path(folder), pytest.MonkeyPatch())
+        try:
+            for seed in range(first, first + number * step, step):
+                world = play_by_seed(stage, seed)
+                records, events = records + world.records_seen, events + len(world.events)
+        finally:
+            stage.close()
+    return Played(number, records, events)

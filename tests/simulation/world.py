@@ -1,0 +1,486 @@
+"""A federation in which everything that can go wrong does so by the seed: real services, simulated misfortune.
+
+The coordinator's exchange is the clock. In it requests are lost, late, doubled, damaged or replayed, silos die
+before, while and after they answer, and replies are lost, damaged or those of another time. No threads, no
+clock, no randomness but the seed's.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cachefl_secure.errors import CacheflError, RoundAborted
+from cachefl_secure.federation import silo_attempt
+from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+from cachefl_secure.federation.coordinator_round import Attendance, CoordinatorService
+from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
+from cachefl_secure.federation.silo_attempt import Trainer
+from cachefl_secure.federation.silo_round import SiloService
+from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.names import SiloId
+from cachefl_secure.plan import FederationPlan
+from cachefl_secure.privacy import append_only
+from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.protocol import answering, masking
+from cachefl_secure.protocol.encoding import RoundingSeed, encode
+from cachefl_secure.protocol.masking import Masks
+from cachefl_secure.protocol.messages import Roster
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedUpdate
+from cachefl_secure.updates import PrivateUpdate
+from tests.simulation.disk import Killed, SimDisk
+from tests.simulation.observer import Observer, Violation, search_secrets
+from tests.simulation.primitives import SeededTokens, remember_primitives
+from tests.small_federation import SmallFederation, found
+
+COORDINATOR_ROOT = "coordinator"
+HEALED, SEARCHED = 5, 50
+"""One schedule in so many is healed and must get a record; is searched for secrets. The rest is cheaper."""
+
+AFTER_HEALING = 4
+"""Rounds that an honest coordinator may need after the faults stop: one to finish or give up, some to retry."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A federation that was founded once; every schedule starts from a copy of its files."""
+
+    root: Path
+    federation: SmallFederation
+    silos: dict[SiloId, SiloFiles]
+    coordinator: CoordinatorFiles
+    roster: Roster
+    parameters: RoundParameters
+    colluders: int
+
+    @classmethod
+    def found(cls, root: Path, silos: int, colluders: int) -> Template:
+        federation = found(root, records=(12,) * silos, colluders=colluders, epsilon_cap=1e6)
+        files = {silo: SiloFiles.open(path) for silo, path in federation.silos.items()}
+        coordinator = CoordinatorFiles.open(federation.coordinator)
+        chain = coordinator.chain()
+        synchronised = _Directly({silo: SimSilo(silo, each) for silo, each in files.items()})
+        CoordinatorService(coordinator.state, chain, synchronised).synchronise(Attendance())
+        parameters = RoundParameters.derive(chain.plan, silos, silos)
+        return cls(root, federation, files, coordinator, chain.roster, parameters, colluders)
+
+    @property
+    def plan(self) -> FederationPlan:
+        return self.coordinator.plan
+
+    def copy(self, root: Path) -> None:
+        """Links what is only ever replaced, copies what is appended to."""
+        for folder, _, names in os.walk(self.root):
+            target = root / os.path.relpath(folder, self.root)
+            target.mkdir(mode=0o700)
+            for name in names:
+                source = os.path.join(folder, name)
+                if name.endswith(".jsonl"):
+                    shutil.copyfile(source, target / name)
+                    os.chmod(target / name, 0o600)
+                elif not name.endswith(".lock"):
+                    os.link(source, target / name)
+
+
+@dataclass
+class Faults:
+    """What goes wrong, as probabilities an event. Drawn anew for each schedule."""
+
+    lost: float = 0.0
+    late: float = 0.0
+    doubled: float = 0.0
+    damaged: float = 0.0
+    replayed: float = 0.0
+    reply_lost: float = 0.0
+    reply_damaged: float = 0.0
+    reply_swapped: float = 0.0
+    death: float = 0.0
+    """Of a silo around its answer, and of the coordinator around an exchange."""
+    disk_death: float = 0.0
+    disk_refusal: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Faults:
+        """Each kind absent in half of the schedules, so that rare combinations are met undisturbed."""
+        ceilings = (0.15, 0.15, 0.3, 0.1, 0.3, 0.15, 0.08, 0.1, 0.1, 0.05, 0.05)
+        return cls(*(rng.random() * most if rng.random() < 0.5 else 0.0 for most in ceilings))
+
+
+@dataclass
+class SimSilo:
+    """A silo's process: alive with a service, or dead with a directory."""
+
+    name: SiloId
+    files: SiloFiles
+    service: SiloService | None = None
+    ledger: Ledger | None = None
+    training: int = 0
+
+    def start(self) -> SiloService:
+        if self.service is None:
+            ledger = self.files.ledger()
+            try:
+                self.service = SiloService(self.files, ledger, Trainer(lambda device: None, self._train))
+            except BaseException:
+                ledger.close()
+                raise
+            self.ledger = ledger
+        return self.service
+
+    def die(self) -> None:
+        if self.ledger is not None:
+            self.ledger.close()  # the system drops a dead process's lock
+        self.service = self.ledger = None
+
+    def _train(self, *_: object) -> PrivateUpdate:
+        """Another update each time, as with real noise."""
+        self.training += 1
+        return PrivateUpdate(np.random.default_rng(_seed_of(self.name, self.training)).normal(size=128) * 3)
+
+
+def _seed_of(name: str, number: int) -> int:
+    return int.from_bytes(f"{name}/{number}".encode(), "big") % (1 << 63)
+
+
+@dataclass(frozen=True)
+class _Directly:
+    """A channel on which nothing goes wrong, for setting up."""
+
+    silos: Mapping[SiloId, SimSilo]
+
+    def exchange(
+        self, phase: str, requests: Mapping[SiloId, bytes], deadline_seconds: float
+    ) -> dict[SiloId, bytes]:
+        answers = {silo: self.silos[silo].start().handle(phase, asked) for silo, asked in requests.items()}
+        for silo in self.silos.values():
+            silo.die()
+        return answers
+
+
+@dataclass
+class World:
+    """One schedule."""
+
+    template: Template
+    seed: int
+    root: Path
+    rng: random.Random
+    faults: Faults
+    disk: SimDisk
+    silos: dict[SiloId, SimSilo]
+    observer: Observer
+    events: list[str] = field(default_factory=list)
+    history: list[tuple[SiloId, str, bytes]] = field(default_factory=list)
+    """Every request that was made, for replays."""
+    late: list[tuple[SiloId, str, bytes]] = field(default_factory=list)
+    answers: list[bytes] = field(default_factory=list)
+    """Every reply that was given, for swapping."""
+    records_seen: int = 0
+
+    # --- one silo
+
+    def deliver(self, silo: SiloId, phase: str, content: bytes) -> bytes | None:
+        """The silo handles one request; None if it died. Every reply that leaves is observed."""
+        process = self.silos[silo]
+        try:
+            if self.rng.random() < self.faults.death or self.disk.moment(silo):
+                raise Killed
+            reply = process.start().handle(phase, content)
+            self.observe(process, phase, content, reply)
+            if self.rng.random() < self.faults.death or self.disk.moment(silo):
+                raise Killed
+        except Killed:
+            self.note(f"{silo} dies in {phase}")
+            process.die()
+            self.disk.on_death(silo)
+            return None
+        except CacheflError as error:  # on starting: its operator reads this and starts it again
+            self.note(f"{silo} does not start: {error}")
+            process.die()
+            return None
+        return reply
+
+    def observe(self, process: SimSilo, phase: str, content: bytes, reply: bytes) -> None:
+        path = process.files.state.path(LEDGER_FILE)
+        synced = self.disk.synced.get(path.stat().st_ino, 0)
+        self.note(f"{process.name} answers {phase}, {len(reply)} bytes")
+        self.answers.append(reply)
+        self.observer.on_reply(process.name, phase, content, reply, synced)
+        trouble = process.start().take_trouble()
+        if trouble is not None and not isinstance(trouble, CacheflError | OSError):
+            raise Violation("I7", f"{process.name}: {type(trouble).__name__} in {phase}") from trouble
+
+    # --- the network, as the coordinator's channel
+
+    def exchange(
+        self, phase: str, requests: Mapping[SiloId, bytes], deadline_seconds: float
+    ) -> dict[SiloId, bytes]:
+        self._may_kill_coordinator(phase)
+        answers: dict[SiloId, bytes] = {}
+        for silo, asked, content in self._take_late():
+            self.deliver(silo, asked, content)
+        order = sorted(requests)
+        self.rng.shuffle(order)
+        for silo in order:
+            content = requests[silo]
+            self.history.append((silo, phase, content))
+            if (reply := self._ask(silo, phase, content)) is not None:
+                answers[silo] = reply
+        self._may_kill_coordinator(phase)
+        return answers
+
+    def _ask(self, silo: SiloId, phase: str, content: bytes) -> bytes | None:
+        faults, chance = self.faults, self.rng.random
+        if chance() < faults.replayed:
+            self.deliver(silo, *self.rng.choice(self.history)[1:])
+        if chance() < faults.lost:
+            return None
+        if chance() < faults.late:
+            self.late.append((silo, phase, content))
+            return None
+        if chance() < faults.damaged:
+            return self.deliver(silo, phase, self.damage(content))
+        reply = self.deliver(silo, phase, content)
+        if reply is None and chance() < 0.7:  # a transport that asks again
+            reply = self.deliver(silo, phase, content)
+        if chance() < faults.doubled:
+            again = self.deliver(silo, phase, content)
+            reply = again if chance() < 0.5 else reply
+        if chance() < faults.reply_lost:
+            return None
+        if reply is not None and chance() < faults.reply_damaged:
+            return self.damage(reply)
+        if self.answers and chance() < faults.reply_swapped:
+            return self.rng.choice(self.answers)
+        return reply
+
+    def _take_late(self) -> list[tuple[SiloId, str, bytes]]:
+        arriving = [item for item in self.late if self.rng.random() < 0.5]
+        self.late = [item for item in self.late if item not in arriving]
+        return arriving
+
+    def damage(self, content: bytes) -> bytes:
+        if not content:
+            return b"\0"
+        at = self.rng.randrange(len(content))
+        match self.rng.randrange(3):
+            case 0:
+                return content[:at]
+            case 1:
+                return content[:at] + bytes([content[at] ^ 1 << self.rng.randrange(8)]) + content[at + 1 :]
+            case _:
+                return content + self.rng.randbytes(1 + at % 7)
+
+    def _may_kill_coordinator(self, phase: str) -> None:
+        if self.rng.random() < self.faults.death / 2 or self.disk.moment(COORDINATOR_ROOT):
+            self.note(f"coordinator dies around {phase}")
+            raise Killed
+
+    # --- the coordinator's process
+
+    def run_coordinator(self) -> bool:
+        """Starts it, lets it try one round, and says whether a record came of it."""
+        state = StateDir(self.root / COORDINATOR_ROOT)
+        try:
+            chain = Chain(state, self.template.plan, self.template.roster)
+            service, attendance = CoordinatorService(state, chain, self), Attendance()
+            before = chain.position.round
+            ready = service.synchronise(attendance)
+            outcome = service.finish_round(attendance) or service.run_round(ready, attendance)
+            self.note(f"round {outcome.record.round} done: {', '.join(outcome.record.survivors)}")
+            service.synchronise(attendance)
+            return chain.position.round > before
+        except Killed:
+            self.disk.on_death(COORDINATOR_ROOT)
+        except RoundAborted as aborted:
+            self.note(f"round aborted: {aborted}")
+        except CacheflError as error:
+            self.note(f"coordinator stops: {type(error).__name__}: {error}")
+        finally:
+            self.check_records()
+        return False
+
+    def check_records(self) -> None:
+        """I1 for records that are new at the coordinator, and the same records at the silos."""
+        state = StateDir(self.root / COORDINATOR_ROOT)
+        folders = sorted(state.path("rounds").glob("*/record.json")) if state.path("rounds").exists() else []
+        if len(folders) > self.records_seen:
+            chain = Chain(state, self.template.plan, self.template.roster)
+            for held in chain.verified[self.records_seen :]:
+                name = f"rounds/{held.record.round:04d}/aggregate.bin"
+                self.observer.on_record(held.record, state.read(name))
+            self.records_seen = len(chain.verified)
+
+    # --- the whole
+
+    def heal(self) -> None:
+        """Faults stop; every party is started anew."""
+        self.faults, self.disk.death, self.disk.refusal, self.disk.kill_at = Faults(), 0.0, 0.0, None
+        for name, silo in self.silos.items():
+            silo.die()
+            self.disk.on_death(name)
+        self.note("healed")
+
+    def finish(self) -> None:
+        """I5."""
+        self.heal()
+        if not any(self.run_coordinator() for _ in range(AFTER_HEALING)):
+            raise Violation("I5", "no record after the faults stopped")
+
+    def check(self) -> None:
+        """I2, over all that was said."""
+        self.observer.check_knowledge(self.silos, self.template.colluders)
+
+    def close(self) -> None:
+        for silo in self.silos.values():
+            silo.die()
+
+    def note(self, event: str) -> None:
+        self.events.append(event)
+
+
+@dataclass
+class Stage:
+    """What a process needs to play schedules: templates, remembered primitives, patched seams."""
+
+    root: Path
+    tokens: SeededTokens
+    templates: list[Template]
+    patch: pytest.MonkeyPatch
+    world: World | None = None
+
+    @classmethod
+    def build(cls, root: Path, patch: pytest.MonkeyPatch) -> Stage:
+        tokens = remember_primitives(patch)
+        sizes = ((3, 0), (4, 1), (5, 1))
+        templates = [
+            Template.found(root / f"template-{silos}-{colluders}", silos, colluders)
+            for silos, colluders in sizes
+        ]
+        stage = cls(root, tokens, templates, patch)
+        stage._watch()
+        return stage
+
+    def _watch(self) -> None:
+        """Masks and encodings are reported to the world that is being played."""
+        mask = masking.mask
+
+        def watched_mask(update: EncodedUpdate, masks: Masks, parameters: RoundParameters) -> MaskedUpdate:
+            masked = mask(update, masks, parameters)
+            if self.world is not None:
+                seeds = [seed.reveal() for seed in (*masks.added, *masks.subtracted)]
+                content = masked.packed.tobytes() + masked.counters.tobytes()
+                self.world.observer.on_mask(self._acting(), seeds, content)
+            return masked
+
+        def watched_encode(
+            update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed
+        ) -> EncodedUpdate:
+            encoded = encode(update, parameters, rounding)
+            if self.world is not None:
+                silo = self._acting()
+                self.world.observer.on_encoded(silo, self._round_of(silo), encoded)
+            return encoded
+
+        self.patch.setattr(answering, "mask", watched_mask)
+        self.patch.setattr(silo_attempt, "encode", watched_encode)
+        records = self.templates[0].silos[SiloId("silo-1")].records()
+        self.patch.setattr(SiloFiles, "records", lambda files: records)
+        # One process plays all parties, one at a time: the file lock says nothing here, and costs.
+        self.patch.setattr(append_only, "locked", lambda path: SimpleNamespace(release=lambda: None))
+        handle = SiloService.handle
+
+        def acting(service: SiloService, phase: str, content: bytes) -> bytes:
+            self._actor = service
+            return handle(service, phase, content)
+
+        self.patch.setattr(SiloService, "handle", acting)
+
+    _actor: SiloService | None = None
+
+    def _acting(self) -> SiloId:
+        assert self._actor is not None
+        return self._actor.silo
+
+    def _round_of(self, silo: SiloId) -> int:
+        assert self._actor is not None
+        return self._actor._running().manifest.round
+
+    def new_world(self, seed: int, faults: Faults | None = None) -> World:
+        """A fresh federation for one schedule. Close it before the next one."""
+        rng = random.Random(seed)
+        template = self.templates[rng.randrange(len(self.templates))]
+        root = self.root / "schedule"
+        shutil.rmtree(root, ignore_errors=True)
+        template.copy(root)
+        self.tokens.restart(seed)
+        faults = faults or Faults.draw(rng)
+        disk = SimDisk(root, rng, death=faults.disk_death, refusal=faults.disk_refusal)
+        self._schedule_patch = pytest.MonkeyPatch()
+        disk.install(self._schedule_patch)
+        silos = {
+            name: SimSilo(name, replace(files, state=StateDir(root / files.state.root.name)))
+            for name, files in template.silos.items()
+        }
+        for silo in silos.values():
+            disk.adopt(silo.files.state.path(LEDGER_FILE))
+        observer = Observer(template.parameters, {name: s.files.state.root for name, s in silos.items()})
+        self.world = World(template, seed, root, rng, faults, disk, silos, observer)
+        return self.world
+
+    _schedule_patch: pytest.MonkeyPatch | None = None
+
+    def end_schedule(self) -> None:
+        """Takes the simulated disk away."""
+        if self._schedule_patch is not None:
+            self._schedule_patch.undo()
+        self._schedule_patch = self.world = None
+
+    def close(self) -> None:
+        self.end_schedule()
+        self.patch.undo()
+
+
+Strategy = Callable[[World], None]
+
+
+def honest(world: World) -> None:
+    """A coordinator that follows the protocol, is killed, and is started again by its operator."""
+    for _ in range(world.rng.randrange(1, 4)):
+        if world.run_coordinator() and world.rng.random() < 0.6:
+            return
+
+
+def play(stage: Stage, seed: int, strategy: Strategy = honest, faults: Faults | None = None) -> World:
+    """One schedule to its end, every invariant checked.
+
+    Raises:
+        Violation: with the seed and the last events.
+    """
+    world = stage.new_world(seed, faults)
+    try:
+        strategy(world)
+        if seed % HEALED == 0 and strategy is honest:
+            world.finish()
+        world.check()
+        if seed % SEARCHED == 0:
+            search_secrets(stage.tokens.drawn, world.answers, world.root)
+    except Violation as violation:
+        violation.add_note(f"seed {seed}, {strategy.__name__}: {len(world.events)} events, the last ones:")
+        for event in world.events[-30:]:
+            violation.add_note(f"  {event}")
+        raise
+    finally:
+        world.close()
+        stage.end_schedule()
+    return world
