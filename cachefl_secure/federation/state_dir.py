@@ -118,7 +118,8 @@ class StateDir:
             ConfigError: absent or unreadable.
         """
         try:
-            return self.path(relative).read_bytes()
+            with open(f"{self.root}/{relative}", "rb") as file:
+                return file.read()
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be read") from None
 

@@ -56,11 +56,14 @@ def epsilon_spent(rounds: Rounds, delta: float) -> float:
 
 def epsilon_rdp(rounds: Rounds, delta: float) -> float:
     """The same by Renyi DP (Mironov 2017; best of ``ORDERS``). Not below PLD's, up to PLD's grid."""
+    runs = _runs(rounds)
+    return math.inf if runs is None else _rdp_epsilon(runs, delta)
+
+
+@lru_cache(256)
+def _rdp_epsilon(runs: _Runs, delta: float) -> float:
     from dp_accounting import rdp
 
-    runs = _runs(rounds)
-    if runs is None:
-        return math.inf
     if not runs:
         return 0.0
     total = sum(steps * _rdp_of_step(rate, noise_multiplier) for rate, noise_multiplier, steps in runs)

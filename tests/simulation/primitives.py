@@ -26,24 +26,33 @@ def _verify(public_key: bytes, signature: bytes, message: bytes) -> None:
 
 
 @lru_cache(_SIZE)
+def _signing_key(private_key: bytes) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(private_key)
+
+
+@lru_cache(_SIZE)
 def _sign(private_key: bytes, message: bytes) -> bytes:
-    return Ed25519PrivateKey.from_private_bytes(private_key).sign(message)
+    return _signing_key(private_key).sign(message)
 
 
 @lru_cache(_SIZE)
 def _signing_public_key(private_key: bytes) -> Ed25519PublicKey:
-    return Ed25519PrivateKey.from_private_bytes(private_key).public_key()
+    return _signing_key(private_key).public_key()
+
+
+@lru_cache(_SIZE)
+def _agreement_key(private_key: bytes) -> X25519PrivateKey:
+    return X25519PrivateKey.from_private_bytes(private_key)
 
 
 @lru_cache(_SIZE)
 def _public_key(private_key: bytes) -> X25519PublicKey:
-    return X25519PrivateKey.from_private_bytes(private_key).public_key()
+    return _agreement_key(private_key).public_key()
 
 
 @lru_cache(_SIZE)
 def _agree(private_key: bytes, public_key: bytes) -> bytes:
-    theirs = X25519PublicKey.from_public_bytes(public_key)
-    return X25519PrivateKey.from_private_bytes(private_key).exchange(theirs)
+    return _agreement_key(private_key).exchange(X25519PublicKey.from_public_bytes(public_key))
 
 
 def _verifier(public_key: bytes) -> Any:

@@ -362,10 +362,10 @@ class Stage:
     @classmethod
     def build(cls, root: Path, patch: pytest.MonkeyPatch) -> Stage:
         tokens = remember_primitives(patch)
-        sizes = ((3, 0), (4, 1), (5, 1))
+        sizes = ((3, 0), (3, 0), (4, 1), (4, 1), (5, 1))
         templates = [
-            Template.found(root / f"template-{silos}-{colluders}", silos, colluders)
-            for silos, colluders in sizes
+            Template.found(root / f"template-{number}", silos, colluders)
+            for number, (silos, colluders) in enumerate(sizes)
         ]
         stage = cls(root, tokens, templates, patch)
         stage._watch()
