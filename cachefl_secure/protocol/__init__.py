@@ -52,6 +52,7 @@ Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath
 ``parameters``    thresholds and encoding, derived by every party from the plan
 ``vectors``       EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum, a type per visibility
 ``packing``       ring words in exactly the bits they need
+``segments``      further integer vectors of the same sum, each under its name and in its own width
 ``encoding``      floats to ring words by stochastic rounding, and a sum back to floats
 ``masking``       key schedule; masks on and off
 ``sharing``       shares dealt, sealed and opened

@@ -131,8 +131,10 @@ class AwaitingShareDelivery:
         self, delivery: ShareDelivery, update: EncodedUpdate, ledger_head: Digest
     ) -> tuple[AwaitingSurvivorSet, MaskedInput]:
         parameters = self.party.attempt.parameters
-        if update.words.dtype != parameters.word or update.words.size != parameters.dimension:
-            raise LocalProtocolError("update was encoded for other parameters")
+        try:
+            update.check(parameters)
+        except ValueError:
+            raise LocalProtocolError("update was encoded for other parameters") from None
         held = self.opened(delivery)
         masked = mask(update, self._masks(held), parameters)
         reply = MaskedInput(masked.packed.tobytes(), masked.counters.tobytes(), ledger_head)

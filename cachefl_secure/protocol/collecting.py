@@ -116,9 +116,9 @@ class CollectingMaskedInputs:
 
     def check(self, silo: SiloId, masked: MaskedInput) -> None:
         parameters = self.attempt.parameters
-        if (len(masked.words), len(masked.counters)) != (parameters.packed_bytes, parameters.counter_bytes):
+        if (len(masked.words), len(masked.counters)) != (parameters.input_bytes, parameters.counter_bytes):
             raise MalformedMessage(
-                silo, f"vector of {len(masked.words)} bytes, {parameters.packed_bytes} due"
+                silo, f"vectors of {len(masked.words)} bytes, {parameters.input_bytes} due"
             )
 
     def on_masked_inputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,44 @@ def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: Roundin
         np.divide(scaled, parameters.grid_step, out=scaled)
         np.copyto(words[start : start + _CHUNK], _round_stochastically(scaled, coins), casting="unsafe")
     return EncodedUpdate(words, counters)
+
+
+def with_integers(
+    update: EncodedUpdate, vectors: Mapping[str, NDArray[np.int64]], parameters: RoundParameters
+) -> EncodedUpdate:
+    """The update together with the further vectors of ``RoundParameters.segments``, by name. Integers stay exact.
+
+    Raises:
+        LocalProtocolError: a vector is missing or not asked for, has another size, or passes its bound: what
+            does not fit is never clamped in silence.
+    """
+    if sorted(vectors) != sorted(segment.name for segment in parameters.segments):
+        raise LocalProtocolError("other vectors than the parameters name")
+    others = []
+    for segment in parameters.segments:
+        values = np.asarray(vectors[segment.name], np.int64).ravel()
+        outside = (values > segment.bound) | (values < -segment.bound)
+        if values.size != segment.entries or bool(outside.any()):
+            raise LocalProtocolError(f"{segment.name}: not {segment.entries} entries within its bound")
+        others.append(values.astype(segment.word))  # negative ones modulo the word
+    return EncodedUpdate(update.words.copy(), update.counters.copy(), tuple(others))
+
+
+def integers_of(total: AggregateSum, name: str, parameters: RoundParameters) -> NDArray[np.int64]:
+    """The sum of the vectors of this name, exact.
+
+    Raises:
+        PeerError: larger than any cohort that keeps to the bound can make it.
+        KeyError: no vector of this name.
+    """
+    for segment, words in zip(parameters.segments, total.others, strict=True):
+        if segment.name == name:
+            signed = words.view(words.dtype.str.replace("u", "i")).astype(np.int64)
+            bound = parameters.cohort_size * segment.bound
+            if signed.max() > bound or signed.min() < -bound:
+                raise PeerError("a silo of the cohort", f"the sum of {name} lies outside the agreed bound")
+            return signed
+    raise KeyError(name)
 
 
 def decode_sum(total: AggregateSum, parameters: RoundParameters) -> DecodedSum:

@@ -5,7 +5,7 @@ Rules:
    that were told different caches, plans, rosters, rounds, attempts or keys share no mask and their sum
    is noise;
  - of a pair, the silo whose name sorts first adds the pairwise mask, the other subtracts it;
- - a mask covers words and counters in one stream;
+ - a mask covers update, counters and segments in one stream;
  - words are masked and summed modulo 2^16 or 2^32, sent modulo 2^vector_bits. The second divides the first.
 """
 
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cachefl_secure.crypto.agreement import SharedSecret
 from cachefl_secure.crypto.derive import Purpose, derive
@@ -25,8 +27,9 @@ from cachefl_secure.crypto.shamir import CoefficientSeed
 from cachefl_secure.names import Digest, SiloId, digest_of
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.messages import KeyList
-from cachefl_secure.protocol.packing import CHUNK_WORDS, PackedVector
+from cachefl_secure.protocol.packing import CHUNK_WORDS, PackedVector, pack, unpack
 from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.segments import COUNT_BITS, Segment
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed, ShareSeed
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedSum, MaskedUpdate, Words
 
@@ -93,21 +96,49 @@ class KeySchedule:
         return digest_of("cachefl-secure/self-mask-commitment/1", self.context, silo.encode(), seed.reveal())
 
 
-def mask(update: EncodedUpdate, masks: Masks, parameters: RoundParameters) -> MaskedUpdate:
+class IntegerNoise(Protocol):
+    """A silo's share of the noise in the sum, in grid steps. ``RoundParameters.noise_std`` covers its total."""
+
+    def add(self, start: int, words: Words) -> None:
+        """Adds the noise of the entries from ``start`` on, in place, modulo the word. Called once for each, in order."""
+        ...
+
+
+def mask(
+    update: EncodedUpdate, masks: Masks, parameters: RoundParameters, noise: IntegerNoise | None = None
+) -> MaskedUpdate:
     """The update under its masks, packed. The only way to make a vector that may be sent.
 
-    Chunk by chunk, so that a masked word is packed before it leaves the processor's cache.
+    Chunk by chunk, so that a masked word is packed before it leaves the processor's cache; noise goes on
+    before the masks, in the same pass.
     """
-    content = np.empty(parameters.packed_bytes, np.uint8)
-    packed = PackedVector(content, update.words.size, parameters.vector_bits)
-    counters = update.counters.copy()
+    content = np.empty(parameters.input_bytes, np.uint8)
+    packed = PackedVector(content[: parameters.packed_bytes], update.words.size, parameters.vector_bits)
+    counters, at = update.counters.copy(), parameters.packed_bytes
     streams = MaskStreams(add=masks.added, subtract=masks.subtracted)
     for start in range(0, update.words.size, CHUNK_WORDS):
         words = update.words[start : start + CHUNK_WORDS].copy()
+        if noise is not None:
+            noise.add(start, words)
         streams.apply(words)
         packed.write(start, words)
     streams.apply(counters)
+    for segment, clear in zip(parameters.segments, update.others, strict=True):
+        words = clear.copy()
+        streams.apply(words)
+        _write_segment(segment, words, content[at : at + segment.packed_bytes])
+        at += segment.packed_bytes
     return MaskedUpdate(content, counters)
+
+
+def _write_segment(segment: Segment, words: Words, target: NDArray[np.uint8]) -> None:
+    target[:] = words.view(np.uint8) if segment.bits == COUNT_BITS else pack(words, segment.bits)
+
+
+def _read_segment(segment: Segment, source: NDArray[np.uint8]) -> Words:
+    if segment.bits == COUNT_BITS:
+        return np.frombuffer(source.tobytes(), segment.word)
+    return unpack(source, segment.entries, segment.bits)
 
 
 def sum_masked(updates: Iterable[MaskedUpdate], parameters: RoundParameters) -> MaskedSum:
@@ -117,23 +148,33 @@ def sum_masked(updates: Iterable[MaskedUpdate], parameters: RoundParameters) -> 
     """
     words = np.zeros(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
+    others = [np.zeros(segment.entries, segment.word) for segment in parameters.segments]
     unpacked = np.empty(min(CHUNK_WORDS, words.size), parameters.word)
     for update in updates:
-        packed = PackedVector(update.packed, parameters.dimension, parameters.vector_bits)
+        if update.packed.size != parameters.input_bytes:
+            raise ValueError(f"{update.packed.size} bytes, {parameters.input_bytes} due")
+        at = parameters.packed_bytes
+        packed = PackedVector(update.packed[:at], parameters.dimension, parameters.vector_bits)
         for start in range(0, words.size, CHUNK_WORDS):
             chunk = words[start : start + CHUNK_WORDS]
             packed.read(start, unpacked[: chunk.size])
             np.add(chunk, unpacked[: chunk.size], out=chunk)
         np.add(counters, update.counters, out=counters)
-    return MaskedSum(words, counters)
+        for segment, total in zip(parameters.segments, others, strict=True):
+            np.add(total, _read_segment(segment, update.packed[at : at + segment.packed_bytes]), out=total)
+            at += segment.packed_bytes
+    return MaskedSum(words, counters, tuple(others))
 
 
 def unmask(total: MaskedSum, left: Masks, parameters: RoundParameters) -> AggregateSum:
     """The sum without the masks that are ``left`` in it."""
     words, counters = total.words.copy(), total.counters.copy()
-    apply_masks((words, counters), add=left.subtracted, subtract=left.added)
+    others = [each.copy() for each in total.others]
+    apply_masks((words, counters, *others), add=left.subtracted, subtract=left.added)
     _lift(words, parameters.vector_bits)
-    return AggregateSum(words, counters)
+    for segment, each in zip(parameters.segments, others, strict=True):
+        _lift(each, segment.bits)
+    return AggregateSum(words, counters, tuple(others))
 
 
 def _lift(words: Words, bits: int) -> None:

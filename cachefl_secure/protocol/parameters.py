@@ -12,16 +12,19 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.plan import FederationPlan, PrivacyPlan
 from cachefl_secure.protocol import packing
 from cachefl_secure.protocol.graph import COMPLETE_UP_TO, Ring, ring_of
+from cachefl_secure.protocol.segments import MAX_VECTOR_BITS, Segment, bits_for
 
 MAX_SILOS = 1024
 """Every silo verifies two signatures of every other in a round: about 0.4 s and 0.5 MB here, growing with n."""
 COUNTERS = 1  # entry 0 counts the clamped entries of all updates in the sum
-MAX_VECTOR_BITS = 32
 
 _GRID_STEPS_PER_NOISE_STD = 32  # rounding then adds at most 0.02 % to the variance of the noise
 _CLAMP_NOISE_STDS = 8
 _LEVELS_WITHOUT_NOISE = 2**16
 _FILE = "plan.toml"
+
+UPDATE = "update"
+"""Name of the first vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,10 @@ class RoundParameters:
     """b: bits that hold any sum of ``cohort_size`` encoded entries."""
     counters: int = COUNTERS
     """Exact uint64 counters after the vector, modulo 2^64."""
+    segments: tuple[Segment, ...] = ()
+    """Further integer vectors of the same masked input, in this order after the update."""
+    noise_std: float = 0.0
+    """Standard deviation, in grid steps, of the integer noise in the sum of all updates. 0: there is none."""
     ring: Ring | None = None
     """Sparse graph of a large cohort; None: everybody shares with everybody."""
 
@@ -67,14 +74,17 @@ class RoundParameters:
             raise ValueError(f"threshold {self.threshold} does not suit {self.cohort_size} silos")
         if not max(self.threshold, self.colluders + 2) <= self.minimum_survivors <= self.cohort_size:
             raise ValueError(f"{self.minimum_survivors} survivors do not suit {self.cohort_size} silos")
-        if (
-            not self.cohort_size * self.entry_bound
-            < 2 ** (self.vector_bits - 1)
-            <= 2 ** (MAX_VECTOR_BITS - 1)
-        ):
-            raise ValueError(f"{self.vector_bits} bits do not hold the sum")
         if self.dimension < 1 or self.counters < 1:
             raise ValueError("an update has entries and a counter")
+        needed = bits_for(
+            self.entry_bound, self.cohort_size, noise_std=self.noise_std, entries=self.dimension
+        )
+        if not needed <= self.vector_bits <= MAX_VECTOR_BITS:
+            raise ValueError(f"{self.vector_bits} bits do not hold the sum")
+        if len({segment.name for segment in self.segments} - {UPDATE}) != len(self.segments):
+            raise ValueError("two segments have one name")
+        for segment in self.segments:
+            segment.check(self.cohort_size)
         if self.ring is not None and self.ring.degree > self.cohort_size - 2:
             raise ValueError(f"{self.ring.degree} neighbours do not suit {self.cohort_size} silos")
 
@@ -88,7 +98,7 @@ class RoundParameters:
         """
         threshold, minimum_survivors = _thresholds(plan, cohort_size, roster_size)
         clamp, grid_step = _encoding(plan.privacy)
-        bits = (2 * cohort_size * _entry_bound(clamp, grid_step)).bit_length()  # ceil(log2(2 n B + 1))
+        bits = bits_for(_entry_bound(clamp, grid_step), cohort_size)
         if bits > MAX_VECTOR_BITS:
             reason = (
                 f"the sum needs {bits} bits, {MAX_VECTOR_BITS} are there: noise too small beside the signal"
@@ -133,8 +143,18 @@ class RoundParameters:
 
     @property
     def packed_bytes(self) -> int:
-        """Length of a masked update on the wire."""
+        """Length of a masked update on the wire, without counters and segments."""
         return packing.packed_bytes(self.dimension, self.vector_bits)
+
+    @property
+    def input_bytes(self) -> int:
+        """Length of all vectors of a masked input on the wire, without counters."""
+        return self.packed_bytes + sum(segment.packed_bytes for segment in self.segments)
+
+    @property
+    def sum_bytes(self) -> int:
+        """Length of a whole sum as it is stored and delivered: update, counters, segments."""
+        return self.vector_bytes + self.counter_bytes + sum(each.sum_bytes for each in self.segments)
 
     @property
     def counter_bytes(self) -> int:

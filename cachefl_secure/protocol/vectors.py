@@ -1,7 +1,7 @@
 """One type per visibility: EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum.
 
-Passing one where another is due is a type error. All four hold the same d ring words and uint64 counters;
-constructors take ownership of the arrays and make them read-only.
+Passing one where another is due is a type error. All four hold the same d ring words, uint64 counters
+and further integer vectors; constructors take ownership of the arrays and make them read-only.
 """
 
 from __future__ import annotations
@@ -25,17 +25,31 @@ class _RingVector:
     """Shape (d,), uint16 or uint32 as ``RoundParameters.word`` says."""
     counters: Counters
     """Shape (counters,), exact modulo 2^64."""
+    others: tuple[Words, ...] = ()
+    """One array for each of ``RoundParameters.segments``, in its order and word."""
 
     def __post_init__(self) -> None:
-        self.words.setflags(write=False)
-        self.counters.setflags(write=False)
+        for array in (self.words, self.counters, *self.others):
+            array.setflags(write=False)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(<{self.words.size} words>, <{self.counters.size} counters>)"
+        others = "".join(f", <{each.size} words>" for each in self.others)
+        return f"{type(self).__name__}(<{self.words.size} words>, <{self.counters.size} counters>{others})"
+
+    def check(self, parameters: RoundParameters) -> None:
+        """
+        Raises:
+            ValueError: not the vectors of these parameters.
+        """
+        due = [(parameters.word, parameters.dimension), (np.dtype("<u8"), parameters.counters)]
+        due += [(segment.word, segment.entries) for segment in parameters.segments]
+        arrays = (self.words, self.counters, *self.others)
+        if [(array.dtype, array.size) for array in arrays] != due:
+            raise ValueError("vectors of other parameters")
 
     def to_bytes(self) -> bytes:
-        """Ring words, then counters, little endian: what is stored, delivered and hashed."""
-        return self.words.tobytes() + self.counters.tobytes()
+        """Ring words, counters, then the other vectors, little endian: what is stored, delivered and hashed."""
+        return b"".join(array.tobytes() for array in (self.words, self.counters, *self.others))
 
     @classmethod
     def from_bytes(cls, content: bytes, parameters: RoundParameters) -> Self:
@@ -43,10 +57,15 @@ class _RingVector:
         Raises:
             ValueError: not as long as this round's sums are.
         """
-        if len(content) != parameters.vector_bytes + parameters.counter_bytes:
+        if len(content) != parameters.sum_bytes:
             raise ValueError(f"{len(content)} bytes")
-        words, counters = content[: parameters.vector_bytes], content[parameters.vector_bytes :]
-        return cls(np.frombuffer(words, parameters.word), np.frombuffer(counters, "<u8"))
+        layout = [(parameters.word, parameters.dimension), (np.dtype("<u8"), parameters.counters)]
+        layout += [(segment.word, segment.entries) for segment in parameters.segments]
+        arrays, at = [], 0
+        for word, entries in layout:
+            arrays.append(np.frombuffer(content, word, entries, at))
+            at += entries * word.itemsize
+        return cls(arrays[0], arrays[1], tuple(arrays[2:]))
 
 
 class EncodedUpdate(_RingVector):
@@ -60,7 +79,7 @@ class MaskedUpdate:
     """Uniform on the ring to anyone who lacks one of its masks. The only vector that is sent."""
 
     packed: NDArray[np.uint8]
-    """Words of ``RoundParameters.vector_bits`` bits, as ``packing`` lays them out."""
+    """The update's words of ``RoundParameters.vector_bits`` bits, as ``packing`` lays them out, then the segments'."""
     counters: Counters
 
     def __post_init__(self) -> None:

@@ -49,5 +49,5 @@ def limit_bytes(kind: type[Message], parameters: RoundParameters) -> int:
     """The longest envelope that a message of this kind can need in this round."""
     limit = _PER_ENVELOPE_BYTES + _PER_SILO_BYTES * parameters.cohort_size
     if kind is MaskedInput:
-        limit += parameters.packed_bytes + parameters.counter_bytes
+        limit += parameters.input_bytes + parameters.counter_bytes
     return limit

@@ -1,0 +1,197 @@
+"""Several named integer vectors in one round, each exact in its own width, and noise in the same pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachefl_secure.errors import LocalProtocolError, PeerError
+from cachefl_secure.names import SiloId
+from cachefl_secure.protocol.encoding import integers_of, with_integers
+from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
+from cachefl_secure.protocol.messages import Phase
+from cachefl_secure.protocol.segments import COUNT_BITS, Segment, bits_for
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words
+from tests.protocol.rounds import (
+    Federation,
+    exact_sum,
+    federation,
+    fixed,
+    integers,
+    lost,
+    parameters_for,
+    random_updates,
+    run_round,
+)
+
+SILOS = 5
+CLASSES, FEATURES = 3, 4
+SEGMENTS = (
+    Segment("record-count", 1, COUNT_BITS, 10**12),
+    Segment.of("gram", FEATURES * FEATURES, 2**40, SILOS),
+    Segment.of("right-answers", CLASSES, 1000, SILOS),
+    Segment("odd-width", 11, 21, 100_000),
+)
+
+
+def with_segments(dimension: int = 33) -> Federation:
+    parameters = replace(parameters_for(SILOS, dimension=dimension, colluders=1), segments=SEGMENTS)
+    return federation(parameters)
+
+
+def random_vectors(silo: SiloId) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    rng = np.random.default_rng(int.from_bytes(silo.encode(), "big") % 2**32)
+    return {
+        segment.name: rng.integers(-segment.bound, segment.bound, segment.entries, endpoint=True)
+        for segment in SEGMENTS
+    }
+
+
+@pytest.mark.claim("C2")
+@pytest.mark.parametrize("gone", [None, "silo-002"])
+def test_an_update_a_count_a_gram_matrix_and_right_answers_are_summed_exactly_in_one_round(
+    gone: str | None,
+) -> None:
+    fed = with_segments()
+    vectors = {silo: random_vectors(silo) for silo in fed.silos}
+    updates = {
+        silo: with_integers(update, vectors[silo], fed.parameters)
+        for silo, update in random_updates(fed).items()
+    }
+    faults = [lost(Phase.MASKED_INPUT, SiloId(gone))] if gone else []
+    finished = run_round(fed, updates, *faults)
+    survivors = tuple(silo for silo in fed.silos if silo != gone)
+    for segment in SEGMENTS:
+        expected = [
+            sum(int(vectors[silo][segment.name][i]) for silo in survivors) for i in range(segment.entries)
+        ]
+        assert integers_of(finished.total, segment.name, fed.parameters).tolist() == expected
+    plain = {silo: EncodedUpdate(u.words.copy(), u.counters.copy()) for silo, u in updates.items()}
+    assert integers(AggregateSum(finished.total.words.copy(), finished.total.counters.copy())) == exact_sum(
+        plain, survivors
+    )
+    again = AggregateSum.from_bytes(finished.total.to_bytes(), fed.parameters)
+    assert again.to_bytes() == finished.total.to_bytes()
+
+
+def test_the_segments_of_a_masked_input_are_masked() -> None:
+    """Two silos with the same vectors send other bytes in every segment, and neither sends the clear ones."""
+    fed = with_segments(dimension=1)
+    zeros = {segment.name: np.zeros(segment.entries, np.int64) for segment in SEGMENTS}
+    update = with_integers(next(iter(random_updates(fed).values())), zeros, fed.parameters)
+    one, other = (mask(update, Masks([MaskSeed(fixed(name))]), fed.parameters) for name in "ab")
+    at = fed.parameters.packed_bytes
+    for segment in SEGMENTS:
+        pieces = {bytes(each.packed[at : at + segment.packed_bytes]) for each in (one, other)}
+        assert len(pieces) == 2
+        assert bytes(segment.packed_bytes) not in pieces
+        at += segment.packed_bytes
+    assert at == fed.parameters.input_bytes == one.packed.size
+
+
+def test_a_vector_that_does_not_fit_is_refused_and_never_clamped() -> None:
+    fed = with_segments()
+    update = next(iter(random_updates(fed).values()))
+    good = random_vectors(fed.silos[0])
+    for name, bad in (
+        ("right-answers", np.array([0, 0, 1001])),
+        ("right-answers", np.array([0, 0])),
+        ("gram", np.full(16, -(2**63))),
+    ):
+        with pytest.raises(LocalProtocolError, match=name):
+            with_integers(update, good | {name: bad}, fed.parameters)
+    for names in (good | {"more": np.zeros(1, np.int64)}, {}):
+        with pytest.raises(LocalProtocolError, match="other vectors"):
+            with_integers(update, names, fed.parameters)
+
+
+def test_an_update_without_the_vectors_that_are_due_is_not_masked() -> None:
+    fed = with_segments()
+    with pytest.raises(LocalProtocolError, match="other parameters"):
+        run_round(fed, random_updates(fed))
+
+
+@pytest.mark.claim("C19")
+def test_a_sum_outside_its_bound_is_refused() -> None:
+    fed = with_segments(dimension=1)
+    others = [np.zeros(segment.entries, segment.word) for segment in SEGMENTS]
+    others[2][1] = SILOS * 1000 + 1
+    total = AggregateSum(np.zeros(1, fed.parameters.word), np.zeros(1, "<u8"), tuple(others))
+    with pytest.raises(PeerError, match="right-answers lies outside"):
+        integers_of(total, "right-answers", fed.parameters)
+    assert integers_of(total, "gram", fed.parameters).tolist() == [0] * 16
+
+
+@pytest.mark.parametrize(
+    ("segments", "why"),
+    [
+        ((Segment("a", 1, 8, 26),), "do not hold"),  # 5 * 26 = 130 > 127
+        ((Segment("a", 1, 64, 2**62),), "do not hold"),
+        ((Segment("a", 1, 8, 1), Segment("a", 2, 8, 1)), "one name"),
+        ((Segment("update", 1, 8, 1),), "one name"),
+    ],
+)
+def test_parameters_whose_sums_could_wrap_or_be_confused_cannot_be_made(
+    segments: tuple[Segment, ...], why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        replace(parameters_for(SILOS, dimension=3, colluders=1), segments=segments)
+
+
+def test_a_segment_of_no_width_that_exists_cannot_be_made() -> None:
+    for bits in (0, 33, 63, 65):
+        with pytest.raises(ValueError, match="bits"):
+            Segment("a", 1, bits, 1)
+
+
+@given(st.integers(1, 2**40), st.integers(1, 1024))
+def test_without_noise_the_bits_are_the_fewest_that_hold_every_sum(bound: int, silos: int) -> None:
+    bits, values = bits_for(bound, silos), 2 * silos * bound + 1
+    assert 2 ** (bits - 1) < values <= 2**bits
+
+
+@given(st.integers(1, 1000), st.integers(1, 1024), st.floats(0.01, 1e6), st.integers(1, 10**8))
+def test_with_noise_there_is_room_for_a_tail_that_is_passed_with_probability_2_to_the_minus_40(
+    bound: int, silos: int, noise_std: float, entries: int
+) -> None:
+    bits = bits_for(bound, silos, noise_std=noise_std, entries=entries)
+    room = Fraction(2 ** (bits - 1) - silos * bound)  # in grid steps, on either side
+    # Gaussian tail: P(|X| >= room) <= 2 exp(-room^2 / (2 s^2)), summed over the entries
+    exponent = float(room / Fraction(noise_std)) ** 2 / 2
+    assert math.log2(2 * entries) - exponent / math.log(2) <= -40 + 1e-6
+
+
+def test_noise_goes_into_the_sum_before_the_masks_and_once() -> None:
+    """Each silo's noise is known here, so the sum must be that of updates and noise, also across chunks."""
+    dimension = 70_001
+    fed = federation(parameters_for(3, dimension=dimension, bound=100))
+    updates = random_updates(fed)
+    rng = np.random.default_rng(5)
+    noise = {silo: rng.integers(-30, 31, dimension) for silo in fed.silos}
+    parameters = replace(fed.parameters, noise_std=30.0, vector_bits=13)
+
+    class Known:
+        def __init__(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+            self.values, self.calls = values, [0]
+
+        def add(self, start: int, words: Words) -> None:
+            assert start == self.calls[-1]
+            self.calls.append(start + words.size)
+            np.add(words, self.values[start : start + words.size].astype(words.dtype), out=words)
+
+    seeds = {silo: MaskSeed(fixed(silo)) for silo in fed.silos}
+    masked = []
+    for silo in fed.silos:
+        known = Known(noise[silo])
+        masked.append(mask(updates[silo], Masks([seeds[silo]]), parameters, known))
+        assert known.calls[-1] == dimension
+    total = unmask(sum_masked(masked, parameters), Masks(list(seeds.values())), parameters)
+    signed = {silo: updates[silo].words.astype(np.int64) for silo in fed.silos}
+    expected = sum(np.where(w >= 2**15, w - 2**16, w) + noise[silo] for silo, w in signed.items())
+    assert np.array_equal(total.words.view("<i2").astype(np.int64), np.asarray(expected))
