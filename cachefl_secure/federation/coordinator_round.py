@@ -16,17 +16,18 @@ The coordinator is trusted with availability only. What it must get right for it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cachefl_secure.cache.model import cache_digest
-from cachefl_secure.crypto.sign import SigningKey, verify
-from cachefl_secure.errors import BadSignature, ConfigError, MalformedMessage, PeerError, RoundAborted
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.errors import ConfigError, MalformedMessage, PeerError, RoundAborted
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain, apply_aggregate
-from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync, SyncedRound
+from cachefl_secure.federation.letters import Reply
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
 from cachefl_secure.federation.record import RoundRecord, recorded, sign_record, smallest_cohort
-from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file, round_numbers
+from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
+from cachefl_secure.federation.synchronising import Attendance, Synchroniser
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire
@@ -40,20 +41,6 @@ from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
 DEFAULT_DEADLINE_SECONDS = 600.0
 _ATTEMPT, _UNMASKING, _GIVEN_UP = "attempt", "unmasking", "given-up"
 PHASES = ("manifest", "share", "masked-input", "certificate", "unmask", "record")
-
-
-@dataclass(slots=True)
-class Attendance:
-    """Who does not take part in a round, and why, as far as the coordinator can know."""
-
-    absent: set[SiloId] = field(default_factory=set)
-    declined: dict[SiloId, str] = field(default_factory=dict)
-    rejected: dict[SiloId, str] = field(default_factory=dict)
-
-    def include(self, other: Attendance) -> None:
-        self.absent |= other.absent
-        self.declined.update(other.declined)
-        self.rejected.update(other.rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,65 +71,9 @@ class CoordinatorService:
         self._identity: SigningKey = state.signing_key()
         self._keys = {SiloId(m.silo): PublicKeyHex(m.public_key) for m in chain.roster.members}
 
-    # --- bringing silos up to date
-
     def synchronise(self, attendance: Attendance) -> set[SiloId]:
         """Sends every silo the roster, the cache and the records it lacks; returns those that hold all."""
-        receipts, plan = self._receipts(), plan_digest(self._chain.plan)
-        hellos = {
-            silo: wire.encode(Hello(plan, receipts[silo][-1].ledger_head if silo in receipts else None))
-            for silo in self._keys
-        }
-        standings: dict[SiloId, Standing] = {}
-        for silo, body in self._ask(letters.HELLO, hellos, attendance).items():
-            try:
-                standings[silo] = wire.decode(body, Standing, limit_bytes=1 << 12, peer=silo)
-            except MalformedMessage as error:
-                attendance.rejected[silo] = str(error)
-        requests = {silo: wire.encode(self._lacking(standing)) for silo, standing in standings.items()}
-        return self._deliver(requests, attendance)
-
-    def _lacking(self, standing: Standing) -> Sync:
-        return Sync(
-            roster=b"" if standing.has_roster else self._state.read(ROSTER_FILE),
-            initial_cache=b"" if standing.has_cache else self._chain.initial_cache_bytes(),
-            rounds=tuple(SyncedRound(*pair) for pair in self._chain.rounds_after(standing.round)),
-        )
-
-    def _deliver(self, requests: Mapping[SiloId, bytes], attendance: Attendance) -> set[SiloId]:
-        receipts: dict[SiloId, Receipt] = {}
-        for silo, body in self._ask(letters.SYNC, requests, attendance).items():
-            try:
-                receipts[silo] = self._open_receipt(silo, body)
-            except PeerError as error:
-                attendance.rejected[silo] = str(error)
-        self._keep_receipts(receipts)
-        return set(receipts)
-
-    def _open_receipt(self, silo: SiloId, body: bytes) -> Receipt:
-        receipt = wire.decode(body, Receipt, limit_bytes=1 << 12, peer=silo)
-        signed = letters.receipt_bytes(receipt)
-        verify(self._keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
-        position = self._chain.position
-        if (receipt.silo, receipt.record_digest) != (silo, position.record_digest):
-            raise BadSignature(silo, "receipt for another silo or another record")
-        if receipt.roster_digest != roster_digest(self._chain.roster):
-            raise PeerError(silo, "countersigned another roster")
-        return receipt
-
-    def _keep_receipts(self, receipts: Mapping[SiloId, Receipt]) -> None:
-        """Silos' signed words that they hold the record, and their ledger heads: anchors for an auditor."""
-        kept = self._receipts()
-        for silo, receipt in receipts.items():
-            known = kept.setdefault(silo, [])
-            if not known or known[-1].ledger_head != receipt.ledger_head:
-                known.append(receipt)
-        if receipts:
-            self._state.write(letters.RECEIPTS_FILE, letters.write_receipts(kept))
-
-    def _receipts(self) -> dict[SiloId, list[Receipt]]:
-        name = letters.RECEIPTS_FILE
-        return letters.read_receipts(self._state.read(name), file=name) if self._state.has(name) else {}
+        return Synchroniser(self._state, self._chain, self._ask).synchronise(attendance)
 
     # --- one round
 

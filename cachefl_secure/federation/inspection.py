@@ -4,7 +4,8 @@ Audit at a silo, in steps (the numbers are printed):
 
  (1) the ledger verifies in all the steps of ``privacy.verification``, every epsilon recomputed by PLD
      and by the second accountant, and nothing was charged twice or beyond the cap
- (2) the coordinator's records verify: signature, plan, roster, chain, cohort
+ (2) the roster is countersigned by the silos in it, and the coordinator's records verify: signature,
+     plan, roster, chain, cohort
  (3) every ledger head that others witnessed is in the ledger: named in a record, or in the receipt that
      the silo signed and the coordinator keeps, of every directory that is audited together
  (4) every cache is the one before plus the mean of the recorded sum
@@ -23,9 +24,10 @@ from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+from cachefl_secure.federation.countersigning import kept_countersignatures
 from cachefl_secure.federation.enrolment import read_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
-from cachefl_secure.federation.state_dir import ROSTER_FILE
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.privacy.accounting import rounded_up
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
@@ -114,6 +116,7 @@ def audit_silo(root: Path, witnessed: Mapping[SiloId, set[Digest]]) -> Audit:
     report = files.verified_ledger(heads)  # (1) (3)
     steps = (
         _ledger_step(report),
+        _roster_step(files.state, chain),
         _records_step(chain),
         AuditStep(3, "witnessed ledger heads", f"{len(heads)} heads that others hold are in the ledger"),
         _caches_step(chain),
@@ -130,8 +133,12 @@ def audit_coordinator(root: Path) -> Audit:
     files = CoordinatorFiles.open(root)
     chain = files.chain()
     receipts = verified_receipts(files, chain)
-    countersigned = f"{len(receipts)} of {len(chain.roster.members)} silos countersigned the roster"
-    steps = (_records_step(chain), AuditStep(3, "receipts", countersigned), _caches_step(chain))
+    steps = (
+        _roster_step(files.state, chain),
+        _records_step(chain),
+        AuditStep(3, "receipts", f"{len(receipts)} of {len(chain.roster.members)} silos signed receipts"),
+        _caches_step(chain),
+    )
     return Audit("coordinator", steps, None)
 
 
@@ -139,14 +146,14 @@ def verified_receipts(files: CoordinatorFiles, chain: Chain) -> dict[SiloId, lis
     """Every receipt of each silo, oldest first.
 
     Raises:
-        PeerError: a silo's signature does not verify, or it countersigned another roster.
+        PeerError: a silo's signature does not verify, or is under another roster.
     """
     receipts, keys = _receipts(files), chain.roster.public_keys
     for silo, receipt in [(silo, receipt) for silo, each in receipts.items() for receipt in each]:
         signed = letters.receipt_bytes(receipt)
         verify(keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
         if receipt.roster_digest != roster_digest(chain.roster):
-            raise PeerError(silo, "countersigned another roster")
+            raise PeerError(silo, "signed a receipt under another roster")
     return receipts
 
 
@@ -234,6 +241,14 @@ def _cap_changes(report: LedgerReport) -> list[Spend]:
     """The first spend under each cap."""
     spends = report.spends
     return [s for i, s in enumerate(spends) if i == 0 or spends[i - 1].cap != s.cap]
+
+
+def _roster_step(state: StateDir, chain: Chain) -> AuditStep:
+    signed, members = kept_countersignatures(state, chain.roster), chain.roster.members
+    finding = (
+        f"{len(signed)} of {len(members)} silos have countersigned the roster, epoch {chain.roster.epoch}"
+    )
+    return AuditStep(2, "roster", finding)
 
 
 def _records_step(chain: Chain) -> AuditStep:

@@ -43,6 +43,7 @@ Reason = Literal[
     "record-rejected",
     "ledger-rolled-back",
     "not-enrolled",
+    "roster-not-countersigned",
     "storage-failed",
     "internal-error",
 ]
@@ -59,9 +60,17 @@ class Standing(Message, frozen=True):
     """Silo to coordinator: what I hold."""
 
     has_roster: bool
+    is_countersigned: bool
     has_cache: bool
     round: Annotated[int, Meta(ge=0)]
     record_digest: Hex64
+
+
+class Countersignature(Message, frozen=True):
+    """A silo's signature over the digest of the roster that it pinned; see ``countersigning``."""
+
+    silo: SiloId
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
 class SyncedRound(Message, frozen=True):
@@ -77,13 +86,12 @@ class Sync(Message, frozen=True):
     roster: bytes
     initial_cache: bytes
     rounds: tuple[SyncedRound, ...]
+    countersignatures: tuple[Countersignature, ...] = ()
+    """Of all members of the roster, once the coordinator has them."""
 
 
 class Receipt(Message, frozen=True):
-    """Silo to coordinator, signed: up to which round I hold the records, and my ledger's head.
-
-    The signature also covers the roster's digest: it is the silo's countersignature of the roster.
-    """
+    """Silo to coordinator, signed: up to which round I hold the records, under which roster, and my ledger's head."""
 
     silo: str
     round: Annotated[int, Meta(ge=0)]
@@ -91,6 +99,8 @@ class Receipt(Message, frozen=True):
     roster_digest: Hex64
     ledger_head: Hex64
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    countersignature: Countersignature | None = None
+    """Of the roster, until this silo holds everybody's."""
 
 
 class Reply(Message, frozen=True):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cachefl_secure.errors import CohortExhausted, RoundAborted
-from cachefl_secure.federation.coordinator_round import Attendance, CoordinatorService, RoundOutcome
+from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
 from cachefl_secure.federation.ports import Progress
+from cachefl_secure.federation.synchronising import Attendance
 
 Tell = Callable[[Attendance], None]
 """Told after every round, also after one that was aborted, and after the last records were delivered."""

@@ -2,7 +2,8 @@
 
 Rules, in the order in which they bite:
 
- 1. Nothing that matters is believed from the coordinator: plan, roster and cache are pinned by digest,
+ 1. Nothing that matters is believed from the coordinator: plan, roster and cache are pinned by digest, the
+    roster countersigned by all silos in it,
     the threshold and the encoding are derived here, rounds and attempts only grow.
  2. A message is verified before anything is charged for it, and the ledger is charged, durably, before
     training. There is no refund.
@@ -22,19 +23,22 @@ import msgspec
 
 from cachefl_secure.errors import (
     ConfigError,
-    LedgerError,
     LedgerRolledBack,
     LocalProtocolError,
-    PrivacyError,
-    ProtocolError,
-    RecordRejected,
 )
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.certified import check_against_signed, signed_statement
 from cachefl_secure.federation.chain import Chain, install_initial_cache
+from cachefl_secure.federation.countersigning import (
+    check_all_countersigned,
+    countersign,
+    keep_countersignatures,
+    kept_countersignatures,
+)
+from cachefl_secure.federation.declining import Decline, reason_of
 from cachefl_secure.federation.enrolment import pin_roster
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
-from cachefl_secure.federation.letters import Hello, Reason, Receipt, Reply, Standing, Sync
+from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync
 from cachefl_secure.federation.record import genesis, open_record, smallest_cohort
 from cachefl_secure.federation.sealed_update import discard_updates
 from cachefl_secure.federation.session_file import discard_journals, last_attempt
@@ -53,25 +57,6 @@ from cachefl_secure.protocol.messages import (
 )
 from cachefl_secure.protocol.parameters import RoundParameters
 
-# The most specific class first: the first match decides.
-_REASONS: tuple[tuple[type[Exception], Reason], ...] = (
-    (PrivacyError, "budget-exhausted"),
-    (RecordRejected, "record-rejected"),
-    (ProtocolError, "protocol-error"),
-    (LedgerRolledBack, "ledger-rolled-back"),
-    (ConfigError, "storage-failed"),
-    (LedgerError, "storage-failed"),
-    (OSError, "storage-failed"),
-)
-
-
-class _Decline(Exception):
-    """This silo will not answer, by a rule of its own; ``reason`` is what the coordinator is told."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason)
-        self.reason: Reason = reason
-
 
 class SiloService:
     """One silo, answering a coordinator. ``handle`` is the ``ports.Handler`` that a transport serves.
@@ -86,6 +71,7 @@ class SiloService:
         self._chain: Chain | None = None
         self._attempt: SiloAttempt | None = None
         self._trouble: Exception | None = None
+        self._countersigned = False
         if files.state.has(ROSTER_FILE):
             self._open_chain(files.state.read(ROSTER_FILE))
             self._resume(self._open())
@@ -110,9 +96,9 @@ class SiloService:
         try:
             return wire.encode(Reply(self._answer(phase, content)))
         except Exception as error:  # a silo that waits for the next request must survive this one
-            if not isinstance(error, _Decline | UpdateSpent):
+            if not isinstance(error, Decline | UpdateSpent):
                 self._trouble = error
-            return wire.encode(Reply(b"", _reason(error)))
+            return wire.encode(Reply(b"", reason_of(error)))
 
     def _answer(self, phase: str, content: bytes) -> bytes:
         match phase:
@@ -132,18 +118,19 @@ class SiloService:
             case letters.UNMASK:
                 return self._running().on_certificate(content)
             case _:
-                raise _Decline("protocol-error")
+                raise Decline("protocol-error")
 
     # --- enrolment and records
 
     def _on_hello(self, hello: Hello) -> bytes:
         if hello.plan_digest != plan_digest(self._files.plan):
-            raise _Decline("plan-differs")
+            raise Decline("plan-differs")
         if hello.ledger_head is not None and not self._ledger.contains(Digest(hello.ledger_head)):
             raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, hello.ledger_head)
         position = self._chain.position if self._chain else genesis(self._files.plan)
         standing = Standing(
             has_roster=self._chain is not None,
+            is_countersigned=self._chain is not None and self._is_countersigned(self._chain),
             has_cache=self._files.state.has("models/0000.safetensors"),
             round=position.round,
             record_digest=position.record_digest,
@@ -156,9 +143,21 @@ class SiloService:
         if sync.roster:
             self._pin(sync.roster)
         chain = self._open()
+        if sync.countersignatures:
+            signatures = {SiloId(signed.silo): signed for signed in sync.countersignatures}
+            check_all_countersigned(signatures, chain.roster)
+            keep_countersignatures(self._files.state, signatures)
         for synced in sync.rounds:
             self._on_record(chain, synced)
         return wire.encode(self._receipt(chain))
+
+    def _is_countersigned(self, chain: Chain) -> bool:
+        """Whether this silo holds every member's signature of the roster that it pinned."""
+        if not self._countersigned:
+            self._countersigned = set(kept_countersignatures(self._files.state, chain.roster)) == _names(
+                chain.roster
+            )
+        return self._countersigned
 
     def _pin(self, raw: bytes) -> None:
         roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
@@ -166,7 +165,7 @@ class SiloService:
             self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
             self._open_chain(raw)
         elif roster_digest(roster) != roster_digest(self._chain.roster):
-            raise _Decline("roster-differs")
+            raise Decline("roster-differs")
 
     def _open_chain(self, raw: bytes) -> None:
         roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
@@ -204,6 +203,9 @@ class SiloService:
             roster_digest=roster_digest(chain.roster),
             ledger_head=self._ledger.head,
             signature=bytes(64),
+            countersignature=None
+            if self._is_countersigned(chain)
+            else countersign(chain.roster, self.silo, self._identity),
         )
         signature = self._identity.sign(letters.RECEIPT_PURPOSE, letters.receipt_bytes(unsigned))
         return msgspec.structs.replace(unsigned, signature=signature)
@@ -220,7 +222,7 @@ class SiloService:
             parameters = RoundParameters.derive(plan, len(manifest.cohort), len(chain.roster.members))
         except ConfigError as error:
             self._trouble = error
-            raise _Decline("cohort-refused") from None
+            raise Decline("cohort-refused") from None
         self._check_budget(manifest.round)
         if self._attempt is not None:
             self._attempt.abandon(f"followed by round {manifest.round} attempt {manifest.attempt}")
@@ -233,21 +235,23 @@ class SiloService:
 
     def _check_manifest(self, manifest: Manifest, chain: Chain) -> None:
         if manifest.plan_digest != plan_digest(self._files.plan):
-            raise _Decline("plan-differs")
+            raise Decline("plan-differs")
         if manifest.roster_digest != roster_digest(chain.roster):
-            raise _Decline("roster-differs")
+            raise Decline("roster-differs")
+        if not self._is_countersigned(chain):
+            raise Decline("roster-not-countersigned")
         if manifest.previous_record != chain.position.record_digest or manifest.round <= chain.position.round:
-            raise _Decline("stale-round")
+            raise Decline("stale-round")
         if manifest.cache_digest != chain.position.cache_digest:
-            raise _Decline("cache-differs")
+            raise Decline("cache-differs")
         if self.silo not in manifest.cohort or not set(manifest.cohort) <= _names(chain.roster):
-            raise _Decline("cohort-refused")
+            raise Decline("cohort-refused")
         if len(manifest.cohort) < smallest_cohort(self._files.plan, chain.roster):
-            raise _Decline("cohort-refused")
+            raise Decline("cohort-refused")
         if manifest.round < self._latest_round() or manifest.attempt <= self._last_attempt(manifest.round):
-            raise _Decline("stale-round")
+            raise Decline("stale-round")
         if not may_enter(self._files.state, manifest):
-            raise _Decline("update-already-released")  # rule 4
+            raise Decline("update-already-released")  # rule 4
 
     def _latest_round(self) -> int:
         return max(round_numbers(self._files.state), default=0)
@@ -265,25 +269,13 @@ class SiloService:
 
     def _running(self) -> SiloAttempt:
         if self._attempt is None:
-            raise _Decline("stale-round")
+            raise Decline("stale-round")
         return self._attempt
 
     def _open(self) -> Chain:
         if self._chain is None:
-            raise _Decline("not-enrolled")
+            raise Decline("not-enrolled")
         return self._chain
-
-
-def _reason(error: Exception) -> Reason:
-    """What the coordinator is told. Details stay with this silo's operator."""
-    if isinstance(error, _Decline):
-        return error.reason
-    if isinstance(error, UpdateSpent):
-        return "update-already-released"
-    for kind, reason in _REASONS:
-        if isinstance(error, kind):
-            return reason
-    return "internal-error"
 
 
 def _names(roster: Roster) -> set[str]:

@@ -17,11 +17,12 @@ from cachefl_secure.errors import RoundAborted
 from cachefl_secure.federation import letters, silo_attempt
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import Attendance, CoordinatorService
+from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import append_only
 from cachefl_secure.privacy.ledger import Ledger

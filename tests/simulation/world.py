@@ -22,11 +22,12 @@ from cachefl_secure.errors import CacheflError, RoundAborted
 from cachefl_secure.federation import silo_attempt
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import Attendance, CoordinatorService
+from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy import append_only

@@ -22,7 +22,7 @@ from tests.small_federation import SmallFederation, found
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallFederation:
     """Five silos, one of which encodes an entry one step beyond what all five together may sum to."""
-    hostile = []
+    hostile: list[bool] = []
 
     def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed) -> EncodedUpdate:
         words = np.zeros(parameters.dimension, parameters.word)

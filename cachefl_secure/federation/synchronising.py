@@ -1,0 +1,128 @@
+"""The coordinator's first words of a round: who is there, who lacks what, who has countersigned the roster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from cachefl_secure.crypto.sign import verify
+from cachefl_secure.errors import BadSignature, MalformedMessage, PeerError
+from cachefl_secure.federation import letters
+from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.countersigning import (
+    check_countersignature,
+    keep_countersignatures,
+    kept_countersignatures,
+)
+from cachefl_secure.federation.letters import Countersignature, Hello, Receipt, Standing, Sync, SyncedRound
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.names import SiloId
+from cachefl_secure.plan import plan_digest
+from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.messages import roster_digest
+
+
+@dataclass(slots=True)
+class Attendance:
+    """Who does not take part in a round, and why, as far as the coordinator can know."""
+
+    absent: set[SiloId] = field(default_factory=set)
+    declined: dict[SiloId, str] = field(default_factory=dict)
+    rejected: dict[SiloId, str] = field(default_factory=dict)
+
+    def include(self, other: Attendance) -> None:
+        self.absent |= other.absent
+        self.declined.update(other.declined)
+        self.rejected.update(other.rejected)
+
+
+Ask = Callable[[str, Mapping[SiloId, bytes], Attendance], dict[SiloId, bytes]]
+"""(phase, requests, where absence is noted) -> the answers."""
+
+
+class Synchroniser:
+    """One pass over all silos: hello, then what each lacks."""
+
+    def __init__(self, state: StateDir, chain: Chain, ask: Ask) -> None:
+        self._state, self._chain, self._ask = state, chain, ask
+        self._keys = chain.roster.public_keys
+        self._countersigned = kept_countersignatures(state, chain.roster)
+
+    def synchronise(self, attendance: Attendance) -> set[SiloId]:
+        """Returns the silos that hold everything.
+
+        The first time it takes two passes: one collects the countersignatures, the other hands them out.
+        """
+        standings = self._standings(attendance)
+        ready = self._deliver({silo: self._lacking(each) for silo, each in standings.items()}, attendance)
+        if len(self._countersigned) == len(self._keys):
+            waiting = [silo for silo in ready if not standings[silo].is_countersigned]
+            complete = Sync(b"", b"", (), tuple(self._countersigned[silo] for silo in sorted(self._keys)))
+            signed = self._deliver(dict.fromkeys(waiting, complete), attendance)
+            ready -= set(waiting) - signed
+        return ready
+
+    def _standings(self, attendance: Attendance) -> dict[SiloId, Standing]:
+        receipts, plan = self._receipts(), plan_digest(self._chain.plan)
+        hellos = {
+            silo: wire.encode(Hello(plan, receipts[silo][-1].ledger_head if silo in receipts else None))
+            for silo in self._keys
+        }
+        standings: dict[SiloId, Standing] = {}
+        for silo, body in self._ask(letters.HELLO, hellos, attendance).items():
+            try:
+                standings[silo] = wire.decode(body, Standing, limit_bytes=1 << 12, peer=silo)
+            except MalformedMessage as error:
+                attendance.rejected[silo] = str(error)
+        return standings
+
+    def _lacking(self, standing: Standing) -> Sync:
+        return Sync(
+            roster=b"" if standing.has_roster else self._state.read(ROSTER_FILE),
+            initial_cache=b"" if standing.has_cache else self._chain.initial_cache_bytes(),
+            rounds=tuple(SyncedRound(*pair) for pair in self._chain.rounds_after(standing.round)),
+        )
+
+    def _deliver(self, syncs: Mapping[SiloId, Sync], attendance: Attendance) -> set[SiloId]:
+        receipts: dict[SiloId, Receipt] = {}
+        requests = {silo: wire.encode(sync) for silo, sync in syncs.items()}
+        for silo, body in self._ask(letters.SYNC, requests, attendance).items():
+            try:
+                receipts[silo] = self._open_receipt(silo, body)
+            except PeerError as error:
+                attendance.rejected[silo] = str(error)
+        self._keep(receipts)
+        return set(receipts)
+
+    def _open_receipt(self, silo: SiloId, body: bytes) -> Receipt:
+        receipt = wire.decode(body, Receipt, limit_bytes=1 << 12, peer=silo)
+        signed = letters.receipt_bytes(receipt)
+        verify(self._keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
+        if (receipt.silo, receipt.record_digest) != (silo, self._chain.position.record_digest):
+            raise BadSignature(silo, "receipt for another silo or another record")
+        if receipt.roster_digest != roster_digest(self._chain.roster):
+            raise PeerError(silo, "has pinned another roster")
+        if receipt.countersignature is not None:
+            if receipt.countersignature.silo != silo:
+                raise BadSignature(silo, "countersignature of another silo")
+            check_countersignature(receipt.countersignature, self._chain.roster)
+        return receipt
+
+    def _keep(self, receipts: Mapping[SiloId, Receipt]) -> None:
+        """Silos' signed words that they hold the record, and their ledger heads: anchors for an auditor."""
+        kept, new = self._receipts(), dict[SiloId, Countersignature]()
+        for silo, receipt in receipts.items():
+            known = kept.setdefault(silo, [])
+            if not known or known[-1].ledger_head != receipt.ledger_head:
+                known.append(receipt)
+            if receipt.countersignature is not None and silo not in self._countersigned:
+                new[silo] = receipt.countersignature
+        if receipts:
+            self._state.write(letters.RECEIPTS_FILE, letters.write_receipts(kept))
+        if new:
+            self._countersigned |= new
+            keep_countersignatures(self._state, self._countersigned)
+
+    def _receipts(self) -> dict[SiloId, list[Receipt]]:
+        name = letters.RECEIPTS_FILE
+        return letters.read_receipts(self._state.read(name), file=name) if self._state.has(name) else {}
