@@ -1,9 +1,23 @@
-"""When a write is on disk. A disk that answers before it has written is trust assumption T4."""
+"""Every change of a party's directory, in the steps between which a crash may fall, and every look at it.
+
+Two ways to write survive every crash state that was enumerated, of nine tried: a new file that is synced and
+takes the old one's name (``replace_file``), and a checksummed line that is appended and synced (``append``).
+A disk that answers before it has written is trust assumption T4.
+
+``tests/simulation`` puts a disk of its own in the place of ``os`` here, which loses, tears and refuses what a
+real one may. So modules that keep a party's state use no other way to its files.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+AnyPath = Path | str
 
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
@@ -14,9 +28,134 @@ def sync(file: int) -> None:
     On macOS ``fsync`` leaves data in the drive's own cache; F_FULLFSYNC empties that too (fsync(2) there).
 
     Raises:
-        OSError: nobody knows what is on disk. Do not sync again: a second call may report success falsely.
+        OSError: nobody knows what is on disk. Do not sync again: a second call may report success falsely,
+            unless the bytes were written again in between.
     """
     if _FULL_SYNC is None:
         os.fsync(file)
     else:
         fcntl.fcntl(file, _FULL_SYNC)
+
+
+def read(path: AnyPath) -> bytes:
+    """The whole file."""
+    with opened(path, os.O_RDONLY) as file:
+        content = os.read(file, max(1, os.fstat(file).st_size))
+        while part := os.read(file, 1 << 20):
+            content += part
+        return content
+
+
+def is_file(path: AnyPath) -> bool:
+    return stat.S_ISREG(_kind(path))
+
+
+def is_folder(path: AnyPath) -> bool:
+    return stat.S_ISDIR(_kind(path))
+
+
+def mode_of(path: AnyPath) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def names(folder: AnyPath) -> list[str]:
+    """What the folder holds, sorted; nothing if there is no such folder."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def replace_file(path: AnyPath, content: bytes, mode: int) -> None:
+    """Old content or new content after a crash, never a mixture; the new one when this returns.
+
+    Only one process at a time may do this to one path: its draft has one name, and one that a crash left
+    there is taken away.
+
+    Raises:
+        OSError: the old content stands, or after a failed last sync either.
+    """
+    folder, _, name = str(path).rpartition("/")
+    draft = f"{folder}/.{name}.new"
+    remove(draft)
+    try:
+        with opened(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:  # 0600
+            write_all(file, content)
+            os.fchmod(file, mode)
+            sync(file)
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(draft)
+        raise
+    sync_folder(folder)  # else the new name itself may be lost
+
+
+def append(path: AnyPath, content: bytes, *, size: int) -> None:
+    """Adds to a file of ``size`` bytes: after a crash some prefix is there, all of it when this returns.
+
+    Raises:
+        ValueError: the file has another size; nothing was written.
+        OSError: nobody knows how much is there.
+    """
+    with opened(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW) as file:
+        if os.fstat(file).st_size != size:
+            raise ValueError("another size")
+        write_all(file, content)
+        sync(file)
+
+
+def rewrite(path: AnyPath, content: bytes, *, start: int) -> None:
+    """Cuts the file or makes it longer so that ``content`` is what it holds from ``start`` on.
+
+    Bytes that are there already are written again: after a failed sync nothing less brings them to the disk.
+    """
+    with opened(path, os.O_WRONLY | os.O_NOFOLLOW) as file:
+        os.ftruncate(file, min(os.fstat(file).st_size, start + len(content)))
+        os.lseek(file, start, os.SEEK_SET)
+        write_all(file, content)
+        sync(file)
+
+
+def make_folders(folder: AnyPath, mode: int = 0o700) -> None:
+    """The folder and those above it, durably; nothing if it is there."""
+    if is_folder(folder):
+        return
+    above = Path(folder).parent
+    make_folders(above, mode)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, mode)
+    sync_folder(above)
+
+
+def remove(path: AnyPath) -> None:
+    """Deletes the file if it is there. After a crash it may be there again."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def sync_folder(folder: AnyPath) -> None:
+    with opened(folder, os.O_RDONLY) as file:
+        sync(file)
+
+
+@contextlib.contextmanager
+def opened(path: AnyPath, flags: int) -> Iterator[int]:
+    """A descriptor; a file that this creates has mode 0600."""
+    file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def write_all(file: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(file, content) :]
+
+
+def _kind(path: AnyPath) -> int:
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return 0

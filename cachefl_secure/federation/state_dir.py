@@ -1,17 +1,10 @@
-"""A party's directory: atomic writes, permissions, one process at a time.
-
-Two write patterns only (of nine tried, these two survived every enumerated crash state): the ledger's
-checksummed append + fsync, and here tmp + fsync + rename + fsync of the directory.
-"""
+"""A party's directory: atomic writes, permissions, one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,10 +12,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cachefl_secure import durable
 from cachefl_secure.crypto.seal import AtRestKey
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.durable import sync
 from cachefl_secure.errors import ConfigError
 
 ROSTER_FILE = "roster.bin"
@@ -45,11 +38,8 @@ def round_file(round_number: int, name: str) -> str:
 
 def round_numbers(state: StateDir) -> list[int]:
     """Rounds that this party keeps anything of, in order. Other folders are not looked at."""
-    try:
-        names = os.listdir(state.path("rounds"))
-    except FileNotFoundError:
-        return []
-    return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{4,7}", name))
+    folders = durable.names(state.path("rounds"))
+    return sorted(int(folder) for folder in folders if re.fullmatch(r"[0-9]{4,7}", folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +99,7 @@ class StateDir:
         return self.root / relative
 
     def has(self, relative: str) -> bool:
-        return os.path.isfile(f"{self.root}/{relative}")
+        return durable.is_file(f"{self.root}/{relative}")
 
     def read(self, relative: str) -> bytes:
         """The whole file.
@@ -118,8 +108,7 @@ class StateDir:
             ConfigError: absent or unreadable.
         """
         try:
-            with open(f"{self.root}/{relative}", "rb") as file:
-                return file.read()
+            return durable.read(f"{self.root}/{relative}")
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be read") from None
 
@@ -131,14 +120,21 @@ class StateDir:
         """
         target = self.path(relative)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_durably(target, content, 0o600 if private else 0o644)
+            durable.make_folders(target.parent)
+            durable.replace_file(target, content, 0o600 if private else 0o644)
         except OSError as error:
             raise ConfigError(str(target), "", f"not written: {error.strerror}") from None
 
     def remove(self, relative: str) -> None:
-        """Deletes the file if it is there. Flash storage may keep old blocks (limit N6)."""
-        self.path(relative).unlink(missing_ok=True)
+        """Deletes the file if it is there. Flash storage may keep old blocks (limit N6).
+
+        Raises:
+            ConfigError: read-only, forbidden, or the disk is failing.
+        """
+        try:
+            durable.remove(f"{self.root}/{relative}")
+        except OSError as error:
+            raise ConfigError(str(self.path(relative)), "", f"not removed: {error.strerror}") from None
 
     def signing_key(self) -> SigningKey:
         return SigningKey(self._read_key(_SIGNING_KEY))
@@ -149,7 +145,7 @@ class StateDir:
     def _read_key(self, relative: str) -> bytes:
         path = self.path(relative)
         content = self.read(relative)
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        if durable.mode_of(path) & 0o077:
             raise ConfigError(str(path), "", "readable by others; run `chmod 600` on it")
         if len(content) != Secret.length_bytes:
             raise ConfigError(str(path), "", f"{len(content)} bytes, a key has {Secret.length_bytes}")
@@ -171,22 +167,3 @@ class StateDir:
             yield
         finally:
             guard.release()
-
-
-def _write_durably(target: Path, content: bytes, mode: int) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")  # O_EXCL, 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            file.flush()
-            sync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        sync(directory)  # else the rename itself may be lost
-    finally:
-        os.close(directory)

@@ -1,17 +1,13 @@
-"""A file of lines that only grows and survives crashes: the ledger's, without knowing what a line means.
-
-Durable means that ``durable.sync`` returned. A disk that answers before it has written is trust assumption T4.
-"""
+"""A file of lines that only grows and survives crashes: the ledger's, without knowing what a line means."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cachefl_secure.durable import sync
+from cachefl_secure import durable
 from cachefl_secure.errors import ConfigError, LedgerCorrupt
 
 
@@ -40,11 +36,8 @@ def write_new(path: Path, line: bytes) -> None:
     """
     if path.exists() or path.is_symlink():
         raise ConfigError(str(path), "", "exists already")
-    draft = path.with_name(f".{path.name}.new")
     try:
-        _with_file(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda file: _write_all(file, line))
-        os.rename(draft, path)
-        _with_file(path.parent, os.O_RDONLY, sync)  # else the name itself may be lost
+        durable.replace_file(path, line, 0o600)
     except OSError as error:
         raise ConfigError(str(path), "", f"not written: {error.strerror}") from None
 
@@ -56,14 +49,10 @@ def append(path: Path, line: bytes, *, size: int) -> None:
         ConfigError: not durable. What is on disk now is unknown: stop, and read the file again.
         LedgerCorrupt: another size.
     """
-
-    def write(file: int) -> None:
-        if os.fstat(file).st_size != size:
-            raise LedgerCorrupt(str(path), line_count(path), "the file was changed while it was open")
-        _write_all(file, line)
-
     try:
-        _with_file(path, os.O_WRONLY | os.O_APPEND, write)
+        durable.append(path, line, size=size)
+    except ValueError:
+        raise LedgerCorrupt(str(path), line_count(path), "the file was changed while it was open") from None
     except OSError as error:
         raise ConfigError(str(path), "", f"not written: {error.strerror}") from None
 
@@ -75,7 +64,7 @@ def read(path: Path) -> bytes:
         ConfigError: absent or unreadable.
     """
     try:
-        return path.read_bytes()
+        return durable.read(path)
     except OSError as error:
         raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
 
@@ -97,36 +86,20 @@ def repaired(raw: bytes, is_unfinished: Callable[[bytes], bool]) -> tuple[bytes,
     return raw, None
 
 
-def replace_tail(path: Path, before: bytes, after: bytes) -> None:
+def replace_tail(path: Path, after: bytes) -> None:
     """Makes a repair durable, and everything that was read: it must not be lost after it was relied upon.
 
     Raises:
         ConfigError: not durable.
     """
-
-    def write(file: int) -> None:
-        os.ftruncate(file, min(len(before), len(after)))
-        _write_all(file, after[len(before) :])
-
+    # The last line too where nothing was repaired: the sync of its append may have failed, and the sync of a file
+    # that was not written to since may say that all is well.
+    start = after[:-1].rfind(b"\n") + 1
     try:
-        _with_file(path, os.O_WRONLY | os.O_APPEND, write)
+        durable.rewrite(path, after[start:], start=start)
     except OSError as error:
         raise ConfigError(str(path), "", f"not written: {error.strerror}") from None
 
 
 def line_count(path: Path) -> int:
     return read(path).count(b"\n")
-
-
-def _with_file(path: Path, flags: int, work: Callable[[int], None]) -> None:
-    file = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        work(file)
-    finally:
-        os.close(file)
-
-
-def _write_all(file: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(file, content) :]
-    sync(file)

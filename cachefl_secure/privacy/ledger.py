@@ -95,7 +95,7 @@ class Ledger:
             raw, recovered = append_only.repaired(found, entries.is_unfinished)
             ledger = cls(path, signing_key, lock, raw)
             check_anchors(ledger._history, anchors, file=str(path))
-            append_only.replace_tail(path, found, raw)  # only now that all the rest has verified
+            append_only.replace_tail(path, raw)  # only now that all the rest has verified
             ledger.recovered = recovered
             return ledger
         except BaseException:

@@ -114,7 +114,7 @@ def test_a_crash_while_creating_leaves_no_ledger_or_a_whole_one(
     def crash(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    for call in ("write", "fsync", "rename"):
+    for call in ("write", "fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, crash)
             with pytest.raises(ConfigError, match="Input/output error"):

@@ -1,12 +1,13 @@
-"""A disk that fails where the seed says: every durable write of a party is a place to die or to be refused.
+"""A disk in memory that stands in for ``os`` in ``durable``: every step of a write is a place to die or to fail.
 
-The two write patterns stay the real code on real files; this stands between them and the party:
+It knows what a process sees and what is safe, for contents and for names. The two differ until a sync:
 
-    replace (StateDir)      nothing written · a torn draft left behind · done, but nobody told
-    append (ledger)         nothing written · a prefix of the line · all of it, unsynced · done, but nobody told
-    either                  no space, or an error when syncing: the party is told, and must not go on
+    a process is killed      what it sees stays; so it may go on from what is not safe yet
+    the power goes           of what is not safe, contents are torn or full of zeros, names are old or new
+    a write is refused       part of it may be there
+    a sync fails             what it was for is not safe, and no later sync makes it so unless it is written again
 
-What was appended and not synced is lost, in part or whole, when its party dies.
+A new kind of fault is a branch in ``step``, ``fsync`` or ``lose_power``.
 """
 
 from __future__ import annotations
@@ -14,130 +15,324 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cachefl_secure.federation import state_dir
-from cachefl_secure.privacy import append_only
+from cachefl_secure import durable
 
-IN_PLACE = False
-"""For a mutant: files are overwritten instead of replaced, so that a death tears them."""
+ROOT = "/simulated"
 
 
 class Killed(BaseException):
     """The end of a process. Not an ``Exception``, so nothing in production handles it."""
 
 
+@dataclass(slots=True, eq=False)
+class File:
+    """A file, whatever its name."""
+
+    content: bytes = b""
+    """As processes see it."""
+    safe: bytes = b""
+    """As it is after a loss of power at the worst moment."""
+    mode: int = 0o600
+    lost: tuple[int, int] | None = None
+    """Bytes whose sync failed: the system takes them for written (Rebello et al. 2020, fsync failures)."""
+
+
+@dataclass(slots=True)
+class Handle:
+    path: str
+    file: File | None
+    """None: a folder."""
+    position: int = 0
+    appends: bool = False
+
+
 @dataclass
 class SimDisk:
-    """All parties' files below ``root``; which party writes is the first folder of a path."""
+    """All parties' files. Which party acts is the first folder of a path."""
 
-    root: Path
     rng: random.Random
     death: float = 0.0
-    """Probability that a write kills its party."""
+    """Probability that a step kills its party."""
     refusal: float = 0.0
-    """Probability that a write is refused."""
-    synced: dict[int, int] = field(default_factory=dict)
-    """Inode -> bytes of an appended file that survive its party's death."""
+    """Probability that a step fails."""
     kill_at: tuple[str, int] | None = None
-    """(party, number of the write or send): for enumeration instead of chance."""
+    """(party, number of the step or send): for enumeration instead of chance."""
     moments: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, File] = field(default_factory=dict)
+    safe_names: dict[str, File] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=lambda: {ROOT})
+    safe_folders: set[str] = field(default_factory=lambda: {ROOT})
+    handles: dict[int, Handle] = field(default_factory=dict)
+    written: list[tuple[str, bytes]] = field(default_factory=list)
+    """Everything that was ever written, also to files that are gone."""
+    unsynced: dict[str, set[str]] = field(default_factory=dict)
+    """Folder -> paths in it that were made, renamed or removed since its last sync."""
+    dying: set[str] = field(default_factory=set)
+    """Parties whose process was killed and whose Python code is still being left: nothing it does counts."""
 
-    def party(self, path: Path) -> str:
-        return path.relative_to(self.root).parts[0]
+    @classmethod
+    def holding(cls, files: Mapping[str, tuple[bytes, int]], rng: random.Random) -> SimDisk:
+        """These files, path below the root -> (content, mode), all safe."""
+        disk = cls(rng)
+        for name, (content, mode) in files.items():
+            path = f"{ROOT}/{name}"
+            disk.seen[path] = File(content, content, mode)
+            while (path := _above(path)) not in disk.folders:
+                disk.folders.add(path)
+        disk.safe_names, disk.safe_folders = dict(disk.seen), set(disk.folders)
+        return disk
+
+    # --- what the simulation does to it
 
     def moment(self, party: str) -> bool:
         """Whether the party dies here, by enumeration."""
         self.moments[party] = self.moments.get(party, 0) + 1
         return self.kill_at == (party, self.moments[party])
 
-    def fate(self, path: Path) -> str:
-        """``refuse``, ``die-before``, ``die-torn``, ``die-after``, or ``live``."""
-        party = self.party(path)
-        if self.moment(party):
-            return "die-before"
-        if self.moment(party):
-            return "die-after"
-        chance = self.rng.random()
-        if chance < self.refusal:
-            return "refuse"
-        if chance < self.refusal + self.death:
-            return self.rng.choice(("die-before", "die-torn", "die-after"))
-        return "live"
-
-    def adopt(self, path: Path) -> None:
-        """A file that is safe on disk as it is."""
-        status = path.stat()
-        self.synced[status.st_ino] = status.st_size
-
     def on_death(self, party: str) -> None:
-        """Unsynced tails go, wholly or in part."""
-        for path in (self.root / party).glob("ledger/*.jsonl"):
-            status = path.stat()
-            kept = self.synced.get(status.st_ino, 0)
-            if status.st_size > kept:
-                os.truncate(path, kept + self.rng.randrange(status.st_size - kept + 1))
+        """Its process is gone, and in half of the cases the power of its machine."""
+        self.handles.clear()
+        self.dying.discard(party)
+        if self.rng.random() < 0.5:
+            self.lose_power(party)
+
+    def lose_power(self, party: str) -> None:
+        home, toss = f"{ROOT}/{party}/", self.rng.random
+        for path in [p for p in {**self.seen, **self.safe_names} if p.startswith(home)]:
+            seen, safe = self.seen.get(path), self.safe_names.get(path)
+            left = seen if seen is safe or toss() < 0.5 else safe
+            if left is None:
+                self.seen.pop(path, None)
+            else:
+                self.seen[path] = left
+        for folder in sorted(f for f in self.folders - self.safe_folders if f.startswith(home)):
+            if toss() < 0.5:
+                self.folders.discard(folder)
+        for path in [p for p in self.seen if p.startswith(home)]:
+            if _above(path) not in self.folders:
+                del self.seen[path]
+                continue
+            file = self.seen[path]
+            if file.content is not file.safe and file.content != file.safe:
+                file.content = self._torn(file)
+            file.safe, file.lost = file.content, None
+        self.safe_folders = {f for f in self.safe_folders if not f.startswith(home)} | {
+            f for f in self.folders if f.startswith(home)
+        }
+        self.unsynced = {f: paths for f, paths in self.unsynced.items() if not f.startswith(home[:-1])}
+        self.safe_names = {p: f for p, f in self.safe_names.items() if not p.startswith(home)} | {
+            p: f for p, f in self.seen.items() if p.startswith(home)
+        }
+
+    def _torn(self, file: File) -> bytes:
+        safe, content = file.safe, file.content
+        if not content.startswith(safe):
+            cut = content[: self.rng.randrange(len(content) + 1)]
+            return self.rng.choice((safe, content, cut))
+        kept = content[: self.rng.randint(len(safe), len(content))]
+        hole = self.rng.randint(len(safe), len(kept))
+        # Blocks that never arrived read as zeros, once the longer size did.
+        return kept if self.rng.random() < 0.7 else kept[:hole] + bytes(len(kept) - hole)
+
+    def safe_content(self, path: Path | str) -> bytes:
+        """What is left of the file at the worst moment."""
+        file = self.safe_names.get(str(path))
+        return b"" if file is None else file.safe
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Puts the disk under both write patterns of this process until ``patch`` is undone."""
-        replace, write_all, with_file = (
-            state_dir._write_durably,
-            append_only._write_all,
-            append_only._with_file,
+        """In the place of ``os``, for all parties of this process, until ``patch`` is undone."""
+        patch.setattr(durable, "os", self._as_os())
+        patch.setattr(durable, "_FULL_SYNC", None)
+
+    # --- what ``durable`` asks of it
+
+    def _as_os(self) -> SimpleNamespace:
+        calls: tuple[str, ...] = (
+            "open",
+            "read",
+            "write",
+            "close",
+            "fsync",
+            "fchmod",
+            "fstat",
+            "ftruncate",
+            "lseek",
         )
-        opened: list[Path] = []
+        calls += ("replace", "unlink", "mkdir", "listdir", "stat")
+        flags = {name: getattr(os, name) for name in dir(os) if name.startswith(("O_", "SEEK_"))}
+        return SimpleNamespace(**flags, **{name: getattr(self, name) for name in calls})
 
-        def replace_or_fail(target: Path, content: bytes, mode: int) -> None:
-            match self.fate(target):
-                case "refuse":
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                case "die-before":
-                    raise Killed
-                case "die-torn":
-                    draft = target if IN_PLACE else target.with_name(f".{target.name}.torn")
-                    draft.unlink(missing_ok=True)
-                    draft.write_bytes(content[: self.rng.randrange(len(content) + 1)])
-                    raise Killed
-                case "die-after":
-                    replace(target, content, mode)
-                    raise Killed
-                case _:
-                    replace(target, content, mode)
+    def step(self, path: str) -> None:
+        """Before every change. Raises what the party meets here."""
+        party = path[len(ROOT) + 1 :].split("/", 1)[0]
+        if party in self.dying:
+            raise Killed
+        chance = self.rng.random() if self.death or self.refusal else 1.0
+        if self.moment(party) or chance < self.death:
+            self.dying.add(party)
+            raise Killed
+        if chance < self.death + self.refusal:
+            raise OSError(*self.rng.choice(_REFUSALS))
 
-        def remember_path(path: Path, flags: int, work: Callable[[int], None]) -> None:
-            opened.append(path)
-            try:
-                with_file(path, flags, work)
-            finally:
-                opened.pop()
+    def open(self, path: Path | str, flags: int, mode: int = 0o600) -> int:
+        path = str(path)
+        if path in self.folders:
+            handle = Handle(path, None)
+        else:
+            file = self.seen.get(path)
+            if file is None and not flags & os.O_CREAT:
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+            if file is not None and flags & os.O_EXCL:
+                raise FileExistsError(errno.EEXIST, "File exists", path)
+            if file is None:
+                if _above(path) not in self.folders:
+                    raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+                self.step(path)
+                file = self.seen[path] = File(mode=mode)
+                self._changed(path)
+            if flags & os.O_TRUNC:
+                file.content = b""
+            handle = Handle(path, file, appends=bool(flags & os.O_APPEND))
+        number = 1000 + len(self.handles)
+        while number in self.handles:
+            number += 1
+        self.handles[number] = handle
+        return number
 
-        def append_or_fail(file: int, content: bytes) -> None:
-            match self.fate(opened[-1]):
-                case "refuse":
-                    if self.rng.random() < 0.5:  # written, but syncing failed: nobody knows
-                        os.write(file, content)
-                    raise OSError(errno.EIO, "Input/output error")
-                case "die-before":
-                    raise Killed
-                case "die-torn":
-                    os.write(file, content[: self.rng.randrange(len(content) + 1)])
-                    raise Killed
-                case "die-after":
-                    write_all(file, content)
-                    raise Killed
-                case _:
-                    write_all(file, content)
+    def close(self, number: int) -> None:
+        self.handles.pop(number, None)  # a dead process's were closed for it
 
-        def sync(file: int) -> None:
-            status = os.fstat(file)
-            self.synced[status.st_ino] = status.st_size
+    def read(self, number: int, size: int) -> bytes:
+        handle = self.handles[number]
+        assert handle.file is not None
+        part = handle.file.content[handle.position : handle.position + size]
+        handle.position += len(part)
+        return part
 
-        patch.setattr(state_dir, "_write_durably", replace_or_fail)
-        patch.setattr(append_only, "_with_file", remember_path)
-        patch.setattr(append_only, "_write_all", append_or_fail)
-        patch.setattr(append_only, "sync", sync)
-        patch.setattr(state_dir, "sync", lambda file: None)
+    def write(self, number: int, content: bytes) -> int:
+        handle = self.handles[number]
+        assert handle.file is not None
+        was_dying = set(self.dying)
+        try:
+            self.step(handle.path)
+        except (Killed, OSError):
+            if self.dying and was_dying == self.dying:
+                raise
+            self._put(handle, content[: self.rng.randrange(len(content) + 1)])
+            raise
+        self._put(handle, content)
+        return len(content)
+
+    def _put(self, handle: Handle, content: bytes) -> None:
+        file = handle.file
+        assert file is not None
+        self.written.append((handle.path, content))
+        start = len(file.content) if handle.appends else handle.position
+        end = start + len(content)
+        file.content = file.content[:start] + content + file.content[end:]
+        handle.position = end
+        if file.lost is not None and start <= file.lost[0] and end >= file.lost[1]:
+            file.lost = None
+
+    def fsync(self, number: int) -> None:
+        handle = self.handles[number]
+        file = handle.file
+        try:
+            self.step(handle.path)
+        except OSError:
+            if file is not None:
+                kept = len(file.safe) if file.content.startswith(file.safe) else 0
+                file.lost = (kept, len(file.content))
+            raise
+        if file is None:
+            self._sync_names(handle.path)
+        elif file.lost is None:
+            file.safe = file.content
+        else:
+            start, end = file.lost
+            file.safe = file.content[:start] + bytes(end - start) + file.content[end:]
+
+    def _changed(self, path: str) -> None:
+        self.unsynced.setdefault(_above(path), set()).add(path)
+
+    def _sync_names(self, folder: str) -> None:
+        for path in self.unsynced.pop(folder, ()):
+            if path in self.folders:
+                self.safe_folders.add(path)
+            elif path in self.seen:
+                self.safe_names[path] = self.seen[path]
+            else:
+                self.safe_names.pop(path, None)
+
+    def fchmod(self, number: int, mode: int) -> None:
+        file = self.handles[number].file
+        assert file is not None
+        file.mode = mode
+
+    def fstat(self, number: int) -> SimpleNamespace:
+        file = self.handles[number].file
+        assert file is not None
+        return SimpleNamespace(st_size=len(file.content), st_mode=stat.S_IFREG | file.mode)
+
+    def ftruncate(self, number: int, size: int) -> None:
+        handle = self.handles[number]
+        file = handle.file
+        assert file is not None
+        if size == len(file.content):
+            return
+        self.step(handle.path)
+        file.content = file.content[:size]
+        if file.lost is not None:
+            file.lost = (file.lost[0], size) if file.lost[0] < size else None
+
+    def lseek(self, number: int, position: int, how: int) -> None:
+        assert how == os.SEEK_SET
+        self.handles[number].position = position
+
+    def replace(self, source: Path | str, target: Path | str) -> None:
+        self.step(str(target))
+        self.seen[str(target)] = self.seen.pop(str(source))
+        self._changed(str(source))
+        self._changed(str(target))
+
+    def unlink(self, path: Path | str) -> None:
+        if str(path) not in self.seen:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        self.step(str(path))
+        del self.seen[str(path)]
+        self._changed(str(path))
+
+    def mkdir(self, path: Path | str, mode: int = 0o700) -> None:
+        self.step(str(path))
+        self.folders.add(str(path))
+        self._changed(str(path))
+
+    def listdir(self, folder: Path | str) -> list[str]:
+        inside = f"{folder}/"
+        if str(folder) not in self.folders:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
+        paths = (*self.seen, *self.folders)
+        return [p[len(inside) :] for p in paths if p.startswith(inside) and "/" not in p[len(inside) :]]
+
+    def stat(self, path: Path | str) -> SimpleNamespace:
+        if str(path) in self.folders:
+            return SimpleNamespace(st_mode=stat.S_IFDIR | 0o700)
+        file = self.seen.get(str(path))
+        if file is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        return SimpleNamespace(st_mode=stat.S_IFREG | file.mode, st_size=len(file.content))
+
+
+_REFUSALS = ((errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error"))
+
+
+def _above(path: str) -> str:
+    return path.rpartition("/")[0]

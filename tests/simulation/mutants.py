@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cachefl_secure import durable
 from cachefl_secure.federation import session_file, silo_attempt, silo_round
 from cachefl_secure.federation.sealed_update import seal_update
 from cachefl_secure.federation.silo_attempt import SiloAttempt
@@ -28,7 +30,6 @@ from cachefl_secure.protocol.messages import Phase, RevealedShare, UnmaskShares
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
-from tests.simulation import disk
 from tests.simulation.lies import (
     a_second_sum_with_those_not_asked,
     dropped_then_late,
@@ -204,7 +205,11 @@ def charge_after_send(patch: pytest.MonkeyPatch) -> None:
 
 
 def charge_not_synced(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(append_only, "_write_all", lambda file, content: os.write(file, content))
+    def append(path: Path, content: bytes, *, size: int) -> None:
+        with durable.opened(path, os.O_WRONLY | os.O_APPEND) as file:
+            durable.write_all(file, content)
+
+    patch.setattr(durable, "append", append)
 
 
 def last_charge_cut_off_on_opening(patch: pytest.MonkeyPatch) -> None:
@@ -213,11 +218,16 @@ def last_charge_cut_off_on_opening(patch: pytest.MonkeyPatch) -> None:
         return b"".join(lines[:-1]) if len(lines) > 3 else raw, "cut"
 
     patch.setattr(append_only, "repaired", cut)
-    patch.setattr(append_only, "replace_tail", lambda path, before, after: os.truncate(path, len(after)))
 
 
 def files_overwritten_in_place(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(disk, "IN_PLACE", True)
+    def in_place(path: durable.AnyPath, content: bytes, mode: int) -> None:
+        with durable.opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+            durable.write_all(file, content)
+            durable.sync(file)
+        durable.sync_folder(str(path).rpartition("/")[0])
+
+    patch.setattr(durable, "replace_file", in_place)
 
 
 def duplicate_counted_twice(patch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations
-from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -64,7 +65,6 @@ class Observer:
     """Sees everything that leaves a silo, every mask and every ledger, and complains."""
 
     parameters: RoundParameters
-    roots: dict[SiloId, Path]
     attempts: dict[str, AttemptView] = field(default_factory=dict)
     current: dict[SiloId, str] = field(default_factory=dict)
     """Silo -> digest of the manifest that it answered last."""
@@ -79,8 +79,8 @@ class Observer:
 
     # --- events
 
-    def on_reply(self, silo: SiloId, phase: str, request: bytes, raw: bytes, synced: int) -> None:
-        """A reply left the silo; ``synced`` bytes of its ledger are safe."""
+    def on_reply(self, silo: SiloId, phase: str, request: bytes, raw: bytes, charged: bytes) -> None:
+        """A reply left the silo; ``charged`` is what of its ledger is safe."""
         reply = msgspec.msgpack.decode(raw, type=letters.Reply)
         if reply.declined is not None or phase not in PHASES:
             return
@@ -98,24 +98,23 @@ class Observer:
         if known != reply.answer:
             raise Violation("I7", f"{silo} gave two replies in {phase}")
         if phase == letters.MASKED_INPUT:
-            self._on_masked_input(silo, self.attempts[current], request, synced)
+            self._on_masked_input(silo, self.attempts[current], request, charged)
         if phase == letters.UNMASK:
             self._on_shares(silo, self.attempts[current], reply.answer)
 
-    def _on_masked_input(self, silo: SiloId, attempt: AttemptView, request: bytes, synced: int) -> None:
+    def _on_masked_input(self, silo: SiloId, attempt: AttemptView, request: bytes, charged: bytes) -> None:
         delivery = msgspec.msgpack.decode(
             msgspec.msgpack.decode(request, type=Signed).body, type=ShareDelivery
         )
         attempt.sharers[silo] = frozenset(delivery.sharers)
-        rounds = self._charged_rounds(silo, synced)
+        rounds = self._charged_rounds(silo, charged)
         if attempt.manifest.round not in rounds:
             raise Violation("I3", f"{silo} sent in round {attempt.manifest.round}, charged are {rounds}")
         if len(self.encoded[silo, attempt.manifest.round]) > 1:
             raise Violation("I3", f"{silo} has two updates for one charge")
 
-    def _charged_rounds(self, silo: SiloId, synced: int) -> list[int]:
-        content = (self.roots[silo] / "ledger/ledger.jsonl").read_bytes()[:synced]
-        bodies = [json.loads(line)["body"] for line in content.splitlines() if line.endswith(b"}")]
+    def _charged_rounds(self, silo: SiloId, charged: bytes) -> list[int]:
+        bodies = [body for line in charged.splitlines() if (body := _entry(line)) is not None]
         rounds = [body["round"] for body in bodies if body["kind"] == "spend"]
         if len(rounds) < self.charges[silo] or len(set(rounds)) != len(rounds):
             raise Violation("I6", f"{silo} had {self.charges[silo]} charges, now {rounds}")
@@ -207,18 +206,30 @@ class Observer:
         return len(attempt.revealed[owner, kind] | colluding) >= self.parameters.threshold
 
 
+@lru_cache(1 << 12)
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A ledger's entry, unless a crash tore it."""
+    try:
+        body: dict[str, Any] = json.loads(line)["body"]
+    except ValueError:
+        return None
+    return body
+
+
 def _body_of(envelope: bytes) -> bytes:
     return msgspec.msgpack.decode(envelope, type=Signed).body
 
 
-def search_secrets(secrets: Collection[bytes], messages: Collection[bytes], root: Path) -> None:
-    """I8: none of these bytes is in what left, or in a file outside the places for secrets."""
-    files = [
-        path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and "keys" not in path.parts and not path.name.startswith("features")
-    ]
-    everything = b"\0".join([*messages, *files])
+def search_secrets(
+    secrets: Collection[bytes], messages: Collection[bytes], files: Iterable[tuple[str, bytes]]
+) -> None:
+    """I8: none of these bytes is in what left, or was ever written outside the places for secrets."""
+    unsealed = (
+        content
+        for path, content in files
+        if "/keys/" not in path and not path.endswith("/features.safetensors")
+    )
+    everything = b"\0".join([*messages, *unsealed])
     for secret in secrets:
         if len(secret) == 32 and secret in everything:
             raise Violation("I8", "a secret left in the clear")

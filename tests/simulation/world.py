@@ -7,9 +7,9 @@ clock, no randomness but the seed's.
 
 from __future__ import annotations
 
-import os
+import functools
 import random
-import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from cachefl_secure.protocol.messages import Roster
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedUpdate
 from cachefl_secure.updates import PrivateUpdate
-from tests.simulation.disk import Killed, SimDisk
+from tests.simulation.disk import ROOT, Killed, SimDisk
 from tests.simulation.observer import Observer, Violation, search_secrets
 from tests.simulation.primitives import SeededTokens, remember_primitives
 from tests.small_federation import SmallFederation, found
@@ -79,18 +79,14 @@ class Template:
     def plan(self) -> FederationPlan:
         return self.coordinator.plan
 
-    def copy(self, root: Path) -> None:
-        """Links what is only ever replaced, copies what is appended to."""
-        for folder, _, names in os.walk(self.root):
-            target = root / os.path.relpath(folder, self.root)
-            target.mkdir(mode=0o700)
-            for name in names:
-                source = os.path.join(folder, name)
-                if name.endswith(".jsonl"):
-                    shutil.copyfile(source, target / name)
-                    os.chmod(target / name, 0o600)
-                elif not name.endswith(".lock"):
-                    os.link(source, target / name)
+    @functools.cached_property
+    def content(self) -> dict[str, tuple[bytes, int]]:
+        """Path -> (content, mode) of every file."""
+        files = (path for path in self.root.rglob("*") if path.is_file() and path.suffix != ".lock")
+        return {
+            str(path.relative_to(self.root)): (path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+            for path in files
+        }
 
 
 @dataclass
@@ -113,7 +109,7 @@ class Faults:
     @classmethod
     def draw(cls, rng: random.Random) -> Faults:
         """Each kind absent in half of the schedules, so that rare combinations are met undisturbed."""
-        ceilings = (0.15, 0.15, 0.3, 0.1, 0.3, 0.15, 0.08, 0.1, 0.1, 0.05, 0.05)
+        ceilings = (0.15, 0.15, 0.3, 0.1, 0.3, 0.15, 0.08, 0.1, 0.1, 0.015, 0.015)
         return cls(*(rng.random() * most if rng.random() < 0.5 else 0.0 for most in ceilings))
 
 
@@ -212,11 +208,10 @@ class World:
         return reply
 
     def observe(self, process: SimSilo, phase: str, content: bytes, reply: bytes) -> None:
-        path = process.files.state.path(LEDGER_FILE)
-        synced = self.disk.synced.get(path.stat().st_ino, 0)
+        charged = self.disk.safe_content(process.files.state.path(LEDGER_FILE))
         self.note(f"{process.name} answers {phase}, {len(reply)} bytes")
         self.answers.append(reply)
-        self.observer.on_reply(process.name, phase, content, reply, synced)
+        self.observer.on_reply(process.name, phase, content, reply, charged)
         trouble = process.start().take_trouble()
         if trouble is not None and not isinstance(trouble, CacheflError | OSError):
             raise Violation("I7", f"{process.name}: {type(trouble).__name__} in {phase}") from trouble
@@ -314,8 +309,9 @@ class World:
     def check_records(self) -> None:
         """I1 for records that are new at the coordinator, and the same records at the silos."""
         state = StateDir(self.root / COORDINATOR_ROOT)
-        folders = sorted(state.path("rounds").glob("*/record.json")) if state.path("rounds").exists() else []
-        if len(folders) > self.records_seen:
+        if sum(path.endswith("/record.json") for path in self.disk.seen if "/coordinator/" in path) > (
+            self.records_seen
+        ):
             chain = Chain(state, self.template.plan, self.template.roster)
             for held in chain.verified[self.records_seen :]:
                 name = f"rounds/{held.record.round:04d}/aggregate.bin"
@@ -421,21 +417,18 @@ class Stage:
         """A fresh federation for one schedule. Close it before the next one."""
         rng = random.Random(seed)
         template = self.templates[rng.randrange(len(self.templates))]
-        root = self.root / "schedule"
-        shutil.rmtree(root, ignore_errors=True)
-        template.copy(root)
+        root = Path(ROOT)
         self.tokens.restart(seed)
         faults = faults or Faults.draw(rng)
-        disk = SimDisk(root, rng, death=faults.disk_death, refusal=faults.disk_refusal)
+        disk = SimDisk.holding(template.content, rng)
+        disk.death, disk.refusal = faults.disk_death, faults.disk_refusal
         self._schedule_patch = pytest.MonkeyPatch()
         disk.install(self._schedule_patch)
         silos = {
             name: SimSilo(name, replace(files, state=StateDir(root / files.state.root.name)))
             for name, files in template.silos.items()
         }
-        for silo in silos.values():
-            disk.adopt(silo.files.state.path(LEDGER_FILE))
-        observer = Observer(template.parameters, {name: s.files.state.root for name, s in silos.items()})
+        observer = Observer(template.parameters)
         self.world = World(template, seed, root, rng, faults, disk, silos, observer)
         return self.world
 
@@ -475,7 +468,7 @@ def play(stage: Stage, seed: int, strategy: Strategy = honest, faults: Faults | 
             world.finish()
         world.check()
         if seed % SEARCHED == 0:
-            search_secrets(stage.tokens.drawn, world.answers, world.root)
+            search_secrets(stage.tokens.drawn, world.answers, world.disk.written)
     except Violation as violation:
         violation.add_note(f"seed {seed}, {strategy.__name__}: {len(world.events)} events, the last ones:")
         for event in world.events[-30:]:
