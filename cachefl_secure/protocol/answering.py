@@ -1,5 +1,8 @@
 """The states of a silo in one attempt: one method per legal message, each giving the next state and the reply.
 
+Each has a ``view``: what this silo has received by then (``attempt.share_view``). Messages to it must be signed
+under its view, and its replies are signed under that of the next state.
+
 The rules they enforce are numbered in ``silo``. A state is frozen, but frozen does not mean used once:
 only ``silo.SiloSession`` may hold one, and it replaces state and reply together.
 """
@@ -13,7 +16,7 @@ from typing import TypeVar
 from cachefl_secure.errors import LocalProtocolError, PeerError, SurvivorSetRejected
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.protocol import wire
-from cachefl_secure.protocol.attempt import Attempt, body_digest
+from cachefl_secure.protocol.attempt import NOTHING_YET, Attempt, body_digest, share_view
 from cachefl_secure.protocol.certificate import check_certificate, statement_digest, statement_of
 from cachefl_secure.protocol.masking import KeySchedule, Masks, mask
 from cachefl_secure.protocol.messages import (
@@ -68,6 +71,10 @@ class Invited:
 
     party: Party
 
+    @property
+    def view(self) -> Digest:
+        return NOTHING_YET
+
     def advertise(self) -> tuple[AwaitingKeyList, Advertisement]:
         secrets = self.party.secrets
         advertisement = Advertisement(secrets.mask_key.public_key, secrets.channel_key.public_key)
@@ -78,6 +85,10 @@ class Invited:
 class AwaitingKeyList:
     party: Party
     own: Advertisement
+
+    @property
+    def view(self) -> Digest:
+        return NOTHING_YET
 
     def on_key_list(self, key_list: KeyList) -> tuple[AwaitingShareDelivery, SealedShares]:
         listed = [signed.sender for signed in key_list.advertisements]
@@ -126,6 +137,10 @@ class AwaitingShareDelivery:
     """Of the neighbours in U1."""
     channels: Mapping[SiloId, Channel]
     own: HeldShares
+
+    @property
+    def view(self) -> Digest:
+        return self.schedule.key_list
 
     def on_share_delivery(
         self, delivery: ShareDelivery, update: EncodedUpdate, ledger_head: Digest
@@ -181,6 +196,10 @@ class AwaitingSurvivorSet:
     own: Digest
     """Of the masked input that this silo sent."""
 
+    @property
+    def view(self) -> Digest:
+        return share_view(self.schedule.key_list, self.sharers)
+
     def on_survivor_set(self, proposal: SurvivorSet) -> tuple[AwaitingCertificate, Statement]:
         self._check(proposal)
         statement = statement_of(
@@ -200,7 +219,7 @@ class AwaitingSurvivorSet:
         for header in proposal.headers:
             if header.silo != self.party.silo:
                 self.party.attempt.verify_digest(
-                    MaskedInput, header.silo, header.body_digest, header.signature
+                    MaskedInput, header.silo, header.body_digest, header.signature, self.view
                 )
 
 
@@ -213,6 +232,10 @@ class AwaitingCertificate:
     survivors: tuple[SiloId, ...]
     statement: Digest
     """As signed."""
+
+    @property
+    def view(self) -> Digest:
+        return self.statement
 
     def on_certificate(self, certificate: Certificate) -> tuple[Finished, UnmaskShares]:
         attempt, own = self.party.attempt, self.party.silo
@@ -240,6 +263,10 @@ class Finished:
 
     survivors: tuple[SiloId, ...]
     statement: Digest
+
+    @property
+    def view(self) -> Digest:
+        return self.statement
 
 
 State = (

@@ -1,13 +1,13 @@
 """What all parties of one attempt agree on, and how they sign and open messages under it.
 
-A signature is over (manifest digest, phase, sender, SHA-256 of the body), under a purpose label that
-names the protocol version and the phase. The body enters by its digest, so that a signature over a
+A signature is over (manifest digest, phase, sender, SHA-256 of the body, what the sender has received so
+far), under a purpose label that names the protocol version and the phase. The body enters by its digest, so that a signature over a
 large masked input can be verified by somebody who has only the digest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +30,9 @@ from cachefl_secure.protocol.messages import (
 from cachefl_secure.protocol.parameters import RoundParameters
 
 _NO_MANIFEST_YET = Digest("")
+
+NOTHING_YET = Digest("")
+"""The view of who has received nothing but the manifest."""
 
 B = TypeVar("B", bound=Body)
 
@@ -95,8 +98,9 @@ class Attempt:
             return None
         return left, ring.window_survivors
 
-    def sign(self, body: Body, sender: str, identity: SigningKey) -> Signed:
-        return _sign(self.digest, body, sender, identity)
+    def sign(self, body: Body, sender: str, identity: SigningKey, view: Digest = NOTHING_YET) -> Signed:
+        """``view`` names what the sender has received so far: see ``share_view``."""
+        return _sign(self.digest, body, sender, identity, view)
 
     def decode(self, data: bytes, kind: type[Body], *, sender: str) -> Signed:
         """The envelope of a message of this kind and sender, its signature not yet verified.
@@ -109,33 +113,36 @@ class Attempt:
         _check_address(signed, kind, sender)
         return signed
 
-    def verify(self, signed: Signed, kind: type[B], *, sender: str) -> B:
-        """The body, verified first and then parsed.
+    def verify(self, signed: Signed, kind: type[B], *, sender: str, view: Digest = NOTHING_YET) -> B:
+        """The body, verified first and then parsed. ``view`` is what the sender must have received.
 
         Raises:
             UnexpectedMessage: of another phase, or from somebody else.
-            BadSignature: not signed by the sender for this attempt and phase.
+            BadSignature: not signed by the sender for this attempt and phase, or under another view.
             MalformedMessage: signed, but no message of this kind.
         """
         _check_address(signed, kind, sender)
-        self.verify_digest(kind, sender, body_digest(signed.body), signed.signature)
+        self.verify_digest(kind, sender, body_digest(signed.body), signed.signature, view)
         return wire.decode(signed.body, kind, limit_bytes=len(signed.body), peer=sender)
 
-    def verify_digest(self, kind: type[Body], sender: str, body: Digest, signature: bytes) -> None:
+    def verify_digest(
+        self, kind: type[Body], sender: str, body: Digest, signature: bytes, view: Digest = NOTHING_YET
+    ) -> None:
         """That ``sender``, one of this attempt's, signed a message of this kind whose body has this digest.
 
         Raises:
-            BadSignature: it did not, or for another attempt.
+            BadSignature: it did not, or for another attempt, or under another view.
         """
-        _verify(self.digest, kind.phase, sender, body, signature, self.public_keys[sender])
+        statement = _statement(self.digest, kind.phase, sender, body, view)
+        _verify(kind.phase, sender, statement, signature, self.public_keys[sender])
 
-    def open(self, data: bytes, kind: type[B], *, sender: str) -> B:
+    def open(self, data: bytes, kind: type[B], *, sender: str, view: Digest = NOTHING_YET) -> B:
         """``decode``, then ``verify``."""
-        return self.verify(self.decode(data, kind, sender=sender), kind, sender=sender)
+        return self.verify(self.decode(data, kind, sender=sender), kind, sender=sender, view=view)
 
 
 def sign_manifest(manifest: Manifest, identity: SigningKey) -> bytes:
-    return wire.encode(_sign(_NO_MANIFEST_YET, manifest, COORDINATOR, identity))
+    return wire.encode(_sign(_NO_MANIFEST_YET, manifest, COORDINATOR, identity, NOTHING_YET))
 
 
 def open_manifest(data: bytes, coordinator_key: PublicKeyHex) -> Manifest:
@@ -146,8 +153,10 @@ def open_manifest(data: bytes, coordinator_key: PublicKeyHex) -> Manifest:
     """
     signed = wire.decode(data, Signed, limit_bytes=wire.MANIFEST_LIMIT_BYTES, peer=COORDINATOR)
     _check_address(signed, Manifest, COORDINATOR)
-    body = body_digest(signed.body)
-    _verify(_NO_MANIFEST_YET, Phase.MANIFEST, COORDINATOR, body, signed.signature, coordinator_key)
+    statement = _statement(
+        _NO_MANIFEST_YET, Phase.MANIFEST, COORDINATOR, body_digest(signed.body), NOTHING_YET
+    )
+    _verify(Phase.MANIFEST, COORDINATOR, statement, signed.signature, coordinator_key)
     return wire.decode(signed.body, Manifest, limit_bytes=wire.MANIFEST_LIMIT_BYTES, peer=COORDINATOR)
 
 
@@ -156,16 +165,22 @@ def body_digest(raw: bytes) -> Digest:
     return digest_of("cachefl-secure/body/1", raw)
 
 
-def _sign(digest: Digest, body: Body, sender: str, identity: SigningKey) -> Signed:
+def share_view(key_list: Digest, sharers: Iterable[SiloId]) -> Digest:
+    """The view of who has received this key list and this share set (U2).
+
+    A party's view grows with the phases: nothing beyond the manifest; the key list's digest; this; and the
+    statement that is certified, which names all of it and the masked inputs.
+    """
+    return digest_of("cachefl-secure/view/1", key_list.encode(), *(silo.encode() for silo in sorted(sharers)))
+
+
+def _sign(digest: Digest, body: Body, sender: str, identity: SigningKey, view: Digest) -> Signed:
     raw = wire.encode(body)
-    statement = _statement(digest, body.phase, sender, body_digest(raw))
+    statement = _statement(digest, body.phase, sender, body_digest(raw), view)
     return Signed(SiloId(sender), body.phase, raw, identity.sign(_purpose(body.phase), statement))
 
 
-def _verify(
-    digest: Digest, phase: Phase, sender: str, body: Digest, signature: bytes, public_key: PublicKeyHex
-) -> None:
-    statement = _statement(digest, phase, sender, body)
+def _verify(phase: Phase, sender: str, statement: bytes, signature: bytes, public_key: PublicKeyHex) -> None:
     sign.verify(public_key, _purpose(phase), statement, signature, peer=sender)
 
 
@@ -180,6 +195,6 @@ def _purpose(phase: Phase) -> str:
     return f"cachefl-secure/{PROTOCOL}/{phase.value}"
 
 
-def _statement(digest: Digest, phase: Phase, sender: str, body: Digest) -> bytes:
-    parts = (digest.encode(), phase.value.encode(), sender.encode(), body.encode())
+def _statement(digest: Digest, phase: Phase, sender: str, body: Digest, view: Digest) -> bytes:
+    parts = (digest.encode(), phase.value.encode(), sender.encode(), body.encode(), view.encode())
     return bytes.fromhex(digest_of("cachefl-secure/statement/1", *parts))

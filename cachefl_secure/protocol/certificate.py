@@ -74,4 +74,4 @@ def check_certificate(
     for signed in certificate.signatures:
         if signed.silo == own:
             continue
-        attempt.verify_digest(Statement, signed.silo, statement, signed.signature)
+        attempt.verify_digest(Statement, signed.silo, statement, signed.signature, view=statement)

@@ -1,11 +1,15 @@
-"""The coordinator's states in one attempt, one method per phase. ``coordinator`` holds the live one."""
+"""The coordinator's states in one attempt, one method per phase. ``coordinator`` holds the live one.
+
+Each has a ``view``: what a silo must have received whose answers are collected (``attempt.share_view``), and so
+what the coordinator's next message is signed under.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,8 +17,8 @@ from cachefl_secure.crypto import shamir
 from cachefl_secure.crypto.agreement import check_public_key
 from cachefl_secure.errors import MalformedMessage, RoundAborted, UnexpectedMessage
 from cachefl_secure.names import Digest, SiloId
-from cachefl_secure.protocol.attempt import Attempt
-from cachefl_secure.protocol.certificate import Certified, statement_of
+from cachefl_secure.protocol.attempt import NOTHING_YET, Attempt, share_view
+from cachefl_secure.protocol.certificate import Certified, statement_digest, statement_of
 from cachefl_secure.protocol.masking import KeySchedule, Masks, sum_masked, unmask
 from cachefl_secure.protocol.messages import (
     Advertisement,
@@ -37,6 +41,7 @@ from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed
 from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate
 
 B = TypeVar("B", bound=Body)
+C = TypeVar("C", bound=Body, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +54,24 @@ class Received(Generic[B]):
     """Of the body."""
 
 
+class Collecting(Protocol[C]):
+    """What all states have that wait for answers."""
+
+    @property
+    def view(self) -> Digest: ...
+
+    def check(self, silo: SiloId, body: C, /) -> None:
+        """Raises a ``PeerError`` if this answer counts as none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CollectingAdvertisements:
     attempt: Attempt
+
+    @property
+    def view(self) -> Digest:
+        return NOTHING_YET
 
     def check(self, silo: SiloId, advertisement: Advertisement) -> None:
         # One unusable key in the list would make every silo refuse it.
@@ -75,6 +95,10 @@ class CollectingShares:
     schedule: KeySchedule
     advertised: Mapping[SiloId, Advertisement]
     """U1."""
+
+    @property
+    def view(self) -> Digest:
+        return self.schedule.key_list
 
     def check(self, silo: SiloId, shares: SealedShares) -> None:
         neighbours = self.attempt.graph.holders(silo)
@@ -114,6 +138,10 @@ class CollectingMaskedInputs:
     commitments: Mapping[SiloId, Digest]
     """Of the self-mask seeds of U2."""
 
+    @property
+    def view(self) -> Digest:
+        return share_view(self.schedule.key_list, self.commitments)
+
     def check(self, silo: SiloId, masked: MaskedInput) -> None:
         parameters = self.attempt.parameters
         if (len(masked.words), len(masked.counters)) != (parameters.input_bytes, parameters.counter_bytes):
@@ -132,8 +160,17 @@ class CollectingMaskedInputs:
                 Header(silo, arrived[silo].digest, arrived[silo].signed.signature) for silo in sorted(arrived)
             )
         )
+        statement = statement_of(
+            self.attempt.digest, self.schedule.key_list, self.commitments, proposal.uploads
+        )
         following = CollectingUnmaskShares(
-            self.attempt, self.schedule, self.advertised, self.commitments, proposal.survivors, total
+            self.attempt,
+            self.schedule,
+            self.advertised,
+            self.commitments,
+            proposal.survivors,
+            total,
+            statement_digest(statement),
         )
         return CollectingStatements(following, proposal.uploads), proposal
 
@@ -145,13 +182,13 @@ class CollectingStatements:
     uploads: Mapping[SiloId, Digest]
     """U3."""
 
-    def check(self, silo: SiloId, statement: Statement) -> None:
-        if statement != self._statement():
-            raise UnexpectedMessage(silo, "signed another statement than the one proposed")
+    @property
+    def view(self) -> Digest:
+        return self.following.statement
 
-    def _statement(self) -> Statement:
-        state = self.following
-        return statement_of(state.attempt.digest, state.schedule.key_list, state.commitments, self.uploads)
+    def check(self, silo: SiloId, statement: Statement) -> None:
+        if statement_digest(statement) != self.following.statement:
+            raise UnexpectedMessage(silo, "signed another statement than the one proposed")
 
     def on_statements(
         self, arrived: Mapping[SiloId, Received[Statement]]
@@ -179,6 +216,12 @@ class CollectingUnmaskShares:
     survivors: tuple[SiloId, ...]
     """U3."""
     total: MaskedSum
+    statement: Digest
+    """That is to be certified: names all of the above."""
+
+    @property
+    def view(self) -> Digest:
+        return self.statement
 
     @property
     def dropped(self) -> list[SiloId]:

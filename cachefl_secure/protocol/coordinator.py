@@ -15,9 +15,10 @@ from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessa
 from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import Attempt, body_digest, sign_manifest
-from cachefl_secure.protocol.certificate import Certified
+from cachefl_secure.protocol.certificate import Certified, statement_digest, statement_of
 from cachefl_secure.protocol.collecting import (
     Aborted,
+    Collecting,
     CollectingAdvertisements,
     CollectingMaskedInputs,
     CollectingShares,
@@ -94,8 +95,9 @@ class CoordinatorSession:
             for signed in saved.key_list.advertisements
         }
         survivors, total = tuple(sorted(saved.uploads)), MaskedSum.from_bytes(saved.total, parameters)
+        statement = statement_of(attempt.digest, schedule.key_list, saved.commitments, saved.uploads)
         session._state = CollectingUnmaskShares(
-            attempt, schedule, advertised, saved.commitments, survivors, total
+            attempt, schedule, advertised, saved.commitments, survivors, total, statement_digest(statement)
         )
         session._certified = Certified(
             schedule.key_list, tuple(sorted(saved.commitments)), saved.uploads, saved.certificate
@@ -111,9 +113,9 @@ class CoordinatorSession:
         """Returns the key list for every silo in it (U1)."""
         match self._state:
             case CollectingAdvertisements() as state:
-                arrived = self._accept(answers, Advertisement, self._attempt.manifest.cohort, state.check)
+                arrived = self._accept(answers, Advertisement, self._attempt.manifest.cohort, state)
                 key_list = self._key_list = self._advance(state.on_advertisements, arrived)
-                return dict.fromkeys(sorted(arrived), self._sign(key_list))
+                return dict.fromkeys(sorted(arrived), self._sign(key_list, state.view))
             case state:
                 raise LocalProtocolError(f"advertisements in {type(state).__name__}")
 
@@ -121,9 +123,9 @@ class CoordinatorSession:
         """Returns each sharer's (U2) delivery."""
         match self._state:
             case CollectingShares() as state:
-                arrived = self._accept(answers, SealedShares, state.advertised, state.check)
+                arrived = self._accept(answers, SealedShares, state.advertised, state)
                 deliveries = self._advance(state.on_sealed_shares, arrived)
-                return {silo: self._sign(delivery) for silo, delivery in deliveries.items()}
+                return {silo: self._sign(delivery, state.view) for silo, delivery in deliveries.items()}
             case state:
                 raise LocalProtocolError(f"sealed shares in {type(state).__name__}")
 
@@ -131,12 +133,12 @@ class CoordinatorSession:
         """Returns the survivor set, with headers, for every survivor (U3) to sign."""
         match self._state:
             case CollectingMaskedInputs() as state:
-                arrived = self._accept(answers, MaskedInput, state.commitments, state.check)
+                arrived = self._accept(answers, MaskedInput, state.commitments, state)
                 proposal = self._advance(state.on_masked_inputs, arrived)
                 self.survivors = proposal.survivors
                 self._note("survivor-set", body_digest(wire.encode(proposal)))
                 self.ledger_heads = {silo: arrived[silo].body.ledger_head for silo in self.survivors}
-                return dict.fromkeys(self.survivors, self._sign(proposal))
+                return dict.fromkeys(self.survivors, self._sign(proposal, state.view))
             case state:
                 raise LocalProtocolError(f"masked inputs in {type(state).__name__}")
 
@@ -147,7 +149,7 @@ class CoordinatorSession:
         """
         match self._state:
             case CollectingStatements() as state:
-                arrived = self._accept(answers, Statement, state.uploads, state.check)
+                arrived = self._accept(answers, Statement, state.uploads, state)
                 self._certified = self._advance(state.on_statements, arrived)
                 self._note("certificate", body_digest(wire.encode(self._certified.certificate)))
                 self._asked = tuple(sorted(arrived))
@@ -157,7 +159,9 @@ class CoordinatorSession:
 
     def certificates(self) -> dict[SiloId, bytes]:
         """The certificate, for every silo that signed. The same bytes each time."""
-        return dict.fromkeys(self._asked, self._sign(self.certified.certificate))
+        if not isinstance(self._state, CollectingUnmaskShares):
+            raise LocalProtocolError(f"certificate in {type(self._state).__name__}")
+        return dict.fromkeys(self._asked, self._sign(self.certified.certificate, self._state.view))
 
     @property
     def unmasking(self) -> UnmaskingRound:
@@ -186,7 +190,7 @@ class CoordinatorSession:
         """
         match self._state:
             case CollectingUnmaskShares() as state:
-                arrived = self._accept(answers, UnmaskShares, state.survivors, state.check)
+                arrived = self._accept(answers, UnmaskShares, state.survivors, state)
                 total = self._advance(state.on_unmask_shares, arrived)
                 for silo in self._suspects():
                     self.rejected[silo] = PeerError(silo, "a share of it does not fit")
@@ -218,16 +222,16 @@ class CoordinatorSession:
         answers: Mapping[SiloId, bytes],
         kind: type[B],
         asked: Collection[SiloId],
-        check: Callable[[SiloId, B], None],
+        state: Collecting[B],
     ) -> dict[SiloId, Received[B]]:
-        accepted = {}
+        accepted, view = {}, state.view
         for silo in sorted(answers):
             try:
                 if silo not in asked:
                     raise UnexpectedMessage(silo, f"{kind.phase.value} from a silo that was not asked")
                 signed = self._attempt.decode(answers[silo], kind, sender=silo)
-                body = self._attempt.verify(signed, kind, sender=silo)
-                check(silo, body)
+                body = self._attempt.verify(signed, kind, sender=silo, view=view)
+                state.check(silo, body)
             except PeerError as error:
                 self.rejected[silo] = error
             else:
@@ -241,8 +245,9 @@ class CoordinatorSession:
         self._state, result = step(arrived)
         return result
 
-    def _sign(self, body: Body) -> bytes:
-        return wire.encode(self._attempt.sign(body, COORDINATOR, self._identity))
+    def _sign(self, body: Body, view: Digest) -> bytes:
+        """``view`` is what a silo must have received to be sent this."""
+        return wire.encode(self._attempt.sign(body, COORDINATOR, self._identity, view))
 
     def _note(self, what: str, digest: Digest) -> None:
         self._transcript.append(f"{what}/{digest}")

@@ -160,7 +160,7 @@ class SiloSession:
             case AwaitingShareDelivery() as state:
                 delivery = self._open(data, ShareDelivery)
                 following, reply = state.on_share_delivery(delivery, update, ledger_head)
-                raw = self._sign(reply)
+                raw = self._sign(reply, following)
                 sent = SentInput(following.own, ledger_head)
                 self._advance(following, Exchange(Phase.SHARE_DELIVERY, data, b""), sent)
                 self._masked_input = raw
@@ -204,7 +204,7 @@ class SiloSession:
         if (saved := self._exchange(phase, data)) is not None:
             return saved.reply
         following, reply = self._step(phase, data)
-        raw = self._sign(reply)
+        raw = self._sign(reply, following)
         self._advance(following, Exchange(phase, data, raw), self._journal.sent)
         return raw
 
@@ -223,10 +223,11 @@ class SiloSession:
                 raise _unexpected(phase, state)
 
     def _open(self, data: bytes, kind: type[_B]) -> _B:
-        return self._attempt.open(data, kind, sender=COORDINATOR)
+        return self._attempt.open(data, kind, sender=COORDINATOR, view=self._state.view)
 
-    def _sign(self, reply: Body) -> bytes:
-        return wire.encode(self._attempt.sign(reply, self._silo, self._identity))
+    def _sign(self, reply: Body, following: State) -> bytes:
+        """A reply is signed under the view of the state that it leads to: it has received what it answers."""
+        return wire.encode(self._attempt.sign(reply, self._silo, self._identity, following.view))
 
     def _exchange(self, phase: Phase, data: bytes) -> Exchange | None:
         """Rule 8: what was exchanged in this phase, if it began with these bytes."""
@@ -254,7 +255,7 @@ class SiloSession:
                 self._masking = state
             case phase, _:
                 following, reply = self._step(phase, exchange.request)
-                if self._sign(reply) != exchange.reply:
+                if self._sign(reply, following) != exchange.reply:
                     raise LocalProtocolError(f"the reply to {phase.value} does not come out as it left")
         known, held = self._journal, (*self._journal.exchanges, exchange)
         self._state = following
@@ -265,11 +266,12 @@ class SiloSession:
     def _mask_again(self, data: bytes, update: EncodedUpdate) -> bytes:
         if self._masking is None or self._journal.sent is None:
             raise LocalProtocolError("a masked input was sent, but the journal does not say which")
-        delivery, head = self._open(data, ShareDelivery), self._journal.sent.ledger_head
+        delivery = self._attempt.open(data, ShareDelivery, sender=COORDINATOR, view=self._masking.view)
+        head = self._journal.sent.ledger_head
         again, reply = self._masking.on_share_delivery(delivery, update, head)
         if again.own != self._journal.sent.body_digest:
             raise LocalProtocolError("the masked input does not come out as it left")
-        self._masked_input = self._sign(reply)
+        self._masked_input = self._sign(reply, again)
         return self._masked_input
 
 

@@ -9,7 +9,8 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import Attempt, body_digest
-from cachefl_secure.protocol.messages import Body, Header, Signed, SurvivorSet
+from cachefl_secure.protocol.certificate import statement_digest
+from cachefl_secure.protocol.messages import Body, Header, Signed, Statement, SurvivorSet
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.vectors import EncodedUpdate
 from tests.protocol.rounds import LEDGER_HEAD, federation, parameters_for, random_updates
@@ -76,8 +77,18 @@ class Table:
                 headers.append(Header(silo, Digest("00" * 32), bytes(64)))
         return self.say(SurvivorSet(tuple(headers)))
 
-    def say(self, body: Body, sender: str = COORDINATOR, identity: SigningKey | None = None) -> bytes:
-        return wire.encode(self.attempt.sign(body, sender, identity or self.fed.identities[sender]))
+    def say(
+        self,
+        body: Body,
+        sender: str = COORDINATOR,
+        identity: SigningKey | None = None,
+        to: SiloId | None = None,
+    ) -> bytes:
+        """Signed under the view of the silo that it is for, the one under test unless told, or of the silo that says it."""
+        seen = self.sessions.get(SiloId(sender), self.sessions[to or self.me])._state.view
+        if isinstance(body, Statement):
+            seen = statement_digest(body)
+        return wire.encode(self.attempt.sign(body, sender, identity or self.fed.identities[sender], seen))
 
 
 def signed(data: bytes) -> Signed:

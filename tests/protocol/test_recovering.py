@@ -16,7 +16,9 @@ from cachefl_secure.crypto.shamir import PRIME, CoefficientSeed, split
 from cachefl_secure.crypto.shamir_decoding import decode
 from cachefl_secure.errors import RoundAborted, SharesRejected
 from cachefl_secure.names import SiloId
-from cachefl_secure.protocol.messages import Phase, RevealedShare, SealedShares, UnmaskShares
+from cachefl_secure.protocol.collecting import CollectingShares, CollectingUnmaskShares
+from cachefl_secure.protocol.coordinator import CoordinatorSession
+from cachefl_secure.protocol.messages import Body, Phase, RevealedShare, SealedShares, UnmaskShares
 from cachefl_secure.protocol.recovering import Sought, recover
 from tests.protocol.rounds import (
     Fault,
@@ -105,12 +107,21 @@ def test_a_dealer_whose_shares_agree_on_something_else_is_the_only_suspect() -> 
     assert raised.value.suspects == ("a",)
 
 
+def resigned(fed: Federation, coordinator: CoordinatorSession, body: Body, silo: SiloId) -> bytes:
+    """Another body under the silo's true key and the view that the coordinator expects."""
+    state = coordinator._state
+    assert isinstance(state, CollectingShares | CollectingUnmaskShares)
+    return msgspec.msgpack.encode(coordinator._attempt.sign(body, silo, fed.identities[silo], state.view))
+
+
 def lying(
-    fed: Federation, liars: Collection[SiloId], kinds: Collection[str] = ("self_mask", "mask_key")
+    fed: Federation,
+    coordinator: CoordinatorSession,
+    liars: Collection[SiloId],
+    kinds: Collection[str] = ("self_mask", "mask_key"),
 ) -> Fault:
     """Silos whose revealed shares are all wrong, well signed; the last silo drops out before its input."""
     dropped = lost(Phase.MASKED_INPUT, fed.silos[-1])
-    signer = fed.coordinator()._attempt
 
     def fault(at: Phase, silo: SiloId, message: bytes) -> bytes | None:
         if at is not Phase.UNMASK or silo not in liars:
@@ -120,8 +131,7 @@ def lying(
             kind: tuple(RevealedShare(s.silo, garbled(s.share)) for s in getattr(body, kind))
             for kind in kinds
         }
-        lie = signer.sign(msgspec.structs.replace(body, **changes), silo, fed.identities[silo])
-        return msgspec.msgpack.encode(lie)
+        return resigned(fed, coordinator, msgspec.structs.replace(body, **changes), silo)
 
     return fault
 
@@ -134,7 +144,8 @@ def test_a_round_comes_through_although_some_silos_reveal_wrong_shares(
 ) -> None:
     fed = federation(parameters_for(9, dimension=9))  # t = 5, eight answer: three more than are needed
     updates, liar_names = random_updates(fed), {fed.silos[i] for i in liars}
-    finished = run_round(fed, updates, lying(fed, liar_names, kinds))
+    coordinator = fed.coordinator()
+    finished = run_round(fed, updates, lying(fed, coordinator, liar_names, kinds), coordinator=coordinator)
     assert integers(finished.total) == exact_sum(updates, fed.silos[:-1])
     assert set(finished.coordinator.rejected) == liar_names
 
@@ -142,23 +153,23 @@ def test_a_round_comes_through_although_some_silos_reveal_wrong_shares(
 @pytest.mark.claim("C6")
 def test_a_round_with_too_many_wrong_shares_names_all_that_may_have_lied() -> None:
     fed = federation(parameters_for(9, dimension=9))
-    liars = set(fed.silos[:4])
+    liars, coordinator = set(fed.silos[:4]), fed.coordinator()
     with pytest.raises(SharesRejected) as raised:
-        run_round(fed, random_updates(fed), lying(fed, liars))
+        run_round(fed, random_updates(fed), lying(fed, coordinator, liars), coordinator=coordinator)
     assert liars <= set(raised.value.suspects)
 
 
 @pytest.mark.claim("C6")
 def test_a_silo_that_committed_to_another_seed_is_named() -> None:
     fed = federation(parameters_for(7, dimension=9))
-    dealer, signer = fed.silos[2], fed.coordinator()._attempt
+    dealer, coordinator = fed.silos[2], fed.coordinator()
 
     def fault(at: Phase, silo: SiloId, message: bytes) -> bytes | None:
         if at is not Phase.SHARE or silo != dealer:
             return message
         body = msgspec.structs.replace(body_of(message, SealedShares), self_mask_commitment="00" * 32)
-        return msgspec.msgpack.encode(signer.sign(body, silo, fed.identities[silo]))
+        return resigned(fed, coordinator, body, silo)
 
     with pytest.raises(SharesRejected) as raised:
-        run_round(fed, random_updates(fed), fault)
+        run_round(fed, random_updates(fed), fault, coordinator=coordinator)
     assert raised.value.suspects == (dealer,)

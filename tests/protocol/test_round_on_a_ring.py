@@ -108,7 +108,8 @@ def test_a_silo_refuses_lists_that_thin_the_ring() -> None:
     kept = tuple(silo for silo in fed.silos if silo not in gone)
 
     def say(body: KeyList | ShareDelivery | SurvivorSet) -> bytes:
-        return wire.encode(attempt.sign(body, COORDINATOR, fed.identities[COORDINATOR]))
+        seen = silos[me]._state.view
+        return wire.encode(attempt.sign(body, COORDINATOR, fed.identities[COORDINATOR], seen))
 
     lists = coordinator.on_advertisements({s: x.advertise() for s, x in silos.items()})
     key_list = body_of(lists[me], KeyList)

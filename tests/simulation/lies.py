@@ -19,7 +19,7 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire
-from cachefl_secure.protocol.attempt import Attempt, body_digest, sign_manifest
+from cachefl_secure.protocol.attempt import NOTHING_YET, Attempt, body_digest, share_view, sign_manifest
 from cachefl_secure.protocol.certificate import statement_digest, statement_of
 from cachefl_secure.protocol.masking import KeySchedule
 from cachefl_secure.protocol.messages import (
@@ -57,6 +57,8 @@ class Scheme:
     sealed: dict[SiloId, SealedShares] = field(default_factory=dict)
     sharers: dict[SiloId, Set] = field(default_factory=dict)
     inputs: dict[SiloId, Header] = field(default_factory=dict)
+    signed: dict[SiloId, Digest] = field(default_factory=dict)
+    """The statement that each silo signed last."""
     signatures: dict[tuple[Digest, Set], dict[SiloId, bytes]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -104,7 +106,19 @@ class Scheme:
         return msgspec.msgpack.decode(reply.answer, type=Signed) if reply.answer else None
 
     def tell(self, silo: SiloId, phase: str, body: Body) -> Signed | None:
-        return self._deliver(silo, phase, wire.encode(self.attempt.sign(body, COORDINATOR, self._key)))
+        signed = self.attempt.sign(body, COORDINATOR, self._key, self._view(silo, body))
+        return self._deliver(silo, phase, wire.encode(signed))
+
+    def _view(self, silo: SiloId, body: Body) -> Digest:
+        """What that silo has received: a liar knows, for it sent it."""
+        if isinstance(body, KeyList) or silo not in self.key_lists:
+            return NOTHING_YET
+        key_list = KeySchedule.of(self.attempt.digest, self.key_lists[silo]).key_list
+        if isinstance(body, ShareDelivery):
+            return key_list
+        if isinstance(body, SurvivorSet) or silo not in self.signed:
+            return share_view(key_list, self.sharers[silo])
+        return self.signed[silo]
 
     # --- phases, with a choice for every silo
 
@@ -147,6 +161,7 @@ class Scheme:
             if answer is not None:
                 signed = statement_digest(msgspec.msgpack.decode(answer.body, type=Statement))
                 self.signatures[signed, survivors][silo] = answer.signature
+                self.signed[silo] = signed
         for (signed, survivors), signatures in self.signatures.items():
             for silo in self.colluders & survivors:
                 signatures[silo] = self._forge(silo, signed, survivors)
@@ -161,7 +176,7 @@ class Scheme:
             )
             if statement_digest(statement) == signed:
                 key = self.world.silos[silo].files.state.signing_key()
-                return self.attempt.sign(statement, silo, key).signature
+                return self.attempt.sign(statement, silo, key, signed).signature
         return bytes(64)
 
     def certify(self, *, most: int | None = None) -> None:

@@ -39,10 +39,10 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from cachefl_secure.names import COORDINATOR, SiloId
+from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import Attempt, body_digest
-from cachefl_secure.protocol.certificate import statement_of
+from cachefl_secure.protocol.certificate import statement_digest, statement_of
 from cachefl_secure.protocol.masking import KeySchedule
 from cachefl_secure.protocol.messages import (
     Body,
@@ -101,6 +101,15 @@ class Case:
         return reference.digest("cachefl-secure/manifest/1", manifest) + reference.digest(
             "cachefl-secure/key-list/1", key_list
         )
+
+    @property
+    def view(self) -> Digest:
+        """What the silos had received when they sent their masked inputs."""
+        key_list = reference.digest(
+            "cachefl-secure/key-list/1", envelope(self.finished.seen[Phase.KEY_LIST][self.colluder]).body
+        )
+        named = (key_list.hex().encode(), *(silo.encode() for silo in self.fed.silos))
+        return Digest(reference.digest("cachefl-secure/view/1", *named).hex())
 
     @property
     def moduli(self) -> Vector:
@@ -181,7 +190,7 @@ def message_of(
         LEDGER_HEAD,
     )
     attempt = Attempt.begin(case.fed.manifest, case.fed.roster, case.fed.coordinator_key, case.fed.parameters)
-    return wire.encode(attempt.sign(body, silo, case.fed.identities[silo]))
+    return wire.encode(attempt.sign(body, silo, case.fed.identities[silo], case.view))
 
 
 # --- the witness ----------------------------------------------------------------------------------
@@ -292,6 +301,11 @@ def test_every_other_message_is_the_same_whatever_the_updates(case: Case) -> Non
     for phase, messages in case.finished.seen.items():
         if phase in certifying:  # functions of the masked inputs, as the next test shows
             assert all(again.seen[phase][silo] != message for silo, message in messages.items())
+        elif phase is Phase.UNMASK:  # signed under what was certified; what it says is the same
+            assert all(
+                envelope(again.seen[phase][silo]).body == envelope(message).body
+                for silo, message in messages.items()
+            )
         else:
             assert again.seen[phase] == messages
 
@@ -308,15 +322,18 @@ def test_what_is_certified_follows_from_the_masked_inputs_byte_for_byte(case: Ca
     proposal = SurvivorSet(tuple(headers))
     key_list = KeySchedule.of(attempt.digest, body_of(seen[Phase.KEY_LIST][case.colluder], KeyList)).key_list
     statement = statement_of(attempt.digest, key_list, case.fed.silos, proposal.uploads)
-    signed = {silo: attempt.sign(statement, silo, silos[silo]) for silo in inputs}
+    named = statement_digest(statement)
+    signed = {silo: attempt.sign(statement, silo, silos[silo], named) for silo in inputs}
     quorum = list(signed.items())[: case.fed.parameters.quorum]
     certificate = Certificate(tuple(StatementSignature(s, sent.signature) for s, sent in quorum))
     for silo in inputs:
         coordinator = silos[COORDINATOR]
-        assert seen[Phase.SURVIVOR_SET][silo] == wire.encode(attempt.sign(proposal, COORDINATOR, coordinator))
+        assert seen[Phase.SURVIVOR_SET][silo] == wire.encode(
+            attempt.sign(proposal, COORDINATOR, coordinator, case.view)
+        )
         assert seen[Phase.CERTIFY][silo] == wire.encode(signed[silo])
         assert seen[Phase.CERTIFICATE][silo] == wire.encode(
-            attempt.sign(certificate, COORDINATOR, coordinator)
+            attempt.sign(certificate, COORDINATOR, coordinator, named)
         )
 
 

@@ -65,8 +65,8 @@ def signature_of(data: bytes) -> StatementSignature:
     return StatementSignature(envelope.sender, envelope.signature)
 
 
-def certificate(table: Table, signatures: Iterable[StatementSignature]) -> bytes:
-    return table.say(Certificate(tuple(sorted(signatures, key=lambda s: s.silo))))
+def certificate(table: Table, signatures: Iterable[StatementSignature], to: SiloId | None = None) -> bytes:
+    return table.say(Certificate(tuple(sorted(signatures, key=lambda s: s.silo))), to=to)
 
 
 def certified_views(table: Table, colluders: Iterable[SiloId], shown: dict[SiloId, bytes]) -> list[bytes]:
@@ -87,7 +87,7 @@ def certified_views(table: Table, colluders: Iterable[SiloId], shown: dict[SiloI
     answered = set()
     for silo, (proposal, signatures) in product(shown, by_proposal.items()):
         try:
-            table.sessions[silo].on_certificate(certificate(table, signatures))
+            table.sessions[silo].on_certificate(certificate(table, signatures, silo))
         except (SurvivorSetRejected, BadSignature, UnexpectedMessage):
             continue
         assert shown[silo] == proposal
@@ -144,13 +144,13 @@ def test_a_colluder_that_sends_two_inputs_does_not_get_both_certified() -> None:
         assert len(certified_views(table, (colluder,), shown)) <= 1
 
 
-def test_silos_that_saw_different_share_sets_sign_different_statements() -> None:
-    """U2 is in no header; the statement has it."""
+def test_silos_that_saw_different_share_sets_sign_nothing_about_each_other() -> None:
+    """A masked input is signed under the share set that its silo saw: for silos that saw another it is no header."""
     table = Table(6)
     table.to_delivery()
     a, b, gone = table.fed.silos[1], table.fed.silos[2], table.fed.silos[5]
     whole = body_of(table.deliveries[b], ShareDelivery)
-    smaller = table.say(ShareDelivery(whole.sharers[:5], whole.sealed[:-1]))
+    smaller = table.say(ShareDelivery(whole.sharers[:5], whole.sealed[:-1]), to=b)
     table.inputs = {
         silo: table.sessions[silo].on_share_delivery(
             smaller if silo == b else table.deliveries[silo], table.updates[silo], LEDGER_HEAD
@@ -159,11 +159,12 @@ def test_silos_that_saw_different_share_sets_sign_different_statements() -> None
         if silo != gone
     }
     proposal = table.proposal(table.fed.silos[:5])
-    said = {silo: table.sessions[silo].on_survivor_set(proposal) for silo in table.fed.silos[:5]}
-    assert body_of(said[a], Statement) != body_of(said[b], Statement)
     with pytest.raises(BadSignature) as raised:
-        table.sessions[a].on_certificate(certificate(table, map(signature_of, said.values())))
+        table.sessions[a].on_survivor_set(proposal)
     assert raised.value.peer == b
+    with pytest.raises(BadSignature) as raised:  # not even the coordinator's own message fits both
+        table.sessions[b].on_survivor_set(proposal)
+    assert raised.value.peer == COORDINATOR
 
 
 # --- headers --------------------------------------------------------------------------------------
@@ -334,7 +335,7 @@ def test_stale_signatures_do_not_count(changes: dict[str, object]) -> None:
 def test_nothing_is_revealed_without_a_certificate_or_before_this_silo_has_signed() -> None:
     table = at_the_masked_inputs()
     others = {s: table.sessions[s].on_survivor_set(table.sets[s]) for s in table.others}
-    genuine = certificate(table, map(signature_of, others.values()))
+    genuine = certificate(table, map(signature_of, others.values()), table.others[0])
     with pytest.raises(UnexpectedMessage, match="AwaitingSurvivorSet"):
         table.session.on_certificate(genuine)  # a quorum signed, but not this silo
     table.session.on_survivor_set(table.sets[table.me])
@@ -362,7 +363,7 @@ def test_a_silo_that_signs_something_else_drops_out_and_the_round_goes_on() -> N
     statements = {s: table.sessions[s].on_survivor_set(table.sets[s]) for s in table.fed.silos}
     lie = msgspec.structs.replace(body_of(statements[odd], Statement), share_set_digest=Digest("77" * 32))
     certificates = table.coordinator.on_statements({**statements, odd: table.say(lie, odd)})
-    assert isinstance(table.coordinator.rejected[odd], UnexpectedMessage)
+    assert isinstance(table.coordinator.rejected[odd], BadSignature)  # signed under another view
     assert odd not in certificates
     signers = [signature.silo for signature in body_of(certificates[table.me], Certificate).signatures]
     assert signers == [silo for silo in table.fed.silos if silo != odd][:4]
