@@ -114,7 +114,7 @@ class Scheme:
         if isinstance(body, KeyList) or silo not in self.key_lists:
             return NOTHING_YET
         key_list = KeySchedule.of(self.attempt.digest, self.key_lists[silo]).key_list
-        if isinstance(body, ShareDelivery):
+        if isinstance(body, ShareDelivery) or silo not in self.sharers:
             return key_list
         if isinstance(body, SurvivorSet) or silo not in self.signed:
             return share_view(key_list, self.sharers[silo])
