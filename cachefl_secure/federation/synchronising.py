@@ -57,6 +57,8 @@ class Synchroniser:
         ready = self._deliver({silo: self._lacking(each) for silo, each in standings.items()}, attendance)
         if len(self._countersigned) == len(self._keys):
             waiting = [silo for silo in ready if not standings[silo].is_countersigned]
+            if not waiting:
+                return ready
             complete = Sync(b"", b"", (), tuple(self._countersigned[silo] for silo in sorted(self._keys)))
             signed = self._deliver(dict.fromkeys(waiting, complete), attendance)
             ready -= set(waiting) - signed
