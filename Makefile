@@ -9,12 +9,13 @@ STAMP := $(VENV)/.installed
 # What the lock pins beyond pyproject.toml; the reasons are in threat_model/decisions/0006-torch-pins.md.
 PINS := "setuptools>=77" "torch==2.14.1" "torchvision==0.29.2" "opacus==1.6.0" "open_clip_torch==3.3.0" "diffusers==0.42.1"
 
-.PHONY: help demo test bench lock clean
+.PHONY: help demo test bench fuzz lock clean
 
 help:
 	@echo "make demo    install into $(VENV), then run a federation of silos on this machine from start to audit"
 	@echo "make test    install into $(VENV), then style, types, import rules and all tests"
 	@echo "make bench   the measurements behind the numbers in README.md"
+	@echo "make fuzz    hand the parsers and the silo's session to atheris for FUZZ_SECONDS (60)"
 	@echo "make lock    write $(LOCK) anew (needs uv)"
 	@echo "make clean   remove $(VENV), caches and demo runs"
 	@echo "PYTHON=...   the Python 3.11 or newer to build $(VENV) with"
@@ -39,6 +40,13 @@ bench: $(STAMP)
 	  [ -e "$$bench" ] || { echo "no benches yet"; break; }; \
 	  echo "==> $$bench"; $(BIN)/python "$$bench" || exit 1; \
 	done
+
+# atheris is not in the lock: it has wheels for Linux and few versions of Python, and nothing else needs it.
+FUZZ_SECONDS ?= 60
+fuzz: $(STAMP)
+	@mkdir -p .fuzz-corpus
+	$(BIN)/python -m pip install -q --only-binary :all: "atheris==3.0.0"
+	$(BIN)/python -m tests.fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=2048 .fuzz-corpus
 
 # A stamp, so that a second `make demo` installs nothing unless the lock or pyproject.toml has changed.
 $(STAMP): $(LOCK) pyproject.toml | $(BIN)/python
@@ -65,5 +73,5 @@ lock:
 	@rm $(LOCK).new
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info demo-run*
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .fuzz-corpus build dist *.egg-info demo-run*
 	find cachefl_secure cli tests -name __pycache__ -type d -prune -exec rm -rf {} +
