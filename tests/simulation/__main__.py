@@ -1,4 +1,5 @@
-"""python -m tests.simulation --seed S replays a schedule; --schedules N --from S plays many and times them."""
+"""python -m tests.simulation --seed S replays a schedule; --schedules N --from S plays many and times them;
+with --minutes M in two processes, until so many have been played or the time is up."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.lies import STRATEGIES
-from tests.simulation.schedules import fast_folder, play_by_seed
+from tests.simulation.schedules import fast_folder, play_by_seed, soak
 from tests.simulation.world import Stage, honest
 
 CHOICES = {strategy.__name__: strategy for strategy in (honest, *STRATEGIES)}
@@ -25,7 +26,14 @@ def main() -> None:
     parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--strategy", choices=sorted(CHOICES), help="default: by the seed")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--minutes", type=float, help="play in two processes, at most about so long")
     chosen = parser.parse_args()
+    if chosen.minutes is not None:
+        played = soak(chosen.first, chosen.schedules, chosen.minutes)
+        print(
+            f"{played.schedules} schedules from seed {chosen.first}, {played.records} records: no violation"
+        )
+        return
     with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
         stage = Stage.build(Path(folder), pytest.MonkeyPatch())
         try:

@@ -23,6 +23,7 @@ from cachefl_secure.protocol.attempt import NOTHING_YET, Attempt, body_digest, s
 from cachefl_secure.protocol.certificate import statement_digest, statement_of
 from cachefl_secure.protocol.masking import KeySchedule
 from cachefl_secure.protocol.messages import (
+    Advertisement,
     Body,
     Certificate,
     Header,
@@ -38,6 +39,8 @@ from cachefl_secure.protocol.messages import (
     roster_digest,
 )
 from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.sharing import Channel, deal, seal
+from cachefl_secure.protocol.silo_secrets import SiloSecrets
 from tests.simulation.world import COORDINATOR_ROOT, World
 
 Set = frozenset[SiloId]
@@ -331,6 +334,74 @@ def many_rounds_one_cache(world: World) -> None:
         _restart_some(world)
 
 
+def substituted_keys(world: World) -> None:
+    """To each silo, the others' keys are the coordinator's own, under the best signatures that it can make."""
+    scheme = Scheme.open(world, _names(world), 1)
+    for victim in sorted(set(scheme.adverts) - scheme.colluders):
+        fakes = {silo: SiloSecrets.generate() for silo in scheme.adverts if silo != victim}
+        for fake in fakes.values():
+            world.held |= {fake.mask_key.reveal(), fake.channel_key.reveal(), fake.self_mask_seed.reveal()}
+        listed = {
+            silo: scheme.attempt.sign(
+                Advertisement(fake.mask_key.public_key, fake.channel_key.public_key),
+                silo,
+                world.silos[silo].files.state.signing_key() if silo in scheme.colluders else scheme._key,
+            )
+            for silo, fake in fakes.items()
+        }
+        listed[victim] = scheme.adverts[victim]
+        key_list = KeyList(tuple(listed[silo] for silo in sorted(listed)))
+        if scheme.tell(victim, letters.SHARE, key_list) is None:
+            continue
+        scheme.key_lists[victim] = key_list
+        schedule = KeySchedule.of(scheme.attempt.digest, key_list)
+        theirs = msgspec.msgpack.decode(scheme.adverts[victim].body, type=Advertisement)
+        holders, sealed = sorted(listed), []
+        for silo, fake in sorted(fakes.items()):
+            dealt = deal(fake, dealer=silo, holders=holders, attempt=scheme.attempt, schedule=schedule)
+            channel = Channel.between(silo, fake.channel_key, victim, theirs.channel_public_key, schedule)
+            sealed.append(SealedShare(silo, seal(dealt[victim], channel, schedule)))
+        scheme.tell(victim, letters.MASKED_INPUT, ShareDelivery(tuple(holders), tuple(sealed)))
+
+
+def two_small_cohorts(world: World) -> None:
+    """As few silos as it can get away with, then others of them: each opens a sum of its own over one round."""
+    names, number = _names(world), 1
+    for attempt in range(1, 4):
+        for size in range(2, len(names) + 1):
+            cohort = frozenset(world.rng.sample(names, size))
+            try:
+                scheme = Scheme.open(world, cohort, attempt * 10 + size, number)
+            except ConfigError:
+                continue
+            if len(scheme.adverts) == len(cohort):
+                scheme.everything(scheme.all)
+                break
+
+
+def other_circumstances(world: World) -> None:
+    """Each silo gets a manifest of its own: another cache, record, roster, cohort, round or attempt."""
+    names = _names(world)
+    scheme = Scheme.open(world, names, 2)
+    for silo in names:
+        kinds: list[dict[str, object]] = [
+            {"cache_digest": "0" * 64},
+            {"previous_record": "0" * 64},
+            {"roster_digest": "0" * 64},
+            {"plan_digest": "0" * 64},
+            {"cohort": tuple(names[:-1])},
+            {"round": 2},
+            {"attempt": 3},
+        ]
+        changes = world.rng.choice(kinds)
+        other = msgspec.structs.replace(scheme.attempt.manifest, **changes)
+        raw = world.deliver(silo, letters.MANIFEST, sign_manifest(other, scheme._key))
+        if raw is not None and (said := msgspec.msgpack.decode(raw, type=letters.Reply).answer):
+            scheme.adverts[silo] = msgspec.msgpack.decode(said, type=Signed)
+    scheme.everything(scheme.all)
+    scheme.certify(most=99)
+
+
 STRATEGIES = (
     two_survivor_sets,
     isolate_one,
@@ -339,4 +410,7 @@ STRATEGIES = (
     dropped_then_late,
     the_same_attempt_again,
     many_rounds_one_cache,
+    substituted_keys,
+    two_small_cohorts,
+    other_circumstances,
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cachefl_secure import durable
@@ -20,21 +21,25 @@ from cachefl_secure.federation import session_file, silo_attempt, silo_round
 from cachefl_secure.federation.sealed_update import seal_update
 from cachefl_secure.federation.silo_attempt import SiloAttempt
 from cachefl_secure.federation.silo_round import SiloService
+from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.privacy import append_only
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.protocol import answering, collecting, parameters
-from cachefl_secure.protocol.answering import AwaitingCertificate, AwaitingSurvivorSet, Party
+from cachefl_secure.protocol.answering import AwaitingCertificate, AwaitingKeyList, AwaitingSurvivorSet, Party
 from cachefl_secure.protocol.journal import SessionJournal, journal_from_bytes
-from cachefl_secure.protocol.masking import sum_masked
-from cachefl_secure.protocol.messages import Phase, RevealedShare, UnmaskShares
+from cachefl_secure.protocol.masking import KeySchedule, sum_masked
+from cachefl_secure.protocol.messages import Advertisement, KeyList, Phase, RevealedShare, UnmaskShares
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
 from tests.simulation.lies import (
     a_second_sum_with_those_not_asked,
+    different_lists,
     dropped_then_late,
     isolate_one,
+    substituted_keys,
     the_same_attempt_again,
+    two_small_cohorts,
     two_survivor_sets,
 )
 from tests.simulation.world import Strategy, honest
@@ -96,12 +101,19 @@ def signs_two_survivor_sets(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(silo_attempt, "note_certified", lambda *_: None)
 
 
+class BothKinds(UnmaskShares, frozen=True, tag="UnmaskShares"):
+    """On the wire an ``UnmaskShares``, without its own check."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
 def both_kinds_of_share(patch: pytest.MonkeyPatch) -> None:
     """Self-mask shares of dropped silos as well: a late input would open. The message itself refuses, too."""
 
     def generous(self: AwaitingCertificate, _: Any) -> Any:
         held, survivors = self.held, set(self.survivors)
-        reply = UnmaskShares(
+        reply = BothKinds(
             tuple(RevealedShare(silo, held[silo].self_mask.reveal()) for silo in sorted(held)),
             tuple(
                 RevealedShare(silo, held[silo].mask_key.reveal())
@@ -111,7 +123,6 @@ def both_kinds_of_share(patch: pytest.MonkeyPatch) -> None:
         )
         return answering.Finished(self.survivors, self.statement), reply
 
-    patch.setattr(UnmaskShares, "__post_init__", lambda self: None)
     patch.setattr(AwaitingCertificate, "on_certificate", generous)
 
 
@@ -250,6 +261,78 @@ def journal_in_the_clear(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(session_file, "open_at_rest", lambda key, purpose, content: content)
 
 
+def advertisements_not_verified(patch: pytest.MonkeyPatch) -> None:
+    """Keys in a list are taken for those of the silos whose names stand beside them."""
+
+    def trusting(self: AwaitingKeyList, key_list: KeyList) -> dict[Any, Advertisement]:
+        listed = {signed.sender: signed for signed in key_list.advertisements}
+        return {
+            silo: msgspec.msgpack.decode(listed[silo].body, type=Advertisement)
+            for silo in self.party.neighbours(listed)
+        }
+
+    patch.setattr(AwaitingKeyList, "_verified", trusting)
+
+
+def masks_not_bound_to_what_silos_were_told(patch: pytest.MonkeyPatch) -> None:
+    """The context dropped from every derivation."""
+    patch.setattr(KeySchedule, "context", property(lambda self: bytes(64)))
+
+
+def thresholds_over_the_cohort_only(patch: pytest.MonkeyPatch) -> None:
+    """And no smallest cohort: two cohorts need not share an honest silo."""
+    genuine = RoundParameters.derive
+
+    def derive(plan: Any, cohort_size: int, _: int) -> RoundParameters:
+        return genuine(plan, cohort_size, cohort_size)
+
+    patch.setattr(RoundParameters, "derive", staticmethod(derive))
+    patch.setattr(silo_round, "smallest_cohort", lambda *_: 0)
+
+
+def release_not_noted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SiloAttempt, "_note_release", lambda self: None)
+
+
+def names_not_synced(patch: pytest.MonkeyPatch) -> None:
+    """A renamed file is not yet there: after a loss of power the old one, or none, is back."""
+    patch.setattr(durable, "sync_folder", lambda folder: None)
+
+
+def folders_not_synced(patch: pytest.MonkeyPatch) -> None:
+    """What a round's new folder holds is synced, the folder itself is not. (So it was until this was written.)"""
+
+    genuine = durable.make_folders
+
+    def make(folder: durable.AnyPath, mode: int = 0o700) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(durable, "sync_folder", lambda folder: None)
+            genuine(folder, mode)
+
+    patch.setattr(durable, "make_folders", make)
+
+
+def certificate_leaves_before_it_is_on_disk(patch: pytest.MonkeyPatch) -> None:
+    """A coordinator that was killed then waits for ever for silos that have answered."""
+    genuine = StateDir.write
+
+    def write(self: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        if not relative.endswith("/unmasking"):
+            genuine(self, relative, content, private=private)
+
+    patch.setattr(StateDir, "write", write)
+
+
+def round_given_up_without_a_note(patch: pytest.MonkeyPatch) -> None:
+    genuine = StateDir.write
+
+    def write(self: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        if not relative.endswith("/given-up"):
+            genuine(self, relative, content, private=private)
+
+    patch.setattr(StateDir, "write", write)
+
+
 MUTANTS = (
     Mutant(no_certificate_check, "C4", isolate_one),
     Mutant(threshold_too_small_by_one, "C4", a_second_sum_with_those_not_asked),
@@ -269,4 +352,12 @@ MUTANTS = (
     Mutant(duplicate_counted_twice, "C2", honest),
     Mutant(survivor_left_out_of_the_sum, "C2", honest),
     Mutant(journal_in_the_clear, "C15", honest),
+    Mutant(advertisements_not_verified, "C16", substituted_keys),
+    Mutant(masks_not_bound_to_what_silos_were_told, "C5", different_lists),
+    Mutant(thresholds_over_the_cohort_only, "C4", two_small_cohorts),
+    Mutant(release_not_noted, "C3", a_second_sum_with_those_not_asked),
+    Mutant(names_not_synced, "C17", honest, within=400),
+    Mutant(folders_not_synced, "C17", honest, within=400),
+    Mutant(certificate_leaves_before_it_is_on_disk, "C2", honest, within=400),
+    Mutant(round_given_up_without_a_note, "C2", honest, within=400),
 )

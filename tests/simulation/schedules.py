@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -35,11 +39,42 @@ class Played:
     records: int
     events: int
 
+    def plus(self, other: Played) -> Played:
+        return Played(
+            self.schedules + other.schedules, self.records + other.records, self.events + other.events
+        )
+
 
 def fast_folder() -> Path | None:
     """A file system in memory, where there is one."""
     shared_memory = Path("/dev/shm")
     return shared_memory if shared_memory.is_dir() else None
+
+
+def soak(first: int, number: int, minutes: float, processes: int = 2, batch: int = 500) -> Played:
+    """Up to ``number`` schedules in worker processes, for about so many minutes at most.
+
+    Raises:
+        Violation: of a schedule that breaks an invariant, with its seed.
+    """
+    until, starts = time.monotonic() + 60 * minutes, iter(range(first, first + number, batch))
+    done, running = Played(0, 0, 0), set[Future[Played]]()
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        try:
+            while True:
+                if time.monotonic() < until:
+                    running |= {
+                        pool.submit(play_many, start, min(batch, first + number - start))
+                        for start in islice(starts, processes - len(running))
+                    }
+                if not running:
+                    return done
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for each in finished:
+                    done = done.plus(each.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def play_many(first: int, number: int, step: int = 1) -> Played:

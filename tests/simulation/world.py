@@ -40,8 +40,10 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedUpdate
 from cachefl_secure.updates import PrivateUpdate
 from tests.simulation.disk import ROOT, Killed, SimDisk
+from tests.simulation.knowledge import Knowledge, Update, Upload
 from tests.simulation.observer import Observer, Violation, search_secrets
 from tests.simulation.primitives import SeededTokens, remember_primitives
+from tests.simulation.watching import watch
 from tests.small_federation import SmallFederation, found
 
 COORDINATOR_ROOT = "coordinator"
@@ -183,6 +185,8 @@ class World:
     answers: list[bytes] = field(default_factory=list)
     """Every reply that was given, for swapping."""
     records_seen: int = 0
+    held: set[bytes] = field(default_factory=set)
+    """Private keys that a malicious coordinator made itself."""
 
     # --- one silo
 
@@ -336,7 +340,7 @@ class World:
 
     def check(self) -> None:
         """I2, over all that was said."""
-        self.observer.check_knowledge(self.silos, self.template.colluders)
+        self.observer.check_knowledge(self.silos, self.template.colluders, self.held)
 
     def close(self) -> None:
         for silo in self.silos.values():
@@ -376,8 +380,13 @@ class Stage:
             masked = mask(update, masks, parameters)
             if self.world is not None:
                 seeds = [seed.reveal() for seed in (*masks.added, *masks.subtracted)]
-                content = masked.packed.tobytes() + masked.counters.tobytes()
-                self.world.observer.on_mask(self._acting(), seeds, content)
+                content, silo = masked.packed.tobytes() + masked.counters.tobytes(), self._acting()
+                self.world.observer.on_mask(silo, seeds, content)
+                self.world.observer.knowledge.made[masked.packed.tobytes()] = Upload(
+                    Update(silo, self._round_of(silo), update.words.tobytes()),
+                    tuple(seed.reveal() for seed in masks.added),
+                    tuple(seed.reveal() for seed in masks.subtracted),
+                )
             return masked
 
         def watched_encode(
@@ -389,6 +398,12 @@ class Stage:
                 self.world.observer.on_encoded(silo, self._round_of(silo), encoded)
             return encoded
 
+        def current() -> tuple[Knowledge, SiloId | None] | None:
+            if self.world is None:
+                return None
+            return self.world.observer.knowledge, None if self._actor is None else self._actor.silo
+
+        watch(self.patch, current)
         self.patch.setattr(answering, "mask", watched_mask)
         self.patch.setattr(silo_attempt, "encode", watched_encode)
         records = self.templates[0].silos[SiloId("silo-1")].records()
@@ -463,12 +478,12 @@ def play(stage: Stage, seed: int, strategy: Strategy = honest, faults: Faults | 
     """
     world = stage.new_world(seed, faults)
     try:
-        strategy(world)
-        if seed % HEALED == 0 and strategy is honest:
-            world.finish()
-        world.check()
-        if seed % SEARCHED == 0:
-            search_secrets(stage.tokens.drawn, world.answers, world.disk.written)
+        try:
+            _play(stage, world, strategy)
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation("I7", f"{type(error).__name__} got out: {error}") from error
     except Violation as violation:
         violation.add_note(f"seed {seed}, {strategy.__name__}: {len(world.events)} events, the last ones:")
         for event in world.events[-30:]:
@@ -478,3 +493,12 @@ def play(stage: Stage, seed: int, strategy: Strategy = honest, faults: Faults | 
         world.close()
         stage.end_schedule()
     return world
+
+
+def _play(stage: Stage, world: World, strategy: Strategy) -> None:
+    strategy(world)
+    if world.seed % HEALED == 0 and strategy is honest:
+        world.finish()
+    world.check()
+    if world.seed % SEARCHED == 0:
+        search_secrets(stage.tokens.drawn, world.answers, world.disk.written)
