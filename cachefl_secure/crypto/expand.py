@@ -1,4 +1,4 @@
-"""AES-256 in counter mode, by way of GCM (SP 800-38D): a seed into a keystream, and keystreams onto ring vectors as masks."""
+"""AES-256 in counter mode (SP 800-38A, D): a seed into a keystream, and keystreams onto ring vectors as masks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-from cryptography.hazmat.primitives.ciphers.modes import GCM
+from cryptography.hazmat.primitives.ciphers.modes import CTR, GCM
 from numpy.typing import NDArray
 
 from cachefl_secure.crypto.secret import Secret
@@ -18,20 +18,30 @@ _ZEROS = np.zeros(CHUNK_BYTES, np.uint8)
 _ZEROS.setflags(write=False)
 
 # A seed keys one stream only, so the nonce may be a constant. Zeros encrypted under GCM are the blocks of counter
-# mode from counter 2 on; its tag is left. OpenSSL's code for it is faster than that for counter mode, by a
-# fifth where AES and carry-less multiplication work on whole vectors.
+# mode from counter 2 on (SP 800-38D 7.1); its tag is left. OpenSSL's code for it is faster than that for counter
+# mode, by a fifth where AES and carry-less multiplication work on whole vectors; but only the latter can begin
+# anywhere.
 _NONCE = bytes(12)
+_FIRST_COUNTER = 2
+_BLOCK_BYTES = 16
 
 RingVector = NDArray[np.unsignedinteger[Any]]
 
 
 class Keystream:
-    """The pseudo-random bytes of one seed, from the start, each given out once. At most 2^36 - 32 bytes."""
+    """The pseudo-random bytes of one seed from byte ``start`` on, each given out once. At most 2^36 - 32 bytes."""
 
     __slots__ = ("_cipher",)
 
-    def __init__(self, seed: Secret) -> None:
-        self._cipher = Cipher(AES256(seed.reveal()), GCM(_NONCE)).encryptor()
+    def __init__(self, seed: Secret, start: int = 0) -> None:
+        self._cipher: CipherContext
+        if start == 0:
+            self._cipher = Cipher(AES256(seed.reveal()), GCM(_NONCE)).encryptor()
+            return
+        block, within = divmod(start, _BLOCK_BYTES)
+        counter = _NONCE + (_FIRST_COUNTER + block).to_bytes(4, "big")
+        self._cipher = Cipher(AES256(seed.reveal()), CTR(counter)).encryptor()
+        self.fill(np.empty(within, np.uint8))
 
     def fill(self, out: NDArray[np.uint8]) -> None:
         """Overwrites ``out``, contiguous, with the next ``out.size`` bytes; no allocation."""
@@ -41,13 +51,13 @@ class Keystream:
 
 
 class MaskStreams:
-    """The masks of one vector, added and subtracted as its words come by."""
+    """The masks of one vector, added and subtracted as its words come by, from byte ``start`` of the streams on."""
 
     __slots__ = ("_scratch", "_streams")
 
-    def __init__(self, *, add: Sequence[Secret], subtract: Sequence[Secret]) -> None:
-        self._streams = [(Keystream(seed), np.add) for seed in add] + [
-            (Keystream(seed), np.subtract) for seed in subtract
+    def __init__(self, *, add: Sequence[Secret], subtract: Sequence[Secret], start: int = 0) -> None:
+        self._streams = [(Keystream(seed, start), np.add) for seed in add] + [
+            (Keystream(seed, start), np.subtract) for seed in subtract
         ]
         self._scratch = np.empty(CHUNK_BYTES, np.uint8)
 

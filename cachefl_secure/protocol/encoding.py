@@ -12,10 +12,11 @@ from cachefl_secure.crypto.expand import Keystream
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
+from cachefl_secure.protocol.vectors import AggregateSum, Counters, EncodedUpdate, ReadEntries, Words
 from cachefl_secure.updates import PrivateUpdate
 
-_CHUNK = 1 << 14
+_CHUNK = 1 << 15  # entries; what is kept of them between steps stays in the second-level cache
+_FRACTION_BITS = 16
 
 
 class RoundingSeed(Secret):
@@ -37,11 +38,47 @@ class DecodedSum:
         return f"DecodedSum(<{self.values.size} values>, saturated={self.saturated})"
 
 
-def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed) -> EncodedUpdate:
-    """Clamped, scaled and stochastically rounded to ring words; counter 0 is the number of clamped entries.
+class Encoding:
+    """An update that is clamped, scaled and stochastically rounded to ring words as they are read.
 
-    Guarantees: every integer lies within ``entry_bound`` of 0, so a sum over the cohort does not wrap;
-    each is the floor or the ceiling of its scaled value and equals that value in expectation, to 2^-32.
+    The integers never stand in memory together. Counter 0 will be the number of clamped entries.
+
+    Guarantees: every integer lies within ``entry_bound`` of 0, so a sum over the cohort does not wrap; each is the
+    floor or the ceiling of its scaled value, and in expectation next to it: nearer to 0, if at all, by less than 2^-16.
+    Which one it is depends on the seed, on nothing else: not on how the entries are cut among readers.
+    """
+
+    def __init__(
+        self,
+        update: PrivateUpdate,
+        parameters: RoundParameters,
+        rounding: RoundingSeed,
+        vectors: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> None:
+        """``vectors`` are those of ``RoundParameters.segments``, by name.
+
+        Raises:
+            LocalProtocolError: the update has another dimension, or the vectors are as ``with_integers`` says.
+        """
+        if update.values.size != parameters.dimension:
+            raise LocalProtocolError(f"update of {update.values.size} entries, {parameters.dimension} due")
+        self._values, self._parameters, self._rounding = update.values, parameters, rounding
+        self.counters: Counters = np.zeros(parameters.counters, "<u8")
+        self.others = _checked(vectors or {}, parameters)
+
+    def __repr__(self) -> str:
+        return f"Encoding(<{self._values.size} values>)"
+
+    def check(self, parameters: RoundParameters) -> None:
+        if parameters != self._parameters:
+            raise ValueError("encoded for other parameters")
+
+    def entries_from(self, start: int) -> ReadEntries:
+        return _Rounding(self._values[start:], self._parameters, Keystream(self._rounding, 2 * start))
+
+
+def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed) -> EncodedUpdate:
+    """All of an ``Encoding`` of an update without further vectors, at once.
 
     Raises:
         LocalProtocolError: the update has another dimension.
@@ -50,14 +87,7 @@ def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: Roundin
         raise LocalProtocolError(f"update of {update.values.size} entries, {parameters.dimension} due")
     words = np.empty(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
-    coins, clamped = Keystream(rounding), np.empty(min(_CHUNK, words.size))
-    for start in range(0, words.size, _CHUNK):
-        values = update.values[start : start + _CHUNK]
-        scaled = clamped[: values.size]
-        np.clip(values, -parameters.clamp, parameters.clamp, out=scaled)
-        counters[0] += np.count_nonzero(scaled != values)
-        np.divide(scaled, parameters.grid_step, out=scaled)
-        np.copyto(words[start : start + _CHUNK], _round_stochastically(scaled, coins), casting="unsafe")
+    counters[0] = _Rounding(update.values, parameters, Keystream(rounding))(words)
     return EncodedUpdate(words, counters)
 
 
@@ -70,16 +100,21 @@ def with_integers(
         LocalProtocolError: a vector is missing or not asked for, has another size, or passes its bound: what
             does not fit is never clamped in silence.
     """
+    others = _checked(vectors, parameters)
+    return EncodedUpdate(update.words.copy(), update.counters.copy(), others)
+
+
+def _checked(vectors: Mapping[str, NDArray[np.int64]], parameters: RoundParameters) -> tuple[Words, ...]:
     if sorted(vectors) != sorted(segment.name for segment in parameters.segments):
         raise LocalProtocolError("other vectors than the parameters name")
-    others = []
+    others: list[Words] = []
     for segment in parameters.segments:
         values = np.asarray(vectors[segment.name], np.int64).ravel()
         outside = (values > segment.bound) | (values < -segment.bound)
         if values.size != segment.entries or bool(outside.any()):
             raise LocalProtocolError(f"{segment.name}: not {segment.entries} entries within its bound")
         others.append(values.astype(segment.word))  # negative ones modulo the word
-    return EncodedUpdate(update.words.copy(), update.counters.copy(), tuple(others))
+    return tuple(others)
 
 
 def integers_of(total: AggregateSum, name: str, parameters: RoundParameters) -> NDArray[np.int64]:
@@ -120,17 +155,40 @@ def decode_sum(total: AggregateSum, parameters: RoundParameters) -> DecodedSum:
     return DecodedSum(values, saturated)
 
 
-def _round_stochastically(scaled: NDArray[np.float64], coins: Keystream) -> NDArray[np.uint32]:
-    """Floor, or floor + 1 if a coin of 32 bits falls below the fraction: unbiased to 2^-32 of a step.
+class _Rounding:
+    """Fixed point with 16 fraction bits, plus a coin of 16 bits, without those bits.
 
-    Negative integers come out modulo 2^32. ``scaled`` lies within the entry bound, so they fit; it is overwritten.
+    That is the floor, or the floor + 1 if the coin takes the fraction over a whole step: one coin in 2^16
+    for each 2^-16 of the fraction. Bits of the value below that are cut off, towards 0.
     """
-    floor = np.floor(scaled)
-    fraction = np.subtract(scaled, floor, out=scaled)  # exact
-    coin = np.empty(scaled.size, "<i4")  # signed: floats are made of these, not of unsigned ones, in one step
-    coins.fill(coin.view(np.uint8))
-    np.multiply(fraction, 2.0**32, out=fraction)
-    np.subtract(fraction, 2.0**31, out=fraction)
-    rounded = floor.astype(np.int32)
-    np.add(rounded, (coin < fraction).view(np.int8), out=rounded)
-    return rounded.view(np.uint32)
+
+    def __init__(self, values: NDArray[np.float64], parameters: RoundParameters, coins: Keystream) -> None:
+        self._left, self._clamp, self._coins = values, parameters.clamp, coins
+        self._scale = 2.0**_FRACTION_BITS / parameters.grid_step
+        # 2^15 steps and a coin fill 31 bits; more than 2^31 steps do not occur, so 64 bits always do.
+        lane = "<i4" if parameters.entry_bound <= 1 << (31 - _FRACTION_BITS) else "<i8"
+        size = min(_CHUNK, values.size)
+        self._scaled, self._fixed, self._coin = np.empty(size), np.empty(size, lane), np.empty(size, "<u2")
+
+    def __call__(self, out: Words) -> int:
+        clamped = 0
+        for start in range(0, out.size, _CHUNK):
+            part = out[start : start + _CHUNK]
+            clamped += self._round(self._left[: part.size], part)
+            self._left = self._left[part.size :]
+        return clamped
+
+    def _round(self, values: NDArray[np.float64], out: Words) -> int:
+        scaled, fixed, coin = self._scaled[: out.size], self._fixed[: out.size], self._coin[: out.size]
+        clamped = 0
+        if values.max() > self._clamp or values.min() < -self._clamp:  # seldom
+            np.clip(values, -self._clamp, self._clamp, out=scaled)
+            clamped = int(np.count_nonzero(scaled != values))
+            values = scaled
+        np.multiply(values, self._scale, out=scaled)
+        np.copyto(fixed, scaled, casting="unsafe")
+        self._coins.fill(coin.view(np.uint8))
+        np.add(fixed, coin, out=fixed)
+        np.right_shift(fixed, _FRACTION_BITS, out=fixed)  # arithmetic: the floor, of negative numbers too
+        np.copyto(out, fixed, casting="unsafe")  # modulo the word
+        return clamped

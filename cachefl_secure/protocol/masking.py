@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from cachefl_secure.crypto.agreement import SharedSecret
 from cachefl_secure.crypto.derive import Purpose, derive
-from cachefl_secure.crypto.expand import MaskStreams, apply_masks
+from cachefl_secure.crypto.expand import MaskStreams
 from cachefl_secure.crypto.seal import SealingKey
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.shamir import CoefficientSeed
+from cachefl_secure.crypto.slices import in_threads, slices, threads_for
 from cachefl_secure.names import Digest, SiloId, digest_of
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.messages import KeyList
@@ -31,7 +32,11 @@ from cachefl_secure.protocol.packing import CHUNK_WORDS, PackedVector, pack, unp
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.segments import COUNT_BITS, Segment
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed, ShareSeed
-from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedSum, MaskedUpdate, Words
+from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate, Unmasked, Words
+
+_CHUNK_BYTES = (
+    1 << 17
+)  # of words, at a time: with one keystream chunk and the packed words in the second-level cache
 
 
 class MaskSeed(Secret):
@@ -105,23 +110,43 @@ class IntegerNoise(Protocol):
 
 
 def mask(
-    update: EncodedUpdate, masks: Masks, parameters: RoundParameters, noise: IntegerNoise | None = None
+    update: Unmasked,
+    masks: Masks,
+    parameters: RoundParameters,
+    noise: IntegerNoise | None = None,
+    *,
+    content: NDArray[np.uint8] | None = None,
+    threads: int | None = None,
 ) -> MaskedUpdate:
-    """The update under its masks, packed. The only way to make a vector that may be sent.
+    """The update under its masks, packed, in ``content`` if given. The only way to make a vector that may be sent.
 
-    Chunk by chunk, so that a masked word is packed before it leaves the processor's cache; noise goes on
-    before the masks, in the same pass.
+    Chunk by chunk, so that an entry is encoded, masked and packed before it leaves the processor's cache; noise
+    goes on before the masks, in the same pass. ``threads`` changes the time, never the bytes; noise needs one.
     """
-    content = np.empty(parameters.input_bytes, np.uint8)
-    packed = PackedVector(content[: parameters.packed_bytes], update.words.size, parameters.vector_bits)
+    size, word = parameters.dimension, parameters.word
+    if content is None:
+        content = np.empty(parameters.input_bytes, np.uint8)
+    packed = PackedVector(content[: parameters.packed_bytes], size, parameters.vector_bits)
+    chunk_words = _CHUNK_BYTES // word.itemsize
+
+    def mask_slice(start: int, stop: int) -> tuple[MaskStreams, int]:
+        streams = MaskStreams(add=masks.added, subtract=masks.subtracted, start=start * word.itemsize)
+        read, clamped = update.entries_from(start), 0
+        scratch = np.empty(min(chunk_words, stop - start), word)
+        for at in range(start, stop, chunk_words):
+            words = scratch[: stop - at]
+            clamped += read(words)
+            if noise is not None:
+                noise.add(at, words)
+            streams.apply(words)
+            packed.write(at, words)
+        return streams, clamped
+
+    threads = 1 if noise is not None else threads or threads_for(size)
+    done = in_threads(mask_slice, slices(size, threads, chunk_words))
+    streams = done[-1][0]  # where the vector ends
     counters, at = update.counters.copy(), parameters.packed_bytes
-    streams = MaskStreams(add=masks.added, subtract=masks.subtracted)
-    for start in range(0, update.words.size, CHUNK_WORDS):
-        words = update.words[start : start + CHUNK_WORDS].copy()
-        if noise is not None:
-            noise.add(start, words)
-        streams.apply(words)
-        packed.write(start, words)
+    counters[0] += sum(clamped for _, clamped in done)
     streams.apply(counters)
     for segment, clear in zip(parameters.segments, update.others, strict=True):
         words = clear.copy()
@@ -166,12 +191,27 @@ def sum_masked(updates: Iterable[MaskedUpdate], parameters: RoundParameters) -> 
     return MaskedSum(words, counters, tuple(others))
 
 
-def unmask(total: MaskedSum, left: Masks, parameters: RoundParameters) -> AggregateSum:
+def unmask(
+    total: MaskedSum, left: Masks, parameters: RoundParameters, *, threads: int | None = None
+) -> AggregateSum:
     """The sum without the masks that are ``left`` in it."""
-    words, counters = total.words.copy(), total.counters.copy()
+    words, counters = np.empty(parameters.dimension, parameters.word), total.counters.copy()
     others = [each.copy() for each in total.others]
-    apply_masks((words, counters, *others), add=left.subtracted, subtract=left.added)
-    _lift(words, parameters.vector_bits)
+    chunk_words = _CHUNK_BYTES // words.itemsize
+
+    def unmask_slice(start: int, stop: int) -> MaskStreams:
+        streams = MaskStreams(add=left.subtracted, subtract=left.added, start=start * words.itemsize)
+        for at in range(start, stop, chunk_words):
+            chunk = words[at : min(at + chunk_words, stop)]
+            np.copyto(chunk, total.words[at : at + chunk.size])
+            streams.apply(chunk)
+            _lift(chunk, parameters.vector_bits)
+        return streams
+
+    parts = slices(words.size, threads or threads_for(words.size), chunk_words)
+    streams = in_threads(unmask_slice, parts)[-1]
+    for each in (counters, *others):
+        streams.apply(each)
     for segment, each in zip(parameters.segments, others, strict=True):
         _lift(each, segment.bits)
     return AggregateSum(words, counters, tuple(others))

@@ -6,8 +6,9 @@ and further integer vectors; constructors take ownership of the arrays and make 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,32 @@ from cachefl_secure.protocol.parameters import RoundParameters
 
 Words = NDArray[np.unsignedinteger[Any]]
 Counters = NDArray[np.uint64]
+
+ReadEntries = Callable[[Words], int]
+"""Overwrites the array with the next entries of an update; returns how many of them were clamped and not yet counted."""
+
+
+class Unmasked(Protocol):
+    """What a silo masks: an update as integers in the clear, made before (``EncodedUpdate``) or on the way (``Encoding``)."""
+
+    @property
+    def counters(self) -> Counters:
+        """Without the entries that ``ReadEntries`` counts."""
+        ...
+
+    @property
+    def others(self) -> tuple[Words, ...]: ...
+
+    def check(self, parameters: RoundParameters) -> None:
+        """
+        Raises:
+            ValueError: not the vectors of these parameters.
+        """
+        ...
+
+    def entries_from(self, start: int) -> ReadEntries:
+        """Readers of different slices may be used by different threads."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -72,6 +99,17 @@ class EncodedUpdate(_RingVector):
     """One silo's update as integers, in the clear. Never leaves the silo."""
 
     __slots__ = ()
+
+    def entries_from(self, start: int) -> ReadEntries:
+        left = self.words[start:]
+
+        def read(out: Words) -> int:
+            nonlocal left
+            np.copyto(out, left[: out.size])
+            left = left[out.size :]
+            return 0  # the counters have them
+
+        return read
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)

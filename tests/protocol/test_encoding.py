@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from cachefl_secure.crypto.expand import Keystream
 from cachefl_secure.errors import LocalProtocolError, PeerError
-from cachefl_secure.protocol.encoding import RoundingSeed, decode_sum, encode
+from cachefl_secure.protocol.encoding import Encoding, RoundingSeed, decode_sum, encode
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedUpdate
 from cachefl_secure.updates import PrivateUpdate
@@ -41,28 +43,79 @@ def test_every_entry_is_the_floor_or_the_ceiling_of_its_scaled_value() -> None:
     assert ((got == np.floor(scaled)) | (got == np.ceil(scaled))).all()
 
 
-def test_rounding_is_that_of_a_slow_reference() -> None:
-    """One entry at a time: floor in exact fractions, plus one if a signed 32-bit coin falls below the fraction."""
-    chosen = parameters(1000)
-    values = np.random.default_rng(1).normal(0, chosen.clamp / 4, chosen.dimension)
-    coins = np.empty(4 * chosen.dimension, np.uint8)
-    Keystream(SEED).fill(coins)
-    expected = []
+def slow_rounding(values: NDArray[np.float64], chosen: RoundParameters, seed: RoundingSeed) -> list[int]:
+    """One entry at a time, in exact fractions: the 2^16-fold, cut towards 0, plus a coin of 16 bits, over 2^16, floored."""
+    coins = np.empty(2 * values.size, np.uint8)
+    Keystream(seed).fill(coins)
+    scale = Fraction(2.0**16 / chosen.grid_step)
+    rounded = []
     for i, value in enumerate(values):
-        scaled = float(value) / chosen.grid_step
-        coin = int.from_bytes(coins[4 * i : 4 * i + 4].tobytes(), "little", signed=True)
-        expected.append(math.floor(scaled) + (coin < math.ldexp(scaled - math.floor(scaled), 32) - 2**31))
-    assert integers(encode_values(values, chosen))[:-1] == expected
+        clamped = min(max(Fraction(float(value)), Fraction(-chosen.clamp)), Fraction(chosen.clamp))
+        coin = int.from_bytes(coins[2 * i : 2 * i + 2].tobytes(), "little")
+        rounded.append((int(Fraction(float(clamped * scale))) + coin) // 2**16)
+    return rounded
+
+
+@pytest.mark.parametrize("noise_multiplier", [0.0, 4.0, 0.02])
+def test_rounding_is_that_of_a_slow_reference(noise_multiplier: float) -> None:
+    """In 64-bit and in 32-bit integers, over the whole range and beyond, across chunks, at the ends."""
+    chosen = parameters(40_000, noise_multiplier=noise_multiplier)
+    values = np.random.default_rng(1).normal(0, chosen.clamp / 2, chosen.dimension)
+    values[:6] = np.array([1, -1, 2, -2, 0.5, -0.5]) * chosen.clamp
+    assert integers(encode_values(values, chosen))[:-1] == slow_rounding(values, chosen, SEED)
+
+
+@pytest.mark.parametrize("bound", [2**15 - 1, 2**15])
+def test_the_largest_entries_round_right_where_32_bits_give_way_to_64(bound: int) -> None:
+    chosen = parameters_for(3, dimension=6, bound=bound)
+    values = np.array([bound, -bound, bound - 2**-16, 2**-17 - bound, bound - 0.5, 0.5 - bound])
+    for tag in range(50):
+        seed = RoundingSeed(fixed(str(tag)))
+        assert integers(encode_values(values, chosen, seed))[:-1] == slow_rounding(values, chosen, seed)
+
+
+def test_no_coin_is_left_out_so_the_mean_is_exact_to_the_bits_that_are_cut() -> None:
+    """Over all 2^16 coins, the mean of an entry is its value with 16 fraction bits."""
+    every_coin = np.arange(2**16)
+    for value in (0.3, -0.3, 2.0**-16, -(2.0**-16), 2.0**-17, -7.999999, 3.0, -3.0):
+        fixed_point = int(Fraction(value) * 2**16)
+        mean = Fraction(int(((fixed_point + every_coin) >> 16).sum()), 2**16)
+        assert mean == Fraction(fixed_point, 2**16)
+        assert abs(mean - Fraction(value)) < Fraction(1, 2**16)
+        assert abs(mean) <= abs(Fraction(value))
 
 
 def test_rounding_is_unbiased() -> None:
-    chosen, count = parameters(400_000), 400_000
+    """Five standard errors, plus the 2^-16 of a step that is documented."""
+    count = 400_000
+    chosen = parameters(count)
     for fraction in (0.0, 0.01, 0.25, 0.5, 0.9):
         for whole in (-3, 0, 2):
             values = np.full(count, (whole + fraction) * chosen.grid_step)
-            exact = float(values[0] / chosen.grid_step)
-            mean = np.mean(integers(encode_values(values[:20_000], replace(chosen, dimension=20_000)))[:-1])
-            assert abs(mean - exact) <= 5 * math.sqrt(fraction * (1 - fraction) / 20_000) + 1e-12
+            mean = np.mean(integers(encode_values(values, chosen))[:-1])
+            spread = math.sqrt(fraction * (1 - fraction) / count)
+            assert abs(mean - float(values[0] / chosen.grid_step)) <= 5 * spread + 2**-16
+
+
+@given(
+    st.integers(1, 70_000),
+    st.lists(st.integers(0, 70_000), max_size=4),
+    st.sampled_from([0.0, 4.0]),
+)
+@settings(max_examples=25, deadline=None)
+def test_cut_anywhere_an_encoding_has_the_same_entries(
+    dimension: int, cuts: list[int], noise_multiplier: float
+) -> None:
+    chosen = parameters(dimension, noise_multiplier=noise_multiplier)
+    values = np.random.default_rng(dimension).normal(0, chosen.clamp / 2, dimension)
+    update, whole = PrivateUpdate(values), encode_values(values, chosen)
+    encoding, clamped = Encoding(update, chosen, SEED), 0
+    ends = sorted({0, dimension, *(cut for cut in cuts if cut < dimension)})
+    for start, stop in pairwise(ends):
+        out = np.empty(stop - start, chosen.word)
+        clamped += encoding.entries_from(start)(out)
+        assert np.array_equal(out, whole.words[start:stop])
+    assert clamped == whole.counters[0] > 0 or dimension < 20
 
 
 def test_an_exact_multiple_of_the_grid_step_is_not_rounded() -> None:

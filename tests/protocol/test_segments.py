@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 
 from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.names import SiloId
-from cachefl_secure.protocol.encoding import integers_of, with_integers
+from cachefl_secure.protocol.encoding import (
+    Encoding,
+    RoundingSeed,
+    encode,
+    integers_of,
+    with_integers,
+)
 from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
 from cachefl_secure.protocol.messages import Phase
 from cachefl_secure.protocol.segments import COUNT_BITS, Segment, bits_for
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words
+from cachefl_secure.updates import PrivateUpdate
 from tests.protocol.rounds import (
     Federation,
     exact_sum,
@@ -195,3 +202,32 @@ def test_noise_goes_into_the_sum_before_the_masks_and_once() -> None:
     signed = {silo: updates[silo].words.astype(np.int64) for silo in fed.silos}
     expected = sum(np.where(w >= 2**15, w - 2**16, w) + noise[silo] for silo, w in signed.items())
     assert np.array_equal(total.words.view("<i2").astype(np.int64), np.asarray(expected))
+
+
+@pytest.mark.parametrize("bits", [13, 16, 21, 32])
+def test_the_number_of_threads_changes_no_byte(bits: int) -> None:
+    """Counters and segments follow the vector in the same streams, so a wrong position would show there too."""
+    dimension, silos = 3 * 2**16 + 77, 3
+    parameters = replace(
+        parameters_for(silos, dimension=dimension, bound=(2 ** (bits - 1) - 1) // silos - 1),
+        segments=SEGMENTS,
+    )
+    assert parameters.vector_bits == bits
+    values = np.random.default_rng(bits).normal(0, parameters.clamp / 2, dimension)
+    vectors = random_vectors(SiloId("silo-001"))
+    encoding = Encoding(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins")), vectors)
+    encoded = with_integers(
+        encode(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins"))), vectors, parameters
+    )
+    masks = Masks([MaskSeed(fixed("a")), MaskSeed(fixed("b"))], [MaskSeed(fixed("c"))])
+    once = mask(encoded, masks, parameters, threads=1)
+    total = sum_masked([once], parameters)
+    opened = unmask(total, masks, parameters, threads=1)
+    assert opened.counters.tolist() == encoded.counters.tolist() != [0]
+    for threads in (1, 2, 3, 7):
+        for update in (encoded, encoding):
+            masked = mask(update, masks, parameters, threads=threads)
+            assert np.array_equal(masked.packed, once.packed)
+            assert np.array_equal(masked.counters, once.counters)
+        assert unmask(total, masks, parameters, threads=threads).to_bytes() == opened.to_bytes()
+    assert integers(opened)[: dimension + 1] == integers(encoded)[: dimension + 1]

@@ -1,0 +1,39 @@
+"""A long vector cut among threads. What comes out never depends on how many there were."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+MAX_THREADS = 4
+_WORTH_A_THREAD = 1 << 19  # entries; below, starting a thread costs more than it saves
+_FIRST = 1.15  # a stream read from its start comes by way of GCM and is faster than one that begins anywhere
+
+T = TypeVar("T")
+
+
+def threads_for(entries: int) -> int:
+    """As many as there are processors to run on, at most four, and one where the vector is short."""
+    try:
+        processors = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        processors = os.cpu_count() or 1
+    return max(1, min(processors, MAX_THREADS, entries // _WORTH_A_THREAD))
+
+
+def slices(entries: int, threads: int, unit: int) -> list[tuple[int, int]]:
+    """(start, stop) of at most ``threads`` slices, in order, none empty; all but the last end at a multiple of ``unit``."""
+    units = -(-entries // unit)
+    ends = [min(entries, round(units * (_FIRST + i) / (_FIRST + threads - 1)) * unit) for i in range(threads)]
+    return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if start < stop]
+
+
+def in_threads(work: Callable[[int, int], T], parts: list[tuple[int, int]]) -> list[T]:
+    """``work(start, stop)`` of every slice, in order. One slice needs no thread; a failure of any is raised."""
+    if len(parts) == 1:
+        return [work(*parts[0])]
+    with ThreadPoolExecutor(len(parts) - 1) as pool:
+        others = [pool.submit(work, *part) for part in parts[1:]]
+        return [work(*parts[0]), *(other.result() for other in others)]
