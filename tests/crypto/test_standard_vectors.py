@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachefl_secure.crypto import sign as signatures
 from cachefl_secure.crypto.agreement import AgreementKey, check_public_key
 from cachefl_secure.crypto.derive import Purpose, derive, hkdf_sha256
 from cachefl_secure.crypto.expand import CHUNK_BYTES, Keystream, apply_masks
@@ -130,9 +131,55 @@ def test_the_keystream_gives_test_case_14_of_the_gcm_specification() -> None:
     assert stream.tobytes().hex() == "cea7403d4d606b6e074ec5d3baf39d18"
 
 
-def test_signatures_give_the_first_vector_of_rfc_8032() -> None:
-    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
-    assert SigningKey(seed).public_key == "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+def test_counter_mode_gives_the_vectors_of_sp_800_38a_f_5_5() -> None:
+    """What the keystream is compared with below; its own first counter is fixed, so it cannot begin at theirs."""
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    plain = bytes.fromhex(
+        "6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51"
+        "30c81c46a35ce411e5fbc1191a0a52eff69f2445df4f9b17ad2b417be66c3710"
+    )
+    counter_mode = Cipher(AES256(key), CTR(bytes(range(0xF0, 0x100)))).encryptor()
+    assert counter_mode.update(plain).hex() == (
+        "601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5"
+        "2b0930daa23de94ce87017ba2d84988ddfc9c58db67aada613c2dd08457941a6"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seed", "public_key", "message", "signature"),
+    [
+        (
+            "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+            "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+            b"",
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555"
+            "fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
+        ),
+        (
+            "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+            "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+            b"\x72",
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da0"
+            "85ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
+        ),
+        (
+            "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+            "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+            b"\xaf\x82",
+            "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac1"
+            "8ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a",
+        ),
+    ],
+)
+def test_signatures_give_the_vectors_of_rfc_8032_section_7_1(
+    monkeypatch: pytest.MonkeyPatch, seed: str, public_key: str, message: bytes, signature: str
+) -> None:
+    """With our label taken away, so that the vectors' messages are what is signed."""
+    monkeypatch.setattr(signatures, "_signed_bytes", lambda purpose, message: message)
+    key = SigningKey(bytes.fromhex(seed))
+    assert key.public_key == public_key
+    assert key.sign("purpose", message).hex() == signature
+    verify(key.public_key, "purpose", message, bytes.fromhex(signature), peer="x")
 
 
 def test_a_signature_verifies_for_its_key_purpose_and_message_only() -> None:

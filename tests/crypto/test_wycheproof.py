@@ -74,8 +74,7 @@ def test_ed25519_accepts_what_is_valid_and_nothing_else(monkeypatch: pytest.Monk
         else:
             seen["accepted"] += 1
             assert test["result"] == "valid", test["tcId"]
-    assert sum(seen.values()) == 151
-    assert min(seen["accepted"], seen["refused"]) >= 60
+    assert seen == {"accepted": 88, "refused": 63}
 
 
 def test_hkdf_gives_the_vectors_and_refuses_what_is_too_long() -> None:
@@ -88,8 +87,7 @@ def test_hkdf_gives_the_vectors_and_refuses_what_is_too_long() -> None:
         else:
             assert hkdf_sha256(ikm, salt=salt, info=info, length=test["size"]).hex() == test["okm"]
         seen[test["result"]] += 1
-    assert sum(seen.values()) == 86
-    assert seen["invalid"] > 0
+    assert seen == {"valid": 83, "invalid": 3}
 
 
 def test_aes_gcm_seals_and_opens_the_vectors_of_256_bits_and_refuses_every_changed_one(
@@ -118,5 +116,4 @@ def test_aes_gcm_seals_and_opens_the_vectors_of_256_bits_and_refuses_every_chang
             with pytest.raises(PeerError):
                 open_sealed(SealingKey(key), sealed, aad, peer="peer")
         seen[test["result"]] += 1
-    assert sum(seen.values()) == 316
-    assert min(seen["valid"], seen["invalid"]) >= 20
+    assert seen == {"valid": 39, "invalid": 27, "no such key": 211, "no such nonce": 39}
