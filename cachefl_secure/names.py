@@ -44,9 +44,10 @@ def parse_silo_id(text: str, *, file: str = "--name") -> SiloId:
 _SHORT = 1024  # bytes; one call over joined parts costs less than one a part
 
 
-def digest_of(label: str, *parts: bytes) -> Digest:
+def digest_of(label: str, *parts: bytes | memoryview) -> Digest:
     """SHA-256 over a purpose label and length-prefixed parts, so that no two lists of parts collide."""
-    hasher, pending = hashlib.sha256(), []
+    hasher = hashlib.sha256()
+    pending: list[bytes | memoryview] = []
     for part in (label.encode(), *parts):
         pending.append(len(part).to_bytes(8, "big"))
         if len(part) <= _SHORT:

@@ -36,7 +36,7 @@ from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.mechanism import Mechanism, mechanism_of
-from cachefl_secure.protocol.encoding import encode
+from cachefl_secure.protocol.encoding import Encoding
 from cachefl_secure.protocol.messages import Manifest, manifest_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
@@ -174,7 +174,7 @@ class SiloAttempt:
         if not has_update(state, manifest.round):
             self._train()
         sealed = open_update(state, manifest.round, manifest.plan_digest)
-        encoded = encode(sealed.update, self.parameters, sealed.rounding)
+        encoding = Encoding(sealed.update, self.parameters, sealed.rounding)
         head = self.ledger.head
         if self.session.ledger_head is None:
             # Twice on disk that it leaves, in two files: if one is lost or repaired, the other forbids a second update.
@@ -183,7 +183,7 @@ class SiloAttempt:
             self.ledger.note_sent(
                 manifest.round, manifest.attempt, sealed.digest, transcript, timestamp=utc_now()
             )
-        return self.session.on_share_delivery(content, encoded, head)
+        return self.session.on_share_delivery(content, encoding, head)
 
     def on_survivor_set(self, content: bytes) -> bytes:
         reply = self.session.on_survivor_set(content)

@@ -53,11 +53,12 @@ Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath
 ``vectors``       EncodedUpdate -> MaskedUpdate -> MaskedSum -> AggregateSum, a type per visibility
 ``packing``       ring words in exactly the bits they need
 ``segments``      further integer vectors of the same sum, each under its name and in its own width
-``encoding``      floats to ring words by stochastic rounding, and a sum back to floats
+``encoding``      floats to ring words by stochastic rounding, as they are masked, and a sum back to floats
 ``masking``       key schedule; masks on and off
 ``sharing``       shares dealt, sealed and opened
 ``recovering``    secrets from shares, some of which may be wrong
 ``silo_secrets``  what a silo keeps to itself
 ``attempt``       what one attempt's parties agree on; signing and opening messages under it
 ``messages``, ``wire``   the messages, and their strict canonical bytes
+``masked_input``  the one long message, built and read in the buffer in which it travels
 """

@@ -18,6 +18,7 @@ from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import NOTHING_YET, Attempt, body_digest, share_view
 from cachefl_secure.protocol.certificate import check_certificate, statement_digest, statement_of
+from cachefl_secure.protocol.masked_input import InputBuffer
 from cachefl_secure.protocol.masking import KeySchedule, Masks, mask
 from cachefl_secure.protocol.messages import (
     Advertisement,
@@ -35,7 +36,7 @@ from cachefl_secure.protocol.messages import (
 )
 from cachefl_secure.protocol.sharing import Channel, HeldShares, deal, open_from, seal
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
-from cachefl_secure.protocol.vectors import EncodedUpdate
+from cachefl_secure.protocol.vectors import Unmasked
 
 _B = TypeVar("_B", bound=Body)
 
@@ -143,17 +144,18 @@ class AwaitingShareDelivery:
         return self.schedule.key_list
 
     def on_share_delivery(
-        self, delivery: ShareDelivery, update: EncodedUpdate, ledger_head: Digest
-    ) -> tuple[AwaitingSurvivorSet, MaskedInput]:
+        self, delivery: ShareDelivery, update: Unmasked, ledger_head: Digest
+    ) -> tuple[AwaitingSurvivorSet, InputBuffer]:
         parameters = self.party.attempt.parameters
         try:
             update.check(parameters)
         except ValueError:
             raise LocalProtocolError("update was encoded for other parameters") from None
         held = self.opened(delivery)
-        masked = mask(update, self._masks(held), parameters)
-        reply = MaskedInput(masked.packed.tobytes(), masked.counters.tobytes(), ledger_head)
-        own = body_digest(wire.encode(reply))
+        reply = InputBuffer(self.party.silo, parameters, ledger_head)
+        masked = mask(update, self._masks(held), parameters, content=reply.vectors())
+        reply.set_counters(masked.counters.tobytes())
+        own = body_digest(reply.body())
         return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own), reply
 
     def resumed(self, delivery: ShareDelivery, own: Digest) -> AwaitingSurvivorSet:

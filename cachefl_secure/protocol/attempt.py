@@ -13,14 +13,16 @@ from typing import TypeVar
 
 from cachefl_secure.crypto import sign
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessage
+from cachefl_secure.errors import LocalProtocolError, MalformedMessage, PeerError, UnexpectedMessage
 from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, digest_of
 from cachefl_secure.plan import PROTOCOL
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.graph import Graph
+from cachefl_secure.protocol.masked_input import ArrivedInput, InputBuffer, InputLayout
 from cachefl_secure.protocol.messages import (
     Body,
     Manifest,
+    MaskedInput,
     Phase,
     Roster,
     Signed,
@@ -102,6 +104,28 @@ class Attempt:
         """``view`` names what the sender has received so far: see ``share_view``."""
         return _sign(self.digest, body, sender, identity, view)
 
+    def sign_input(
+        self, masked: InputBuffer, digest: Digest, sender: str, identity: SigningKey, view: Digest
+    ) -> bytes:
+        """The finished message; ``digest`` is that of its body."""
+        statement = _statement(self.digest, Phase.MASKED_INPUT, sender, digest, view)
+        return masked.sealed(identity.sign(_purpose(Phase.MASKED_INPUT), statement))
+
+    def open_input(self, data: bytes, *, sender: str, view: Digest) -> tuple[ArrivedInput, Digest]:
+        """A masked input and the digest of its body, as ``open`` would give it, but without a copy.
+
+        Raises:
+            MalformedMessage, UnexpectedMessage, BadSignature: as ``open``; vectors of another length are malformed.
+        """
+        arrived = InputLayout.of(sender, self.parameters).read(data)
+        if arrived is None:
+            other = self.open(data, MaskedInput, sender=sender, view=view)  # says what is wrong with it
+            sizes = f"{len(other.words)} and {len(other.counters)} bytes"
+            raise MalformedMessage(sender, f"vectors of {sizes}, {self.parameters.input_bytes} due")
+        digest = body_digest(arrived.body)
+        self.verify_digest(MaskedInput, sender, digest, arrived.signature, view)
+        return arrived, digest
+
     def decode(self, data: bytes, kind: type[Body], *, sender: str) -> Signed:
         """The envelope of a message of this kind and sender, its signature not yet verified.
 
@@ -160,7 +184,7 @@ def open_manifest(data: bytes, coordinator_key: PublicKeyHex) -> Manifest:
     return wire.decode(signed.body, Manifest, limit_bytes=wire.MANIFEST_LIMIT_BYTES, peer=COORDINATOR)
 
 
-def body_digest(raw: bytes) -> Digest:
+def body_digest(raw: bytes | memoryview) -> Digest:
     """The name of a body, by its canonical bytes: what a signature covers."""
     return digest_of("cachefl-secure/body/1", raw)
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
-
 from cachefl_secure.crypto import shamir
 from cachefl_secure.crypto.agreement import check_public_key
 from cachefl_secure.errors import MalformedMessage, RoundAborted, UnexpectedMessage
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.protocol.attempt import NOTHING_YET, Attempt, share_view
 from cachefl_secure.protocol.certificate import Certified, statement_digest, statement_of
+from cachefl_secure.protocol.masked_input import ArrivedInput
 from cachefl_secure.protocol.masking import KeySchedule, Masks, sum_masked, unmask
 from cachefl_secure.protocol.messages import (
     Advertisement,
@@ -26,7 +25,6 @@ from cachefl_secure.protocol.messages import (
     Certificate,
     Header,
     KeyList,
-    MaskedInput,
     SealedShare,
     SealedShares,
     ShareDelivery,
@@ -38,7 +36,7 @@ from cachefl_secure.protocol.messages import (
 )
 from cachefl_secure.protocol.recovering import Sought, recover
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed
-from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate
+from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum
 
 B = TypeVar("B", bound=Body)
 C = TypeVar("C", bound=Body, contravariant=True)
@@ -52,6 +50,15 @@ class Received(Generic[B]):
     body: B
     digest: Digest
     """Of the body."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReceivedInput:
+    """An acceptable masked input: its length was checked, and its signature."""
+
+    masked: ArrivedInput
+    digest: Digest
+    """Of its body."""
 
 
 class Collecting(Protocol[C]):
@@ -142,22 +149,15 @@ class CollectingMaskedInputs:
     def view(self) -> Digest:
         return share_view(self.schedule.key_list, self.commitments)
 
-    def check(self, silo: SiloId, masked: MaskedInput) -> None:
-        parameters = self.attempt.parameters
-        if (len(masked.words), len(masked.counters)) != (parameters.input_bytes, parameters.counter_bytes):
-            raise MalformedMessage(
-                silo, f"vectors of {len(masked.words)} bytes, {parameters.input_bytes} due"
-            )
-
     def on_masked_inputs(
-        self, arrived: Mapping[SiloId, Received[MaskedInput]]
+        self, arrived: Mapping[SiloId, ReceivedInput]
     ) -> tuple[CollectingStatements, SurvivorSet]:
         parameters = self.attempt.parameters
         _require_enough(self.attempt, arrived)
-        total = sum_masked((_as_vector(received.body) for received in arrived.values()), parameters)
+        total = sum_masked((received.masked.vector for received in arrived.values()), parameters)
         proposal = SurvivorSet(
             tuple(
-                Header(silo, arrived[silo].digest, arrived[silo].signed.signature) for silo in sorted(arrived)
+                Header(silo, arrived[silo].digest, arrived[silo].masked.signature) for silo in sorted(arrived)
             )
         )
         statement = statement_of(
@@ -319,8 +319,3 @@ def _require_enough(attempt: Attempt, present: Collection[SiloId]) -> None:
 def _require(present: int, needed: int) -> None:
     if present < needed:
         raise RoundAborted(present, needed)
-
-
-def _as_vector(masked: MaskedInput) -> MaskedUpdate:
-    """Views of the received bytes; their length was checked."""
-    return MaskedUpdate(np.frombuffer(masked.words, np.uint8), np.frombuffer(masked.counters, "<u8"))

@@ -8,7 +8,8 @@ before anything is revealed.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import LocalProtocolError, PeerError, UnexpectedMessage
@@ -26,6 +27,7 @@ from cachefl_secure.protocol.collecting import (
     CollectingUnmaskShares,
     Complete,
     Received,
+    ReceivedInput,
     State,
 )
 from cachefl_secure.protocol.masking import KeySchedule
@@ -47,6 +49,7 @@ from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, aggregate_d
 A = TypeVar("A")
 B = TypeVar("B", bound=Body)
 R = TypeVar("R")
+T = TypeVar("T", Received[Any], ReceivedInput)
 
 
 class CoordinatorSession:
@@ -133,11 +136,13 @@ class CoordinatorSession:
         """Returns the survivor set, with headers, for every survivor (U3) to sign."""
         match self._state:
             case CollectingMaskedInputs() as state:
-                arrived = self._accept(answers, MaskedInput, state.commitments, state)
+                arrived = self._each(
+                    answers, MaskedInput, state.commitments, partial(self._open_input, state)
+                )
                 proposal = self._advance(state.on_masked_inputs, arrived)
                 self.survivors = proposal.survivors
                 self._note("survivor-set", body_digest(wire.encode(proposal)))
-                self.ledger_heads = {silo: arrived[silo].body.ledger_head for silo in self.survivors}
+                self.ledger_heads = {silo: arrived[silo].masked.ledger_head for silo in self.survivors}
                 return dict.fromkeys(self.survivors, self._sign(proposal, state.view))
             case state:
                 raise LocalProtocolError(f"masked inputs in {type(state).__name__}")
@@ -224,19 +229,38 @@ class CoordinatorSession:
         asked: Collection[SiloId],
         state: Collecting[B],
     ) -> dict[SiloId, Received[B]]:
-        accepted, view = {}, state.view
+        view = state.view
+
+        def opened(silo: SiloId, data: bytes) -> Received[B]:
+            signed = self._attempt.decode(data, kind, sender=silo)
+            body = self._attempt.verify(signed, kind, sender=silo, view=view)
+            state.check(silo, body)
+            return Received(signed, body, body_digest(signed.body))
+
+        return self._each(answers, kind, asked, opened)
+
+    def _open_input(self, state: CollectingMaskedInputs, silo: SiloId, data: bytes) -> ReceivedInput:
+        return ReceivedInput(*self._attempt.open_input(data, sender=silo, view=state.view))
+
+    def _each(
+        self,
+        answers: Mapping[SiloId, bytes],
+        kind: type[Body],
+        asked: Collection[SiloId],
+        opened: Callable[[SiloId, bytes], T],
+    ) -> dict[SiloId, T]:
+        """The acceptable answers, noted in the transcript; ``rejected`` says why the others are not."""
+        accepted = {}
         for silo in sorted(answers):
             try:
                 if silo not in asked:
                     raise UnexpectedMessage(silo, f"{kind.phase.value} from a silo that was not asked")
-                signed = self._attempt.decode(answers[silo], kind, sender=silo)
-                body = self._attempt.verify(signed, kind, sender=silo, view=view)
-                state.check(silo, body)
+                received = opened(silo, answers[silo])
             except PeerError as error:
                 self.rejected[silo] = error
             else:
-                accepted[silo] = Received(signed, body, body_digest(signed.body))
-                self._note(f"{kind.phase.value}/{silo}", accepted[silo].digest)
+                accepted[silo] = received
+                self._note(f"{kind.phase.value}/{silo}", received.digest)
         return accepted
 
     def _advance(self, step: Callable[[A], tuple[State, R]], arrived: A) -> R:

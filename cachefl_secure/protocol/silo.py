@@ -40,6 +40,7 @@ from cachefl_secure.protocol.answering import (
 )
 from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.journal import Exchange, Save, SentInput, SessionJournal
+from cachefl_secure.protocol.masked_input import InputBuffer
 from cachefl_secure.protocol.messages import (
     Body,
     Certificate,
@@ -52,7 +53,7 @@ from cachefl_secure.protocol.messages import (
 )
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
-from cachefl_secure.protocol.vectors import EncodedUpdate
+from cachefl_secure.protocol.vectors import Unmasked
 
 _B = TypeVar("_B", bound=Body)
 
@@ -146,7 +147,7 @@ class SiloSession:
             case state:
                 raise _unexpected(Phase.SHARE_DELIVERY, state)
 
-    def on_share_delivery(self, data: bytes, update: EncodedUpdate, ledger_head: Digest) -> bytes:
+    def on_share_delivery(self, data: bytes, update: Unmasked, ledger_head: Digest) -> bytes:
         """The masked input. On a repeat in one process the saved reply goes out and ``update`` is not looked at.
 
         After a restart it is made again from ``update``, with the ledger head of the journal.
@@ -160,7 +161,7 @@ class SiloSession:
             case AwaitingShareDelivery() as state:
                 delivery = self._open(data, ShareDelivery)
                 following, reply = state.on_share_delivery(delivery, update, ledger_head)
-                raw = self._sign(reply, following)
+                raw = self._sign_input(reply, following)
                 sent = SentInput(following.own, ledger_head)
                 self._advance(following, Exchange(Phase.SHARE_DELIVERY, data, b""), sent)
                 self._masked_input = raw
@@ -229,6 +230,9 @@ class SiloSession:
         """A reply is signed under the view of the state that it leads to: it has received what it answers."""
         return wire.encode(self._attempt.sign(reply, self._silo, self._identity, following.view))
 
+    def _sign_input(self, reply: InputBuffer, following: AwaitingSurvivorSet) -> bytes:
+        return self._attempt.sign_input(reply, following.own, self._silo, self._identity, following.view)
+
     def _exchange(self, phase: Phase, data: bytes) -> Exchange | None:
         """Rule 8: what was exchanged in this phase, if it began with these bytes."""
         for exchange in self._journal.exchanges:
@@ -263,7 +267,7 @@ class SiloSession:
             known.manifest, known.secrets, held, sent if self._masking is not None else None
         )
 
-    def _mask_again(self, data: bytes, update: EncodedUpdate) -> bytes:
+    def _mask_again(self, data: bytes, update: Unmasked) -> bytes:
         if self._masking is None or self._journal.sent is None:
             raise LocalProtocolError("a masked input was sent, but the journal does not say which")
         delivery = self._attempt.open(data, ShareDelivery, sender=COORDINATOR, view=self._masking.view)
@@ -271,7 +275,7 @@ class SiloSession:
         again, reply = self._masking.on_share_delivery(delivery, update, head)
         if again.own != self._journal.sent.body_digest:
             raise LocalProtocolError("the masked input does not come out as it left")
-        self._masked_input = self._sign(reply, again)
+        self._masked_input = self._sign_input(reply, again)
         return self._masked_input
 
 

@@ -5,6 +5,7 @@ The contract of ``decode``: it returns a message or raises ``MalformedMessage``,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +17,9 @@ from cachefl_secure.protocol.parameters import MAX_SILOS, RoundParameters
 _PER_ENVELOPE_BYTES = 1024
 _PER_SILO_BYTES = 512  # the longest entry, a signed advertisement, takes 290
 MANIFEST_LIMIT_BYTES = _PER_ENVELOPE_BYTES + MAX_SILOS * _PER_SILO_BYTES
+
+_LONG_BYTES = 1 << 16
+_ARRAY = 0x90  # of MessagePack, of at most 15 elements: the kind's name and the fields
 
 M = TypeVar("M", bound=Message)
 
@@ -40,9 +44,38 @@ def decode(data: bytes, kind: type[M], *, limit_bytes: int, peer: str) -> M:
         # The parser's own words may quote the input, so they stay here.
         raise MalformedMessage(peer, f"not a {kind.__name__}") from None
     # One message, one byte string: digests of messages and of their bytes then say the same.
-    if encode(message) != data:
+    if not _is_canonical(message, data):
         raise MalformedMessage(peer, f"{kind.__name__} is not canonically encoded")
     return message
+
+
+def opening(kind: type[Message], before: Iterable[object], length: int) -> bytes:
+    """How a message of this kind begins, up to the content of a byte string of ``length`` that follows the fields ``before``."""
+    array = bytes([_ARRAY | 1 + len(kind.__struct_fields__)]) + msgspec.msgpack.encode(kind.__name__)
+    return array + b"".join(map(msgspec.msgpack.encode, before)) + bytes_opening(length)
+
+
+def bytes_opening(length: int) -> bytes:
+    """How MessagePack begins a byte string: shortest form."""
+    for tag, width in ((b"\xc4", 1), (b"\xc5", 2), (b"\xc6", 4)):
+        if length < 1 << 8 * width:
+            return tag + length.to_bytes(width, "big")
+    raise ValueError(f"a byte string of {length} bytes")
+
+
+def _is_canonical(message: Message, data: bytes) -> bool:
+    """``encode(message) == data``, where ``message`` was decoded from ``data``, without encoding a long field again.
+
+    If what is before the field and what is after it are canonical, the field itself is where it was read.
+    """
+    fields = [getattr(message, name) for name in message.__struct_fields__]
+    for place, field in enumerate(fields):
+        if isinstance(field, bytes) and len(field) >= _LONG_BYTES:
+            before = opening(type(message), fields[:place], len(field))
+            after = b"".join(map(msgspec.msgpack.encode, fields[place + 1 :]))
+            whole = len(before) + len(field) + len(after) == len(data)
+            return whole and data.startswith(before) and data.endswith(after)
+    return encode(message) == data
 
 
 def limit_bytes(kind: type[Message], parameters: RoundParameters) -> int:

@@ -210,7 +210,7 @@ def test_killed_at_any_write_or_reply_the_round_ends_in_the_exact_sum_and_one_ch
         masked[update.values.tobytes()] = encode(update, parameters, rounding)
         return masked[update.values.tobytes()]
 
-    monkeypatch.setattr(silo_attempt, "encode", recording)
+    monkeypatch.setattr(silo_attempt, "Encoding", recording)
     total = _moments(founded, tmp_path, victim, killers)
     assert total > 15
     dropped = 0

@@ -68,7 +68,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[EncodedUpdate]:
         encoded.append(encode(update, parameters, rounding))
         return encoded[-1]
 
-    monkeypatch.setattr(silo_attempt, "encode", recording)
+    monkeypatch.setattr(silo_attempt, "Encoding", recording)
     return encoded
 
 

@@ -94,6 +94,38 @@ json_like = st.recursive(
 )
 
 
+@given(st.sampled_from(EXAMPLES), st.data())
+@settings(max_examples=500)
+def test_the_check_that_encodes_no_long_field_finds_what_encoding_again_finds(
+    message: Message, data: st.DataObject
+) -> None:
+    """Every byte string counts as long here; lengths are also written in longer forms than need be."""
+    raw = bytearray(wire.encode(message))
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        if raw[at] == 0xC4 and data.draw(st.booleans()):
+            raw[at : at + 1] = b"\xc5\x00"
+        elif raw[at] == 0xD9 and data.draw(st.booleans()):
+            raw[at : at + 1] = b"\xda\x00"
+        else:
+            raw[at] = data.draw(st.integers(0, 255))
+    try:
+        again = msgspec.msgpack.decode(raw, type=type(message))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "_LONG_BYTES", 0)
+        assert wire._is_canonical(again, bytes(raw)) is (wire.encode(again) == raw)
+
+
+@pytest.mark.parametrize("length", [0, 1, 255, 256, 65_535, 65_536, 70_000])
+def test_a_byte_string_begins_as_messagepack_says(length: int) -> None:
+    message = Signed(A, Phase.SHARE, bytes(length), bytes(64))
+    raw = wire.encode(message)
+    assert raw.startswith(wire.opening(Signed, (A, Phase.SHARE), length))
+    assert wire.decode(raw, Signed, limit_bytes=len(raw), peer="x") == message
+
+
 @given(st.sampled_from(KINDS), st.lists(json_like, max_size=8))
 @settings(max_examples=500)
 def test_arbitrary_values_are_a_message_or_malformed(kind: type[Message], fields: list[object]) -> None:

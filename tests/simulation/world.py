@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cachefl_secure.errors import CacheflError, RoundAborted
 from cachefl_secure.federation import silo_attempt
@@ -376,12 +377,14 @@ class Stage:
         """Masks and encodings are reported to the world that is being played."""
         mask = masking.mask
 
-        def watched_mask(update: EncodedUpdate, masks: Masks, parameters: RoundParameters) -> MaskedUpdate:
-            masked = mask(update, masks, parameters)
+        def watched_mask(
+            update: EncodedUpdate, masks: Masks, parameters: RoundParameters, *, content: NDArray[np.uint8]
+        ) -> MaskedUpdate:
+            masked = mask(update, masks, parameters, content=content)
             if self.world is not None:
                 seeds = [seed.reveal() for seed in (*masks.added, *masks.subtracted)]
-                content, silo = masked.packed.tobytes() + masked.counters.tobytes(), self._acting()
-                self.world.observer.on_mask(silo, seeds, content)
+                sent, silo = masked.packed.tobytes() + masked.counters.tobytes(), self._acting()
+                self.world.observer.on_mask(silo, seeds, sent)
                 self.world.observer.knowledge.made[masked.packed.tobytes()] = Upload(
                     Update(silo, self._round_of(silo), update.words.tobytes()),
                     tuple(seed.reveal() for seed in masks.added),
@@ -405,7 +408,7 @@ class Stage:
 
         watch(self.patch, current)
         self.patch.setattr(answering, "mask", watched_mask)
-        self.patch.setattr(silo_attempt, "encode", watched_encode)
+        self.patch.setattr(silo_attempt, "Encoding", watched_encode)
         records = self.templates[0].silos[SiloId("silo-1")].records()
         self.patch.setattr(SiloFiles, "records", lambda files: records)
         # One process plays all parties, one at a time: the file lock says nothing here, and costs.

@@ -31,7 +31,7 @@ def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallFederati
             words[3] = parameters.cohort_size * parameters.entry_bound + 1
         return EncodedUpdate(words, np.zeros(parameters.counters, "<u8"))
 
-    monkeypatch.setattr(silo_attempt, "encode", encode)
+    monkeypatch.setattr(silo_attempt, "Encoding", encode)
     return found(tmp_path)
 
 
