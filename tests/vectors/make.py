@@ -2,6 +2,9 @@
 
 packing_b08.json ...            words and their packed bytes, for every width from 8 to 32
 mask_streams.json               seeds and the first words of their masks
+encoding.json                   updates, coins' seeds, and the integers that they are rounded to
+sums.json                       sums that decode, and (bad) sums that no cohort can have sent
+derivations.json                secrets derived for every purpose
 shares.json                     secrets, coefficients' seed, and the shares of some places
 round_n5_drop1.json ...         a whole attempt: everything given, every message, the sum
 round_n6_drop1_bad_<phase>.json messages with one thing wrong each, and the error that they must end in
@@ -15,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.protocol import reference as slow
-from tests.vectors.reference import COORDINATOR, RoundReference, Silo, deal, fixed, keystream, msgpack, named
+from tests.vectors.parts import primitives
+from tests.vectors.reference import (
+    COORDINATOR,
+    RoundReference,
+    Silo,
+    fixed,
+    msgpack,
+    named,
+)
 
 FOLDER = Path(__file__).parent / "v1"
 ROUNDS = {  # name -> silos, colluders, dropped, bits, largest integer, dimension
@@ -268,36 +279,6 @@ def special(played: RoundReference, phase: str, silo: str) -> dict[str, tuple[by
                     "MalformedMessage",
                 ),
             }
-
-
-def primitives() -> dict[str, dict[str, Any]]:
-    """Vectors of the parts."""
-    files: dict[str, dict[str, Any]] = {}
-    for bits in range(8, 33):
-        rng = random.Random(bits)
-        words = [0, 2**bits - 1, *(rng.randrange(2**bits) for _ in range(19))]
-        files[f"packing_b{bits:02d}"] = {"bits": bits, "words": words, "packed": slow.pack(words, bits).hex()}
-    seeds = [fixed(f"mask {i}") for i in range(4)]
-    files["mask_streams"] = {
-        "streams": [
-            {
-                "seed": seed.hex(),
-                "keystream": keystream(seed, 64).hex(),
-                "words_16": slow.expand(seed, 16, 2, 0),
-                "words_32": slow.expand(seed, 16, 4, 0),
-            }
-            for seed in seeds
-        ]
-    }
-    secrets = [fixed("first secret"), b"\xff" * 32, bytes(32)]
-    dealt = deal(secrets, 4, [1, 2, 3, 50, 128], fixed("coefficients"))
-    files["shares"] = {
-        "secrets": [secret.hex() for secret in secrets],
-        "threshold": 4,
-        "coefficient_seed": fixed("coefficients").hex(),
-        "shares": {str(place): share.hex() for place, share in dealt.items()},
-    }
-    return files
 
 
 def everything() -> dict[str, dict[str, Any]]:

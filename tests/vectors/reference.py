@@ -83,6 +83,17 @@ def deal(secrets: list[bytes], threshold: int, places: list[int], seed: bytes) -
     return shares
 
 
+def rounded(values: list[float], clamp: float, grid_step: float, seed: bytes) -> tuple[list[int], int]:
+    """An update as integers, and how many entries were clamped: coins of 16 bits are the seed's stream, in order."""
+    coins, integers, clamped = keystream(seed, 2 * len(values)), list[int](), 0
+    for i, value in enumerate(values):
+        kept = min(max(value, -clamp), clamp)
+        clamped += kept != value
+        fixed_point = int(kept * (65536.0 / grid_step))  # cut towards 0
+        integers.append((fixed_point + int.from_bytes(coins[2 * i : 2 * i + 2], "little")) // 65536)
+    return integers, clamped
+
+
 @dataclass
 class Silo:
     """What is given of one silo, and what follows."""

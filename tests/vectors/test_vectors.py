@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cachefl_secure.crypto.derive import Purpose, derive
 from cachefl_secure.crypto.expand import Keystream
 from cachefl_secure.crypto.shamir import CoefficientSeed, combine, split
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import PeerError
 from cachefl_secure.names import Digest, FederationId, SiloId
 from cachefl_secure.protocol.coordinator import CoordinatorSession
+from cachefl_secure.protocol.encoding import RoundingSeed, decode_sum, encode
 from cachefl_secure.protocol.masking import MaskSeed
 from cachefl_secure.protocol.messages import Manifest, Member, Phase, Roster, roster_digest
 from cachefl_secure.protocol.packing import pack, unpack
@@ -27,7 +30,8 @@ from cachefl_secure.protocol.silo_secrets import (
     ShareSeed,
     SiloSecrets,
 )
-from cachefl_secure.protocol.vectors import EncodedUpdate
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
+from cachefl_secure.updates import PrivateUpdate
 from tests.protocol.rounds import integers
 from tests.vectors.make import BAD_OF, FOLDER, LEDGER_HEAD, ROUNDS, TO_A_SILO, everything
 
@@ -80,6 +84,59 @@ def test_shares_are_those_of_the_vectors_and_combine() -> None:
     rows = split(secrets, threshold=vector["threshold"], holders=places, seed=seed)
     assert [b"".join(row).hex() for row in rows] == list(vector["shares"].values())
     assert combine(dict(zip(places[1:], rows[1:], strict=True))) == secrets
+
+
+def test_secrets_are_derived_as_in_the_vectors() -> None:
+    vector = load("derivations")
+    source, got = CoefficientSeed(bytes.fromhex(vector["source"])), set()
+    for case in vector["cases"]:
+        purpose = Purpose(f"cachefl-secure/CF-SecAgg/1/{case['purpose']}")
+        context = bytes.fromhex(case["context"])
+        secret = derive(MaskSeed, purpose, source, context=context, parties=case["parties"]).reveal()
+        assert secret.hex() == case["secret"]
+        got.add(secret)
+    assert len(got) == len(vector["cases"])
+    assert {case["purpose"] for case in vector["cases"]} == {p.value.rpartition("/")[2] for p in Purpose}
+
+
+def a_round(clamp: float, grid_step: float, dimension: int, silos: int = 3) -> RoundParameters:
+    threshold = silos // 2 + 1
+    return RoundParameters(
+        cohort_size=silos,
+        roster_size=silos,
+        colluders=0,
+        threshold=threshold,
+        minimum_survivors=max(threshold, 3),
+        dimension=dimension,
+        clamp=clamp,
+        grid_step=grid_step,
+        vector_bits=(2 * silos * (math.ceil(clamp / grid_step) + 1)).bit_length(),
+    )
+
+
+@pytest.mark.parametrize("number", range(len(load("encoding")["cases"])))
+def test_updates_are_rounded_as_in_the_vectors(number: int) -> None:
+    case = load("encoding")["cases"][number]
+    values = np.array([float.fromhex(value) for value in case["values"]])
+    parameters = a_round(float.fromhex(case["clamp"]), float.fromhex(case["grid_step"]), values.size)
+    got = encode(PrivateUpdate(values), parameters, RoundingSeed(bytes.fromhex(case["seed"])))
+    assert integers(got) == [*case["integers"], case["clamped"]]
+    assert case["clamped"] >= 2
+
+
+@pytest.mark.claim("C19")
+def test_sums_decode_as_in_the_vectors_and_the_bad_ones_never() -> None:
+    vector = load("sums")
+    parameters = a_round(float(vector["bound"]), 1.0, vector["dimension"], vector["silos"])
+    assert parameters.word == np.dtype("<u2")
+    for case in vector["good"]:
+        decoded = decode_sum(AggregateSum.from_bytes(bytes.fromhex(case["sum"]), parameters), parameters)
+        assert decoded.values.tolist() == case["values"]
+        assert decoded.saturated == case["clamped"]
+    for case in vector["bad"]:
+        with pytest.raises((PeerError, ValueError)) as raised:
+            decode_sum(AggregateSum.from_bytes(bytes.fromhex(case["sum"]), parameters), parameters)
+        assert type(raised.value).__name__ == case["expect"], case["name"]
 
 
 class Game:
