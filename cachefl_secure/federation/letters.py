@@ -154,7 +154,7 @@ def read_receipts(raw: bytes, *, file: str) -> dict[SiloId, list[Receipt]]:
     """
     try:
         kept = msgspec.json.decode(raw, type=dict[str, list[_KeptReceipt]])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(file, RECEIPTS_FILE, str(error)) from None
     return {
         SiloId(silo): [

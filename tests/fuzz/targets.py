@@ -1,40 +1,58 @@
 """What is fuzzed, as functions of bytes: hypothesis calls them in every run, atheris for as long as it is let.
 
 The contract of a parser: a value or its named error, nothing else, whatever the bytes.
-The contract of a session: whatever comes, in whatever order, it answers or raises a ``PeerError`` and is then as
-before; it never gives two answers to one phase, nor both kinds of share of one silo.
+The contract of a silo's session: whatever comes, in whatever order, it answers or raises a ``PeerError`` and is then
+as before; it never gives two answers to one phase, nor both kinds of share of one silo. That of the coordinator's:
+each step ends in messages, in the exact sum, or in a named end; out of order it refuses and is as before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from types import SimpleNamespace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from cachefl_secure.errors import CacheflError, PeerError
-from cachefl_secure.federation import letters
-from cachefl_secure.federation.enrolment import open_roster
-from cachefl_secure.federation.record import open_record
-from cachefl_secure.names import COORDINATOR, SiloId
+import msgspec
+
+from cachefl_secure.cache.model import cache_from_bytes, cache_to_bytes
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.errors import CacheflError, ConfigError, PeerError, RecordRejected
+from cachefl_secure.federation import enrolment, letters, record
+from cachefl_secure.federation.enrolment import (
+    Invite,
+    JoinRequest,
+    SignedRoster,
+    make_roster,
+    open_roster,
+    sign_roster,
+    write_invite,
+    write_join_request,
+)
+from cachefl_secure.federation.record import (
+    RecordedCertificate,
+    RoundRecord,
+    SignedRecord,
+    open_record,
+    sign_record,
+)
+from cachefl_secure.names import SiloId
+from cachefl_secure.plan import decode_toml
+from cachefl_secure.privacy.verification import read_history
 from cachefl_secure.protocol import messages, wire
 from cachefl_secure.protocol.attempt import open_manifest
 from cachefl_secure.protocol.journal import journal_from_bytes, journal_to_bytes
-from cachefl_secure.protocol.messages import Phase, UnmaskShares
+from cachefl_secure.protocol.masked_input import InputLayout
+from cachefl_secure.protocol.messages import Phase
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.unmasking import unmasking_from_bytes, unmasking_to_bytes
-from tests.protocol.rounds import (
-    LEDGER_HEAD,
-    Federation,
-    Round,
-    a_plan,
-    federation,
-    parameters_for,
-    random_updates,
-    run_round,
-)
-from tests.protocol.table import body_of
+from tests.fuzz.sessions import drive_coordinator, drive_session, mutate, played
+from tests.privacy.examples import SIGNING_KEY, cache_of, new_ledger, spend
+from tests.protocol.rounds import Federation, Round, a_plan, fixed, run_round
 
 Parser = tuple[Callable[[bytes], object], tuple[type[Exception], ...]]
+
+_HEX64 = "1e" * 32
 
 _KINDS = (
     messages.Signed,
@@ -63,6 +81,40 @@ def _wire_parser(kind: type[messages.Message]) -> Parser:
     )
 
 
+def _roster_of(body: bytes) -> bytes:
+    """As a coordinator that lies signs it."""
+    signature = SigningKey(fixed("coordinator")).sign(enrolment._ROSTER_PURPOSE, body)
+    return msgspec.msgpack.encode(SignedRoster(body, signature))
+
+
+def _record_of(body: bytes) -> bytes:
+    text = body.decode("utf-8", "replace")
+    signature = SigningKey(fixed("coordinator")).sign(record._PURPOSE, text.encode())
+    return msgspec.json.encode(SignedRecord(text, signature.hex()))
+
+
+def _both_readers(data: bytes, fed: Federation) -> object:
+    """Masked inputs are read in place; that takes what ``decode`` takes, has the same parts, and nothing else."""
+    silo, parameters = fed.silos[1], fed.parameters
+    arrived = InputLayout.of(silo, parameters).read(data)
+    try:
+        signed = wire.decode(data, messages.Signed, limit_bytes=1 << 16, peer=silo)
+        if (signed.sender, signed.phase) != (silo, Phase.MASKED_INPUT):
+            raise PeerError(silo, "another envelope")
+        body = wire.decode(signed.body, messages.MaskedInput, limit_bytes=1 << 16, peer=silo)
+        if (len(body.words), len(body.counters)) != (parameters.input_bytes, parameters.counter_bytes):
+            raise PeerError(silo, "another length")
+    except PeerError:
+        assert arrived is None
+        raise
+    assert arrived is not None
+    assert arrived.vector.packed.tobytes() == body.words
+    assert arrived.vector.counters.tobytes() == body.counters
+    assert (arrived.ledger_head, bytes(arrived.body)) == (body.ledger_head, signed.body)
+    assert arrived.signature == signed.signature
+    return arrived
+
+
 @cache
 def parsers() -> dict[str, Parser]:
     """Name -> (parser, its errors)."""
@@ -71,8 +123,21 @@ def parsers() -> dict[str, Parser]:
     return named | {
         "signed manifest": (lambda data: open_manifest(data, plan.coordinator_key), (PeerError,)),
         "roster": (lambda data: open_roster(data, plan), (PeerError,)),
-        "record": (lambda data: open_record(data, plan), (CacheflError,)),
+        "signed roster": (lambda data: open_roster(_roster_of(data), plan), (PeerError,)),
+        "record": (lambda data: open_record(data, plan), (RecordRejected,)),
+        "signed record": (lambda data: open_record(_record_of(data), plan), (RecordRejected,)),
+        "masked input": (lambda data: _both_readers(data, played().fed), (PeerError,)),
         "receipts": (lambda data: letters.read_receipts(data, file="receipts.json"), (CacheflError,)),
+        "invite": (lambda data: decode_toml(data, Invite, file="invite.toml"), (ConfigError,)),
+        "join request": (
+            lambda data: decode_toml(data, JoinRequest, file="join-request.toml"),
+            (ConfigError,),
+        ),
+        "cache": (cache_from_bytes, (ConfigError,)),
+        "ledger": (
+            lambda data: read_history(data, SIGNING_KEY.public_key, file="ledger.jsonl"),
+            (CacheflError,),
+        ),
         "session journal": (journal_from_bytes, (ValueError,)),
         "unmasking round": (unmasking_from_bytes, (ValueError,)),
     }
@@ -88,20 +153,6 @@ def parse(name: str, data: bytes) -> bool:
     return True
 
 
-@cache
-def played() -> SimpleNamespace:
-    """A round of five silos, whose messages are what mutation starts from."""
-    fed = federation(parameters_for(5, dimension=9, colluders=1))
-    updates = random_updates(fed)
-    finished = run_round(fed, updates)
-    other = run_round(fed.with_manifest(attempt=2), updates)
-    me = fed.silos[1]
-    phases = (Phase.KEY_LIST, Phase.SHARE_DELIVERY, Phase.SURVIVOR_SET, Phase.CERTIFICATE)
-    pool = [finished.seen[phase][silo] for phase in phases for silo in (me, fed.silos[2])]
-    pool += [other.seen[phase][me] for phase in phases]
-    return SimpleNamespace(fed=fed, updates=updates, finished=finished, me=me, phases=phases, pool=pool)
-
-
 def seeds() -> list[bytes]:
     """Valid inputs of the parsers."""
     game = played()
@@ -109,7 +160,64 @@ def seeds() -> list[bytes]:
     every = [raw for phase in finished.seen.values() for raw in phase.values()]
     bodies = [wire.decode(raw, messages.Signed, limit_bytes=1 << 20, peer="x").body for raw in every]
     session: SiloSession = finished.silos[game.me]
-    return [*every, *bodies, journal_to_bytes(session._journal), *_unmasking(game.fed, game.updates)]
+    sealed = [journal_to_bytes(session._journal), *_unmasking(game.fed, game.updates)]
+    return [*every, *bodies, *sealed, *_letters(), *_files(game.fed)]
+
+
+def _letters() -> list[bytes]:
+    silo = SiloId("silo-001")
+    countersigned = letters.Countersignature(silo, bytes(64))
+    receipt = letters.Receipt(silo, 3, _HEX64, _HEX64, _HEX64, bytes(64), countersigned)
+    return [
+        *map(
+            wire.encode,
+            (
+                letters.Hello(_HEX64, _HEX64),
+                letters.Standing(True, True, True, 3, _HEX64),
+                letters.Sync(b"", b"", (letters.SyncedRound(b"{}", b"sum"),), (countersigned,)),
+                receipt,
+                letters.Reply(b"answer"),
+            ),
+        ),
+        letters.write_receipts({silo: [receipt]}),
+    ]
+
+
+def _files(fed: Federation) -> list[bytes]:
+    plan, key = a_plan(), fed.identities["coordinator"]
+    ask = write_join_request(fed.silos[0], plan, fed.identities[fed.silos[0]])
+    roster = sign_roster(make_roster(plan, fed.roster.members), key)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger.jsonl"
+        with new_ledger(path) as ledger:
+            spend(ledger, 1)
+        history = path.read_bytes()
+    genuine = RoundRecord(
+        federation_id=plan.federation_id,
+        plan_digest=_HEX64,
+        roster_digest=_HEX64,
+        round=1,
+        attempt=1,
+        manifest_digest=_HEX64,
+        cohort=fed.silos,
+        survivors=fed.silos,
+        previous_record=_HEX64,
+        transcript_digest=_HEX64,
+        certificate=RecordedCertificate(
+            key_list_digest=_HEX64,
+            share_set=fed.silos,
+            uploads=dict.fromkeys(fed.silos, _HEX64),
+            signatures={},
+        ),
+        aggregate_digest=_HEX64,
+        saturated=0,
+        cache_before=_HEX64,
+        cache_after=_HEX64,
+        ledger_heads=dict.fromkeys(fed.silos, _HEX64),
+    )
+    bodies = [msgspec.json.encode(value, order="sorted") for value in (genuine, open_roster(roster, plan))]
+    tables = [write_invite(plan, key), ask, roster, sign_record(genuine, key), *bodies]
+    return [*tables, cache_to_bytes(cache_of(2, 1, 4)), history]
 
 
 def _unmasking(fed: Federation, updates: dict[SiloId, object]) -> list[bytes]:
@@ -126,64 +234,11 @@ def _unmasking(fed: Federation, updates: dict[SiloId, object]) -> list[bytes]:
     return saved
 
 
-def mutate(data: bytes, recipe: bytes) -> bytes:
-    """A few changes, as the recipe's bytes say: flips, cuts, insertions, doublings."""
-    content = bytearray(data)
-    for kind, where, what in zip(recipe[::3], recipe[1::3], recipe[2::3], strict=False):
-        at = (where * 257 + what) % (len(content) + 1)
-        match kind % 5:
-            case 0 if at < len(content):
-                content[at] ^= 1 << (what % 8)
-            case 1:
-                del content[at:]
-            case 2:
-                content[at:at] = bytes([what])
-            case 3 if at < len(content):
-                content[at] = what
-            case _:
-                content[at:at] = content[at : at + where % 16]
-    return bytes(content)
-
-
-def drive_session(script: bytes) -> int:
-    """A silo under whatever the script says; returns how many messages it answered.
-
-    Four bytes a step: which method, which message of the pool, how much is changed, and how.
-    """
-    game = played()
-    fed: Federation = game.fed
-    session = fed.silo(game.me)
-    answers: dict[Phase, bytes] = {Phase.MANIFEST: session.advertise()}
-    methods: tuple[tuple[Phase, Callable[[bytes], bytes]], ...] = (
-        (Phase.KEY_LIST, session.on_key_list),
-        (
-            Phase.SHARE_DELIVERY,
-            lambda data: session.on_share_delivery(data, game.updates[game.me], LEDGER_HEAD),
-        ),
-        (Phase.SURVIVOR_SET, session.on_survivor_set),
-        (Phase.CERTIFICATE, session.on_certificate),
-    )
-    for step in range(0, len(script) - 3, 4):
-        which, source, changes, how = script[step : step + 4]
-        phase, method = methods[which % len(methods)]
-        # Often the right message for the method, so that a session gets anywhere.
-        message = game.pool[2 * (which % 4)] if source < 160 else game.pool[source % len(game.pool)]
-        if changes >= 200:
-            message = mutate(message, bytes([changes, how, which] * (1 + how % 3)))
-        before, journal = session._state, session._journal
-        try:
-            answer = method(message)
-        except PeerError as error:
-            refused = error
-            blamed = refused.peer == COORDINATOR or refused.peer in fed.silos
-            if not (blamed and session._state is before and session._journal is journal):
-                raise AssertionError(f"changed by what it refused: {refused}") from None
-            continue
-        assert answers.setdefault(phase, answer) == answer, f"two answers to {phase.value}"
-    if Phase.CERTIFICATE in answers:
-        shares = body_of(answers[Phase.CERTIFICATE], UnmaskShares)
-        assert not {s.silo for s in shares.self_mask} & {s.silo for s in shares.mask_key}
-    return len(answers)
+@cache
+def valid() -> dict[str, list[bytes]]:
+    """Parser -> the seeds that it takes."""
+    every = seeds()
+    return {name: [seed for seed in every if parse(name, seed)] for name in parsers()}
 
 
 def one_input(data: bytes) -> None:
@@ -192,16 +247,12 @@ def one_input(data: bytes) -> None:
         return
     names = sorted(parsers())
     choice, rest = data[0], data[1:]
-    if choice < 64:
+    if choice < 32:
         drive_session(rest)
-    elif choice < 160:
+    elif choice < 64:
+        drive_coordinator(rest)
+    elif choice < 128:
         parse(names[choice % len(names)], rest)
     else:
-        pool = _cached_seeds()
-        seed = pool[(rest[0] if rest else 0) % len(pool)]
-        parse(names[choice % len(names)], mutate(seed, rest[1:]))
-
-
-@cache
-def _cached_seeds() -> list[bytes]:
-    return seeds()
+        pool = valid()[names[choice % len(names)]]
+        parse(names[choice % len(names)], mutate(pool[(rest[0] if rest else 0) % len(pool)], rest[1:]))
