@@ -47,7 +47,11 @@ class Keystream:
         """Overwrites ``out``, contiguous, with the next ``out.size`` bytes; no allocation."""
         for start in range(0, out.size, CHUNK_BYTES):
             chunk = out[start : start + CHUNK_BYTES]
-            self._cipher.update_into(_ZEROS[: chunk.size].data, chunk.data)
+            self.fill_one(_ZEROS[: chunk.size].data, chunk.data)
+
+    def fill_one(self, zeros: memoryview, out: memoryview) -> None:
+        """As ``fill``, for as many bytes as there are ``zeros``."""
+        self._cipher.update_into(zeros, out)
 
 
 class MaskStreams:
@@ -71,9 +75,10 @@ class MaskStreams:
         for start in range(0, words.size, chunk_words):
             chunk = words[start : start + chunk_words]
             keystream = self._scratch[: chunk.nbytes]
-            mask = keystream.view(words.dtype)
+            mask, zeros, out = keystream.view(words.dtype), _ZEROS[: chunk.nbytes].data, keystream.data
+            # Little is done between the calls that let other threads run, or these wait for each other.
             for stream, operation in self._streams:
-                stream.fill(keystream)
+                stream.fill_one(zeros, out)
                 operation(chunk, mask, out=chunk)  # unsigned: wraps, which is the ring
 
 

@@ -15,7 +15,7 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, Counters, EncodedUpdate, ReadEntries, Words
 from cachefl_secure.updates import PrivateUpdate
 
-_CHUNK = 1 << 15  # entries; what is kept of them between steps stays in the second-level cache
+_CHUNK = 1 << 16  # entries, where a whole update is encoded at once
 _FRACTION_BITS = 16
 
 
@@ -87,7 +87,9 @@ def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: Roundin
         raise LocalProtocolError(f"update of {update.values.size} entries, {parameters.dimension} due")
     words = np.empty(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
-    counters[0] = _Rounding(update.values, parameters, Keystream(rounding))(words)
+    read = _Rounding(update.values, parameters, Keystream(rounding))
+    for start in range(0, words.size, _CHUNK):
+        counters[0] += read(words[start : start + _CHUNK])
     return EncodedUpdate(words, counters)
 
 
@@ -166,19 +168,18 @@ class _Rounding:
         self._left, self._clamp, self._coins = values, parameters.clamp, coins
         self._scale = 2.0**_FRACTION_BITS / parameters.grid_step
         # 2^15 steps and a coin fill 31 bits; more than 2^31 steps do not occur, so 64 bits always do.
-        lane = "<i4" if parameters.entry_bound <= 1 << (31 - _FRACTION_BITS) else "<i8"
-        size = min(_CHUNK, values.size)
-        self._scaled, self._fixed, self._coin = np.empty(size), np.empty(size, lane), np.empty(size, "<u2")
+        self._lane = np.dtype("<i4" if parameters.entry_bound <= 1 << (31 - _FRACTION_BITS) else "<i8")
+        self._make_scratch(0)
+
+    def _make_scratch(self, size: int) -> None:
+        self._scaled, self._coin = np.empty(size), np.empty(size, "<u2")
+        self._fixed = self._scaled.view("<i8") if self._lane.itemsize == 8 else np.empty(size, self._lane)
 
     def __call__(self, out: Words) -> int:
-        clamped = 0
-        for start in range(0, out.size, _CHUNK):
-            part = out[start : start + _CHUNK]
-            clamped += self._round(self._left[: part.size], part)
-            self._left = self._left[part.size :]
-        return clamped
-
-    def _round(self, values: NDArray[np.float64], out: Words) -> int:
+        """Works in memory for as many entries as the longest call so far asked for: 10 to 14 bytes each."""
+        if out.size > self._scaled.size:
+            self._make_scratch(out.size)
+        values, self._left = self._left[: out.size], self._left[out.size :]
         scaled, fixed, coin = self._scaled[: out.size], self._fixed[: out.size], self._coin[: out.size]
         clamped = 0
         if values.max() > self._clamp or values.min() < -self._clamp:  # seldom

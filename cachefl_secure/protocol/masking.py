@@ -34,10 +34,6 @@ from cachefl_secure.protocol.segments import COUNT_BITS, Segment
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed, ShareSeed
 from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate, Unmasked, Words
 
-_CHUNK_BYTES = (
-    1 << 17
-)  # of words, at a time: with one keystream chunk and the packed words in the second-level cache
-
 
 class MaskSeed(Secret):
     """Expands to one mask over one vector."""
@@ -127,7 +123,8 @@ def mask(
     if content is None:
         content = np.empty(parameters.input_bytes, np.uint8)
     packed = PackedVector(content[: parameters.packed_bytes], size, parameters.vector_bits)
-    chunk_words = _CHUNK_BYTES // word.itemsize
+    threads = 1 if noise is not None else threads or threads_for(size)
+    chunk_words = _chunk_words(threads)
 
     def mask_slice(start: int, stop: int) -> tuple[MaskStreams, int]:
         streams = MaskStreams(add=masks.added, subtract=masks.subtracted, start=start * word.itemsize)
@@ -142,7 +139,6 @@ def mask(
             packed.write(at, words)
         return streams, clamped
 
-    threads = 1 if noise is not None else threads or threads_for(size)
     done = in_threads(mask_slice, slices(size, threads, chunk_words))
     streams = done[-1][0]  # where the vector ends
     counters, at = update.counters.copy(), parameters.packed_bytes
@@ -154,6 +150,11 @@ def mask(
         _write_segment(segment, words, content[at : at + segment.packed_bytes])
         at += segment.packed_bytes
     return MaskedUpdate(content, counters)
+
+
+def _chunk_words(threads: int) -> int:
+    """Entries at a time: all scratch of all threads stays below 4 MiB, and steps are long beside what is between them."""
+    return 1 << 18 - threads.bit_length()
 
 
 def _write_segment(segment: Segment, words: Words, target: NDArray[np.uint8]) -> None:
@@ -197,7 +198,8 @@ def unmask(
     """The sum without the masks that are ``left`` in it."""
     words, counters = np.empty(parameters.dimension, parameters.word), total.counters.copy()
     others = [each.copy() for each in total.others]
-    chunk_words = _CHUNK_BYTES // words.itemsize
+    threads = threads or threads_for(words.size)
+    chunk_words = _chunk_words(threads)
 
     def unmask_slice(start: int, stop: int) -> MaskStreams:
         streams = MaskStreams(add=left.subtracted, subtract=left.added, start=start * words.itemsize)
@@ -208,8 +210,7 @@ def unmask(
             _lift(chunk, parameters.vector_bits)
         return streams
 
-    parts = slices(words.size, threads or threads_for(words.size), chunk_words)
-    streams = in_threads(unmask_slice, parts)[-1]
+    streams = in_threads(unmask_slice, slices(words.size, threads, chunk_words))[-1]
     for each in (counters, *others):
         streams.apply(each)
     for segment, each in zip(parameters.segments, others, strict=True):
