@@ -218,10 +218,11 @@ class AwaitingSurvivorSet:
             raise SurvivorSetRejected(error.peer, error.reason) from None
         if proposal.uploads[self.party.silo] != self.own:
             raise SurvivorSetRejected(COORDINATOR, "survivor set changes this silo's masked input")
+        view = self.view  # one digest over all sharers
         for header in proposal.headers:
             if header.silo != self.party.silo:
                 self.party.attempt.verify_digest(
-                    MaskedInput, header.silo, header.body_digest, header.signature, self.view
+                    MaskedInput, header.silo, header.body_digest, header.signature, view
                 )
 
 

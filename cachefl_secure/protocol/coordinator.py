@@ -137,7 +137,7 @@ class CoordinatorSession:
         match self._state:
             case CollectingMaskedInputs() as state:
                 arrived = self._each(
-                    answers, MaskedInput, state.commitments, partial(self._open_input, state)
+                    answers, MaskedInput, state.commitments, partial(self._open_input, state.view)
                 )
                 proposal = self._advance(state.on_masked_inputs, arrived)
                 self.survivors = proposal.survivors
@@ -239,8 +239,8 @@ class CoordinatorSession:
 
         return self._each(answers, kind, asked, opened)
 
-    def _open_input(self, state: CollectingMaskedInputs, silo: SiloId, data: bytes) -> ReceivedInput:
-        return ReceivedInput(*self._attempt.open_input(data, sender=silo, view=state.view))
+    def _open_input(self, view: Digest, silo: SiloId, data: bytes) -> ReceivedInput:
+        return ReceivedInput(*self._attempt.open_input(data, sender=silo, view=view))
 
     def _each(
         self,
