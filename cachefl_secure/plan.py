@@ -7,7 +7,6 @@ configuration (paths, caps) is in ``silo.toml`` and is never sent.
 
 from __future__ import annotations
 
-import math
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,10 @@ import tomli_w
 from msgspec import Meta
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.fields import ClassName, Count, Hex64, Positive, Strict
+from cachefl_secure.lattice import Lattice
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, digest_of
+from cachefl_secure.privacy_plan import PrivacyPlan
 
 PROTOCOL = "CF-SecAgg/1"
 
@@ -28,24 +30,8 @@ MAX_KEY_DOTS = 8  # tomllib needs 13.7 s for one dotted key of 20,000 parts
 _STRING_OR_COMMENT = re.compile(rb"\"(?:[^\"\\]|\\.)*\"?|'[^']*'?|#.*")
 _LONG_KEY = re.compile(rb"(?<![\"\w-])(?:[\"\w-]+\s*\.\s*){%d}" % (MAX_KEY_DOTS + 1))
 
-Hex64 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-ClassName = Annotated[str, Meta(min_length=1, max_length=200)]
-Unit = Annotated[float, Meta(gt=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0, le=1e12)]
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
-
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all agreed configuration: immutable, no unknown fields, finite numbers."""
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite")
-
-
-class EncoderPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class EncoderPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The frozen CLIP. ``weights_digest`` pins its parameters; where they lie on disk is each party's own."""
 
     model: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -65,7 +51,7 @@ class EncoderPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True
                 raise ValueError(f"template {template!r} must hold exactly one {{}}")
 
 
-class CachePlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CachePlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Tip-Adapter's cache model (Zhang et al. 2022): logits = scale W f + alpha L^T exp(-beta (1 - F f))."""
 
     images_per_class: Count
@@ -77,51 +63,7 @@ class CachePlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Digest of the cache file that round 1 starts from."""
 
 
-class PrivacyPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one silo does in one round, in public constants only. Nothing here depends on private data."""
-
-    mechanism: Literal["local", "none"]
-    clip_norm: Positive
-    noise_multiplier: Annotated[float, Meta(ge=0.0, le=1e9)]
-    """Standard deviation of the noise on a clipped sum, in clip norms."""
-    sampling_rate: Unit
-    """1.0 is full batch; below, every record is drawn independently (Poisson)."""
-    steps_per_round: Annotated[int, Meta(ge=1, le=10_000)]
-    expected_records: Count
-    """The public divisor: a declared typical number of records a silo. Never a silo's own count."""
-    learning_rate: Positive
-    """Length of the step that ``expected_records`` identical clipped gradients would take."""
-    rounds: Annotated[int, Meta(ge=1, le=100_000)]
-    """Rounds planned; the noise multiplier was calibrated for them."""
-    delta: Annotated[float, Meta(gt=0.0, le=1e-3)]
-    """Below one over the number of records of any silo; a silo checks that with its own number."""
-    epsilon: Annotated[float, Meta(ge=0.0, le=1e9)]
-    """Local epsilon of a silo after all planned rounds; also the default cap at a silo. 0 with ``none``."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mechanism == "none" and (self.noise_multiplier != 0.0 or self.epsilon != 0.0):
-            raise ValueError("mechanism 'none' takes noise_multiplier = 0.0 and epsilon = 0.0")
-        if self.mechanism == "local" and (self.noise_multiplier <= 0.0 or self.epsilon <= 0.0):
-            raise ValueError("epsilon and noise_multiplier must be positive with mechanism 'local'")
-
-    @property
-    def step_length(self) -> float:
-        """What a (noised) sum of clipped gradients is multiplied by to become a change of the cache keys."""
-        return self.learning_rate / (self.sampling_rate * self.expected_records * self.clip_norm)
-
-    @property
-    def update_noise_std(self) -> float:
-        """Standard deviation of the noise in each entry of a silo's update of one round."""
-        return self.step_length * self.noise_multiplier * self.clip_norm * math.sqrt(self.steps_per_round)
-
-    @property
-    def update_signal_bound(self) -> float:
-        """Largest noiseless entry of an update if no batch exceeds ``sampling_rate * expected_records``."""
-        return self.learning_rate * self.steps_per_round
-
-
-class SecureSumPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SecureSumPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a silo insists on before it contributes. Thresholds follow from these; see protocol.parameters."""
 
     minimum_cohort: Annotated[int, Meta(ge=3, le=1024)] = 3
@@ -133,8 +75,20 @@ class SecureSumPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     dropout_percent: Annotated[int, Meta(ge=0, le=50)] = 10
     """Part of a cohort of more than 128 that may drop out by chance; smaller ones need no such number."""
 
+    @property
+    def guaranteed_survivors(self) -> int:
+        """Fewest updates in any sum that an honest silo lets be opened, whatever the roster."""
+        # A roster is no smaller than the cohort, and thresholds count over it (protocol.parameters).
+        threshold = (self.minimum_cohort + self.colluders) // 2 + 1
+        return max(self.minimum_survivors, threshold, self.colluders + 2)
 
-class FederationPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    @property
+    def honest_survivors(self) -> int:
+        """h: silos in every sum whose share of the noise nobody can subtract, the silo itself among them."""
+        return self.guaranteed_survivors - self.colluders
+
+
+class FederationPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole agreement. Constructing one checks every field; ``plan_digest`` names it."""
 
     version: Literal[1] = 1
@@ -163,6 +117,11 @@ class FederationPlan(_Strict, frozen=True, forbid_unknown_fields=True, kw_only=T
     def number_of_parameters(self) -> int:
         """d = NK * C: what a silo sends, in ring elements."""
         return self.number_of_keys * self.encoder.feature_dim
+
+    @property
+    def lattice(self) -> Lattice:
+        """The integers of private gradients."""
+        return Lattice.of(self.number_of_keys, self.encoder.feature_dim)
 
     @property
     def id(self) -> FederationId:

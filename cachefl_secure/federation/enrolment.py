@@ -18,8 +18,9 @@ from msgspec import Meta
 from cachefl_secure.crypto.sign import SigningKey, fingerprint, verify
 from cachefl_secure.errors import BadSignature, ConfigError, PeerError
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.fields import Hex64
 from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId, parse_silo_id
-from cachefl_secure.plan import FederationPlan, Hex64, encode_toml, plan_digest, read_toml
+from cachefl_secure.plan import FederationPlan, encode_toml, plan_digest, read_toml
 from cachefl_secure.protocol.messages import Member, Roster
 
 _INVITE_PURPOSE = "cachefl-secure/invite/1"

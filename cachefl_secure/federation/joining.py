@@ -23,8 +23,9 @@ from cachefl_secure.federation.enrolment import read_invite, read_roster, write_
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
+from cachefl_secure.fields import Hex64
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
-from cachefl_secure.plan import FederationPlan, Hex64, encode_toml, plan_digest, read_toml
+from cachefl_secure.plan import FederationPlan, encode_toml, plan_digest, read_toml
 from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
 from cachefl_secure.privacy.ledger import Anchor, Ledger, LedgerReport, verify_ledger
 from cachefl_secure.privacy.mechanism import mechanism_of

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.fields import Hex64
 from cachefl_secure.names import SiloId
-from cachefl_secure.plan import Hex64
 from cachefl_secure.protocol.messages import Message
 
 HELLO, SYNC, MANIFEST, SHARE, MASKED_INPUT, CERTIFICATE, UNMASK = (

@@ -26,8 +26,9 @@ from msgspec import Meta
 
 from cachefl_secure.crypto.sign import SigningKey, verify
 from cachefl_secure.errors import BadSignature, ConfigError, PeerError, RecordRejected
+from cachefl_secure.fields import Hex64
 from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
-from cachefl_secure.plan import FederationPlan, Hex64, plan_digest
+from cachefl_secure.plan import FederationPlan, plan_digest
 from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.certificate import Certified, check_certificate, statement_digest, statement_of
 from cachefl_secure.protocol.messages import Certificate, Manifest, Roster, StatementSignature, roster_digest

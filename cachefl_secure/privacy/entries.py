@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from cachefl_secure.crypto.sign import SigningKey, verify
 from cachefl_secure.errors import BadSignature
+from cachefl_secure.fields import Hex64
 from cachefl_secure.names import Digest, PublicKeyHex, digest_of
-from cachefl_secure.plan import Hex64
 
 GENESIS = Digest("0" * 64)
 """The previous hash of entry 0."""

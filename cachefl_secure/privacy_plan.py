@@ -1,0 +1,89 @@
+"""The privacy section of a plan: what one silo does in one round, in public constants only.
+
+One class for each mechanism, told apart by ``mechanism``; nothing in them depends on private data.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from msgspec import Meta
+
+from cachefl_secure.fields import Count, Positive, Strict, Unit
+
+Noise = Annotated[float, Meta(gt=0.0, le=1e9)]
+Epsilon = Annotated[float, Meta(gt=0.0, le=1e9)]
+
+
+class _Steps(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="mechanism"):
+    """Clipped gradient steps on the cache keys. Averaging, and a learning rate fixed here, are post-processing."""
+
+    clip_norm: Positive
+    sampling_rate: Unit
+    """1.0 is full batch; below, every record is drawn independently (Poisson)."""
+    expected_records: Count
+    """The public divisor: a declared typical number of records a silo. Never a silo's own count."""
+    learning_rate: Positive
+    """Length of the step that ``expected_records`` identical clipped gradients would take."""
+    rounds: Annotated[int, Meta(ge=1, le=100_000)]
+    """Rounds planned; the noise multiplier was calibrated for them."""
+    delta: Annotated[float, Meta(gt=0.0, le=1e-3)]
+    """Below one over the number of records of any silo; a silo checks that with its own number."""
+
+    @property
+    def mechanism(self) -> str:
+        """``distributed``, ``local`` or ``none``."""
+        return str(self.__struct_config__.tag)
+
+    @property
+    def step_length(self) -> float:
+        """What a (noised) sum of clipped gradients is multiplied by to become a change of the cache keys."""
+        return self.learning_rate / (self.sampling_rate * self.expected_records * self.clip_norm)
+
+
+class _PrivateSteps(_Steps, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    noise_multiplier: Noise
+    """Standard deviation of the noise that one silo adds to a clipped sum, in clip norms."""
+    epsilon_local: Epsilon
+    """Local epsilon of a silo after all planned rounds; also its default cap."""
+    rdp_order: Annotated[int, Meta(ge=2, le=1024)]
+    """Order of the Renyi filter that decides once sampled steps of several settings add up in a ledger."""
+
+
+class DistributedPlan(
+    _PrivateSteps, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="distributed"
+):
+    """One integer step a round; the silos' shares of discrete Gaussian noise add up in the secure sum."""
+
+    epsilon_aggregate: Epsilon
+    """Aggregate epsilon after all planned rounds, as long as the secure sum holds; also a silo's default cap."""
+
+    @property
+    def steps_per_round(self) -> int:
+        """One, and no field: only of one step do the silos' shares of the noise add up."""
+        return 1
+
+
+class LocalPlan(_PrivateSteps, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="local"):
+    """DP-SGD inside every silo, one or more steps a round, each with all of its noise."""
+
+    steps_per_round: Annotated[int, Meta(ge=1, le=10_000)]
+
+    @property
+    def update_noise_std(self) -> float:
+        """Standard deviation of the noise in each entry of a silo's update of one round."""
+        return self.step_length * self.noise_multiplier * self.clip_norm * math.sqrt(self.steps_per_round)
+
+
+class NoPrivacyPlan(_Steps, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="none"):
+    """The same steps without noise: no privacy at all."""
+
+    steps_per_round: Annotated[int, Meta(ge=1, le=10_000)]
+
+    @property
+    def noise_multiplier(self) -> float:
+        return 0.0
+
+
+PrivacyPlan = DistributedPlan | LocalPlan | NoPrivacyPlan
