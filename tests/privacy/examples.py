@@ -13,7 +13,12 @@ from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.names import Digest, FederationId, SiloId
 from cachefl_secure.privacy.ledger import Ledger, Spend
-from cachefl_secure.privacy.mechanism import LocalMechanism, Mechanism, NoMechanism
+from cachefl_secure.privacy.mechanism import (
+    DistributedMechanism,
+    LocalMechanism,
+    Mechanism,
+    NoMechanism,
+)
 
 SIGNING_KEY = SigningKey(bytes(range(32)))
 PLAN = Digest("a" * 64)
@@ -22,6 +27,7 @@ DATA = Digest("d" * 64)
 UPDATE = Digest("e" * 64)
 TRANSCRIPT = Digest("f" * 64)
 DELTA = 1e-5
+LATTICE = {"feature_bits": 7, "gradient_bits": 7, "dimension": 240}  # of cache_of()
 
 
 def cache_of(classes: int = 5, images: int = 3, dim: int = 16, seed: int = 0) -> CacheModel:
@@ -52,11 +58,26 @@ def local(**changes: Any) -> LocalMechanism:
         "steps": 1,
         "expected_records": 40,
         "learning_rate": 0.5,
+        **LATTICE,
     }
     return LocalMechanism(**(public | changes))
 
 
-def without_noise(mechanism: LocalMechanism) -> NoMechanism:
+def distributed(**changes: Any) -> DistributedMechanism:
+    """One full-batch step for an aggregate epsilon of 2 after 20 rounds with four honest silos, unless changed."""
+    public: dict[str, Any] = {
+        "sampling_rate": 1.0,
+        "clip_norm": 0.1,
+        "noise_multiplier": 4.4584,
+        "honest_survivors": 4,
+        "expected_records": 40,
+        "learning_rate": 0.5,
+        **LATTICE,
+    }
+    return DistributedMechanism(**(public | changes))
+
+
+def without_noise(mechanism: LocalMechanism | DistributedMechanism) -> NoMechanism:
     return NoMechanism(
         sampling_rate=mechanism.sampling_rate,
         clip_norm=mechanism.clip_norm,
