@@ -30,6 +30,14 @@ Found on the embedded data: between 1.4 and 3.2 is best at every epsilon from 0.
 DEFAULT_EPSILON = {"distributed": 2.0, "local": 8.0}
 """Aggregate epsilon with ``distributed``, local epsilon with ``local``."""
 
+_DELTA = 1e-5
+
+
+def default_delta(expected_records: int) -> float:
+    """1e-5, or less if a silo is expected to have so many records that this is not far below one over them."""
+    return min(_DELTA, 1.0 / (10 * expected_records))
+
+
 MechanismName = Literal["distributed", "local", "none"]
 
 _Made = TypeVar("_Made", PrivacyPlan, SecureSumPlan, FederationPlan)
