@@ -32,10 +32,9 @@ def pld_epsilon(runs: Runs, delta: float) -> float:
     """Epsilon of all steps at ``delta`` by privacy loss distributions; 0.0 without steps."""
     if not runs:
         return 0.0
-    grid = _grid(runs)
-    composed = None
-    for each in _distributions(runs, grid):
-        composed = each if composed is None else composed.compose(each)
+    composed, *others = _distributions(runs, _grid(runs))
+    for each in others:
+        composed = composed.compose(each)
     return float(composed.get_epsilon_for_delta(delta))
 
 
@@ -52,7 +51,8 @@ def rdp_epsilon(runs: Runs, delta: float, orders: tuple[int, ...] = ORDERS) -> f
 
 def best_order(runs: Runs, delta: float) -> int:
     """The one of ``ORDERS`` at which ``rdp_epsilon`` is smallest."""
-    return min(ORDERS, key=lambda order: rdp_epsilon(runs, delta, (order,)))
+    by_order = {order: rdp_epsilon(runs, delta, (order,)) for order in ORDERS}
+    return min(by_order, key=lambda order: by_order[order])
 
 
 def epsilon_closed_form(noise_multiplier: float, steps: int, delta: float) -> float:

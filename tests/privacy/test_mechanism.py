@@ -66,7 +66,8 @@ def section(kind: str = "local", **changes: object) -> PrivacyPlan:
     if kind != "none":
         usual |= {"noise_multiplier": 8.9211, "epsilon_local": 2.0, "rdp_order": 10}
     usual |= {"epsilon_aggregate": 1.0} if kind == "distributed" else {"steps_per_round": 3}
-    return msgspec.convert(usual | changes, PrivacyPlan)
+    made: PrivacyPlan = msgspec.convert(usual | changes, PrivacyPlan)
+    return made
 
 
 def mechanism(plan: PrivacyPlan) -> StepMechanism:
