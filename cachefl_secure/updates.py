@@ -1,4 +1,4 @@
-"""The one value that travels from privacy to protocol: a noised update, in the clear, inside the silo."""
+"""The values that travel from privacy to protocol: a noised update, in the clear, inside the silo."""
 
 from __future__ import annotations
 
@@ -27,3 +27,26 @@ class PrivateUpdate:
 
     def __repr__(self) -> str:  # never print an update
         return f"PrivateUpdate(<{self.values.size} values>)"
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class IntegerUpdate:
+    """A silo's noised update in whole steps of the grid of the secure sum. Never leaves the silo unmasked.
+
+    ``integers`` is int32 of shape (d,): minus the sum of integer gradients, with this silo's share of the
+    noise. What a step is worth follows from the plan. Read-only; the array is taken over.
+    """
+
+    integers: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        if self.integers.dtype != np.int32 or self.integers.ndim != 1:
+            raise ValueError("an integer update is a vector of int32")
+        self.integers.setflags(write=False)
+
+    def __repr__(self) -> str:  # never print an update
+        return f"IntegerUpdate(<{self.integers.size} integers>)"
+
+
+NoisedUpdate = PrivateUpdate | IntegerUpdate
+"""What training releases, by mechanism."""

@@ -14,14 +14,15 @@ from torch.nn import functional
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, cache_digest, cache_to_bytes
-from cachefl_secure.federation.calibration import PrivacyChoices
+from cachefl_secure.federation.calibration import PrivacyChoices, Sizes
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.enrolment import write_invite
 from cachefl_secure.federation.joining import Features, JoinChoices, establish_silo
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, PrivacyPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
+from cachefl_secure.privacy_plan import PrivacyPlan
 
 CLASSES, KEYS_A_CLASS, FEATURE_DIM = 4, 2, 16
 
@@ -95,14 +96,21 @@ def found_coordinator(root: Path, *, privacy: PrivacyPlan | None = None, collude
             logit_scale=model.logit_scale,
             initial_digest=cache_digest(model),
         ),
-        privacy=privacy
-        or PrivacyChoices(rounds=4, expected_records=15).plan(feature_dim=FEATURE_DIM, cohort_size=5),
+        privacy=privacy or small_privacy(),
         secure_sum=SecureSumPlan(colluders=colluders),
     )
     state.write("models/0000.safetensors", cache_to_bytes(model))
     state.write(INVITE_FILE, write_invite(plan, state.signing_key()))
     state.finish()
     return root
+
+
+def small_privacy(choices: PrivacyChoices | None = None) -> PrivacyPlan:
+    """Calibrated for this federation: ``local`` at epsilon 8 unless chosen otherwise."""
+    sizes = Sizes(
+        number_of_keys=CLASSES * KEYS_A_CLASS, feature_dim=FEATURE_DIM, cohort_size=5, honest_survivors=2
+    )
+    return (choices or PrivacyChoices(mechanism="local", rounds=4, expected_records=15)).plan(sizes)
 
 
 def join_with_random_features(

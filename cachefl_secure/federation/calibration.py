@@ -13,8 +13,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.plan import FederationPlan, PrivacyPlan, SecureSumPlan
-from cachefl_secure.privacy.accounting import noise_multiplier_for
+from cachefl_secure.plan import FederationPlan, SecureSumPlan
+from cachefl_secure.privacy.accountants import ORDERS
+from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for
+from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
 
 LONGEST_STEP = 8.0
 """Learning rate with little noise. Found on the embedded data; longer steps gain nothing there."""
@@ -25,15 +28,43 @@ NOISE_ON_A_KEY = 2.0
 Found on the embedded data: between 1.4 and 3.2 is best at every epsilon from 0.5 to 8, together and alone.
 """
 
+DEFAULT_EPSILON = {"distributed": 2.0, "local": 8.0}
+"""Aggregate epsilon with ``distributed``, local epsilon with ``local``."""
+
+_DELTA = 1e-5
+
+
+def default_delta(expected_records: int) -> float:
+    """1e-5, or less if a silo is expected to have so many records that this is not far below one over them."""
+    return min(_DELTA, 1.0 / (10 * expected_records))
+
+
+MechanismName = Literal["distributed", "local", "none"]
+
 _Made = TypeVar("_Made", PrivacyPlan, SecureSumPlan, FederationPlan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What calibration must know of the rest of a federation."""
+
+    number_of_keys: int
+    feature_dim: int
+    cohort_size: int
+    """Updates in a sum, at least: more only make its noise smaller."""
+    honest_survivors: int
+    """h: shares of noise that nobody can subtract."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyChoices:
     """What an operator chooses of the plan's privacy section."""
 
-    mechanism: Literal["local", "none"] = "local"
-    epsilon: float = 8.0
+    mechanism: MechanismName = "distributed"
+    epsilon: float | None = None
+    """Aggregate with ``distributed``, local with ``local``; None: ``DEFAULT_EPSILON``."""
+    epsilon_local: float = 8.0
+    """With ``distributed``: the most that a silo's local epsilon may become, whatever the secure sum adds."""
     delta: float = 1e-5
     rounds: int = 20
     sampling_rate: float = 1.0
@@ -43,62 +74,130 @@ class PrivacyChoices:
     learning_rate: float | None = None
     """None: as long as the noise allows, see ``learning_rate_for``."""
 
+    @property
+    def target(self) -> float:
+        """The epsilon that noise is calibrated for; infinite without noise."""
+        if self.mechanism == "none":
+            return math.inf
+        return DEFAULT_EPSILON[self.mechanism] if self.epsilon is None else self.epsilon
+
     def draft(self) -> PrivacyPlan:
         """The section with every choice checked, not yet calibrated.
 
         Raises:
             ConfigError: a number out of range.
         """
-        private = self.mechanism != "none"
-        return checked(
-            lambda: PrivacyPlan(
-                mechanism=self.mechanism,
-                clip_norm=self.clip_norm,
-                noise_multiplier=1.0 if private else 0.0,
-                sampling_rate=self.sampling_rate,
-                steps_per_round=self.steps_per_round,
-                expected_records=self.expected_records,
-                learning_rate=LONGEST_STEP if self.learning_rate is None else self.learning_rate,
-                rounds=self.rounds,
-                delta=self.delta,
-                epsilon=self.epsilon if private else 0.0,
-            )
-        )
+        steps = {
+            "clip_norm": self.clip_norm,
+            "sampling_rate": self.sampling_rate,
+            "expected_records": self.expected_records,
+            "learning_rate": LONGEST_STEP if self.learning_rate is None else self.learning_rate,
+            "rounds": self.rounds,
+            "delta": self.delta,
+        }
+        private = {"noise_multiplier": 1.0, "rdp_order": 2}
+        match self.mechanism:
+            case "distributed":
+                if self.steps_per_round != 1:
+                    reason = "only the noise of a round's one step adds up over silos; use --mechanism local"
+                    raise ConfigError("init", "steps_per_round", reason)
+                epsilons = {"epsilon_aggregate": self.target, "epsilon_local": self.epsilon_local}
+                return checked(lambda: DistributedPlan(**steps, **private, **epsilons))  # type: ignore[arg-type]
+            case "local":
+                more = {"epsilon_local": self.target, "steps_per_round": self.steps_per_round}
+                return checked(lambda: LocalPlan(**steps, **private, **more))  # type: ignore[arg-type]
+            case "none":
+                return checked(lambda: NoPrivacyPlan(**steps, steps_per_round=self.steps_per_round))  # type: ignore[arg-type]
 
-    def plan(self, *, feature_dim: int, cohort_size: int) -> PrivacyPlan:
-        """The section, calibrated for sums of ``cohort_size`` updates.
+    def plan(self, sizes: Sizes) -> PrivacyPlan:
+        """The section, calibrated.
 
         Raises:
             ConfigError: a number out of range.
         """
-        epsilon = math.inf if self.mechanism == "none" else self.epsilon
-        made = recalibrated(self.draft(), epsilon, feature_dim=feature_dim, cohort_size=cohort_size)
+        made = recalibrated(self.draft(), self.target, sizes)
         if self.learning_rate is None:
             return made
         return msgspec.structs.replace(made, learning_rate=self.learning_rate)
 
 
-def recalibrated(section: PrivacyPlan, epsilon: float, *, feature_dim: int, cohort_size: int) -> PrivacyPlan:
+def recalibrated(section: PrivacyPlan, epsilon: float, sizes: Sizes) -> PrivacyPlan:
     """The section with noise and learning rate for another epsilon; infinity gives mechanism ``none``.
 
-    Calibrated with the accountant that decides: after all rounds epsilon is at most the target.
+    Calibrated with the accountant that decides: after all rounds epsilon is at most the target, and the local one
+    of ``distributed`` at most the section's.
     """
-    noise = 0.0
-    if not math.isinf(epsilon):
-        steps = section.rounds * section.steps_per_round
-        noise = noise_multiplier_for(epsilon, section.delta, section.sampling_rate, steps)
+    if math.isinf(epsilon) or isinstance(section, NoPrivacyPlan):
+        quiet = _without_noise(section)
+        return msgspec.structs.replace(quiet, learning_rate=learning_rate_for(quiet, sizes))
+    made: DistributedPlan | LocalPlan
+    if isinstance(section, DistributedPlan):
+        made = _distributed(section, epsilon, sizes)
+    else:
+        noise = _noise(section, epsilon, View.LOCAL, sizes)
+        made = msgspec.structs.replace(section, noise_multiplier=noise, epsilon_local=epsilon)
     return msgspec.structs.replace(
-        section,
-        mechanism="local" if noise else "none",
-        noise_multiplier=noise,
-        epsilon=epsilon if noise else 0.0,
-        learning_rate=learning_rate_for(section, noise, feature_dim=feature_dim, cohort_size=cohort_size),
+        made, learning_rate=learning_rate_for(made, sizes), rdp_order=_best_order(made, sizes)
     )
 
 
-def learning_rate_for(
-    section: PrivacyPlan, noise_multiplier: float, *, feature_dim: int, cohort_size: int
-) -> float:
+def as_local(section: PrivacyPlan) -> PrivacyPlan:
+    """The section as one silo trains by itself: there are no others whose noise would help."""
+    if not isinstance(section, DistributedPlan):
+        return section
+    kept = {name: getattr(section, name) for name in LocalPlan.__struct_fields__ if name != "steps_per_round"}
+    return LocalPlan(**kept, steps_per_round=1)
+
+
+def _distributed(section: DistributedPlan, epsilon: float, sizes: Sizes) -> DistributedPlan:
+    """A silo's share is what the aggregate asks of it, or what its local epsilon asks for if that is more."""
+    together = _noise(section, epsilon, View.AGGREGATE, sizes)
+    alone = _noise(section, section.epsilon_local, View.LOCAL, sizes)
+    made = msgspec.structs.replace(section, noise_multiplier=max(together, alone), epsilon_aggregate=epsilon)
+    local = epsilon_spent([(_mechanism(made, sizes), made.rounds)], made.delta, View.LOCAL)
+    return msgspec.structs.replace(made, epsilon_local=min(section.epsilon_local, _upward(local, 4)))
+
+
+def _noise(section: DistributedPlan | LocalPlan, epsilon: float, view: View, sizes: Sizes) -> float:
+    """The least noise multiplier, to four digits, whose epsilon in this view is at most the target."""
+    shares = sizes.honest_survivors if view is View.AGGREGATE else 1
+    steps = section.rounds * section.steps_per_round
+    noise = noise_multiplier_for(epsilon, section.delta, section.sampling_rate, steps) / math.sqrt(shares)
+    noise = _upward(noise, 5)
+    while _cost(section, noise, view, sizes) > epsilon:  # the price of integers, and rounding
+        noise = _upward(noise * 1.0005, 5)
+    return noise
+
+
+def _cost(section: DistributedPlan | LocalPlan, noise: float, view: View, sizes: Sizes) -> float:
+    mechanism = _mechanism(msgspec.structs.replace(section, noise_multiplier=noise), sizes)
+    return epsilon_spent([(mechanism, section.rounds)], section.delta, view)
+
+
+def _mechanism(section: PrivacyPlan, sizes: Sizes) -> Mechanism:
+    return step_mechanism(
+        section,
+        number_of_keys=sizes.number_of_keys,
+        feature_dim=sizes.feature_dim,
+        honest_survivors=sizes.honest_survivors,
+    )
+
+
+def _best_order(section: DistributedPlan | LocalPlan, sizes: Sizes) -> int:
+    """The Renyi order that suits these rounds best, for the filter that a ledger may need one day."""
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant(ORDERS)
+    accountant.compose(_mechanism(section, sizes).event(View.LOCAL), section.rounds)
+    return int(accountant.get_epsilon_and_optimal_order(section.delta)[1])
+
+
+def _without_noise(section: PrivacyPlan) -> NoPrivacyPlan:
+    kept = {name: getattr(section, name) for name in NoPrivacyPlan.__struct_fields__}
+    return NoPrivacyPlan(**kept)
+
+
+def learning_rate_for(section: PrivacyPlan, sizes: Sizes) -> float:
     """The longest step, up to ``LONGEST_STEP``, whose noise leaves at most ``NOISE_ON_A_KEY`` on a key.
 
     A round adds, to each of the C entries of a key, the mean of ``cohort_size`` independent normals of
@@ -106,11 +205,18 @@ def learning_rate_for(
     Rounded down to two digits: nobody should read a precision into it.
     """
     steps = section.rounds * section.steps_per_round
-    divisor = section.sampling_rate * section.expected_records * math.sqrt(cohort_size)
-    per_unit = noise_multiplier * math.sqrt(feature_dim * steps) / divisor
+    divisor = section.sampling_rate * section.expected_records * math.sqrt(sizes.cohort_size)
+    per_unit = section.noise_multiplier * math.sqrt(sizes.feature_dim * steps) / divisor
     longest = LONGEST_STEP if per_unit == 0.0 else min(LONGEST_STEP, NOISE_ON_A_KEY / per_unit)
     scale = 10.0 ** (1 - math.floor(math.log10(longest)))
     return math.floor(longest * scale + 1e-9) / scale
+
+
+def _upward(value: float, digits: int) -> float:
+    """The next number of so many digits."""
+    scale = 10.0 ** (digits - 1 - math.floor(math.log10(value)))
+    rounded = float(f"{math.ceil(value * scale) / scale:.{digits}g}")
+    return rounded if rounded >= value else math.nextafter(value, math.inf)
 
 
 def checked(make: Callable[[], _Made]) -> _Made:

@@ -47,7 +47,7 @@ def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParam
         decoded = decode_sum(AggregateSum.from_bytes(aggregate, parameters), parameters)
     except (PeerError, ValueError) as error:
         raise RecordRejected(5, f"not a sum of this round: {error}") from None
-    bound = len(record.survivors) * (parameters.clamp + parameters.grid_step)
+    bound = parameters.sum_bound(len(record.survivors)) * parameters.grid_step
     if decoded.values.size and float(np.abs(decoded.values).max()) > bound * (1 + 1e-12):
         raise RecordRejected(5, "outside what the survivors can have sent")
     if decoded.saturated != record.saturated:

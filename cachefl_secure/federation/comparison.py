@@ -1,9 +1,12 @@
 """What privacy costs in accuracy, on data that one party may pool: public, consented, or its own.
 
 The same training as in a round, at several epsilons, for the federation and for each silo alone. Without
-messages and masks, which cancel exactly, and without the rounding to 1/32 of the noise that goes with them.
-"Without noise" is the same training with noise 0: it still clips. Nothing is charged to any ledger,
+messages and masks, which cancel exactly, and, with ``local``, without the rounding to 1/32 of the noise that goes
+with them. "Without noise" is the same training with noise 0: it still clips. Nothing is charged to any ledger,
 because nothing leaves; the data must be data that whoever runs this may see together.
+
+An epsilon here is aggregate where the plan says ``distributed``, and local else. A silo that trains alone has
+nobody whose noise would help: for it the two are the same.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ import numpy as np
 from cachefl_secure.cache.evaluate import evaluate, zero_shot
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, add_update
-from cachefl_secure.federation.calibration import recalibrated
+from cachefl_secure.federation.calibration import Sizes, as_local, recalibrated
 from cachefl_secure.federation.ports import Progress, silent
-from cachefl_secure.plan import PrivacyPlan
-from cachefl_secure.privacy.mechanism import mechanism_of
-from cachefl_secure.privacy.training import train_privately
+from cachefl_secure.privacy.mechanism import step_mechanism
+from cachefl_secure.privacy.training import change_of_keys, train_privately
+from cachefl_secure.privacy_plan import PrivacyPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,17 @@ class Comparison:
 
 
 def train_together(
-    model: CacheModel, silos: Sequence[FeatureSet], privacy: PrivacyPlan
+    model: CacheModel, silos: Sequence[FeatureSet], privacy: PrivacyPlan, honest_survivors: int = 1
 ) -> Iterator[CacheModel]:
     """The cache after each round of these silos: the mean of their updates is added, as in a round."""
-    mechanism = mechanism_of(privacy)
+    mechanism = step_mechanism(
+        privacy,
+        number_of_keys=model.number_of_keys,
+        feature_dim=model.feature_dim,
+        honest_survivors=honest_survivors,
+    )
     for _ in range(privacy.rounds):
-        updates = [train_privately(model, records, mechanism).values for records in silos]
+        updates = [change_of_keys(train_privately(model, records, mechanism), mechanism) for records in silos]
         model = add_update(model, np.mean(updates, axis=0))
         yield model
 
@@ -69,30 +77,41 @@ def compare(
     held_out: FeatureSet,
     privacy: PrivacyPlan,
     epsilons: Sequence[float],
+    honest_survivors: int,
     progress: Progress = silent,
 ) -> Comparison:
-    """The grid of accuracies. The noise is fresh on every call: expect a point or two of spread."""
+    """The grid of accuracies. The noise is fresh on every call: expect a point or two of spread.
+
+    ``honest_survivors`` is the plan's: a silo's share of the noise counts on so many.
+    """
     total = 1 + len(epsilons) * (1 + len(silos))
     done = 0
 
-    def final(members: Sequence[FeatureSet], epsilon: float) -> float:
+    def final(members: Sequence[FeatureSet], section: PrivacyPlan) -> float:
         nonlocal done
-        *_, last = train_together(model, members, calibrated(epsilon, len(members)))
+        *_, last = train_together(model, members, section, honest_survivors)
         done += 1
         progress(done, total, "compare")
         return evaluate(last, held_out).top1
 
-    def calibrated(epsilon: float, cohort_size: int) -> PrivacyPlan:
+    def calibrated(section: PrivacyPlan, epsilon: float, cohort_size: int) -> PrivacyPlan:
         """Noise and step length that suit this epsilon and this many updates, so that each is at its best."""
-        return recalibrated(privacy, epsilon, feature_dim=model.feature_dim, cohort_size=cohort_size)
+        sizes = Sizes(
+            number_of_keys=model.number_of_keys,
+            feature_dim=model.feature_dim,
+            cohort_size=cohort_size,
+            honest_survivors=honest_survivors,
+        )
+        return recalibrated(section, epsilon, sizes)
 
-    without = calibrated(math.inf, len(silos))
+    without = calibrated(privacy, math.inf, len(silos))
     non_private = tuple(evaluate(each, held_out).top1 for each in train_together(model, silos, without))
     grid = []
     for epsilon in epsilons:
-        alone = tuple(final([records], epsilon) for records in silos)
-        noise_multiplier = calibrated(epsilon, len(silos)).noise_multiplier
-        grid.append(GridPoint(epsilon, noise_multiplier, final(silos, epsilon), alone))
+        by_itself = calibrated(as_local(privacy), epsilon, 1)
+        alone = tuple(final([records], by_itself) for records in silos)
+        together = calibrated(privacy, epsilon, len(silos))
+        grid.append(GridPoint(epsilon, together.noise_multiplier, final(silos, together), alone))
     progress(total, total, "compare")
     return Comparison(
         rounds=privacy.rounds,

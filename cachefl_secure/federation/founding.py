@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import PrivacyChoices, checked
+from cachefl_secure.federation.calibration import PrivacyChoices, Sizes, checked
 from cachefl_secure.federation.clip_source import ClipSource, load_source
 from cachefl_secure.federation.enrolment import (
     write_invite,
 )
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, PrivacyPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
+from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     _check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
     choices.privacy.draft()
     encoder = load_source(choices.clip, device=choices.device)
-    privacy = choices.privacy.plan(
-        feature_dim=encoder.feature_dim, cohort_size=choices.secure_sum.minimum_cohort
-    )
+    privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
     state = StateDir.create(root)
     model = _initial_model(state, choices, encoder, progress)
     plan = checked(lambda: _plan(state, choices, encoder, model, privacy))
@@ -89,6 +88,15 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     state.finish()
     images = len(choices.classes) * choices.images_per_class
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, images)
+
+
+def _sizes(choices: FoundingChoices, feature_dim: int) -> Sizes:
+    return Sizes(
+        number_of_keys=len(choices.classes) * choices.images_per_class,
+        feature_dim=feature_dim,
+        cohort_size=choices.secure_sum.minimum_cohort,
+        honest_survivors=choices.secure_sum.honest_survivors,
+    )
 
 
 def _check_secure_sum(section: SecureSumPlan) -> None:

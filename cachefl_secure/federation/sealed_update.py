@@ -1,7 +1,8 @@
 """A silo's noised update between training and the record: one per round, sealed on disk.
 
 Sealed, so that every attempt of the round sends the same update: training again for the same charge
-would be a second release. Its rounding seed is sealed with it, so that it has one encoding as well.
+would be a second release. The rounding seed of an update that is not made of integers is sealed with it,
+so that it has one encoding as well.
 """
 
 from __future__ import annotations
@@ -14,35 +15,51 @@ from cachefl_secure.crypto.seal import open_at_rest, seal_at_rest
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
 from cachefl_secure.names import Digest, digest_of
-from cachefl_secure.protocol.encoding import RoundingSeed
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.protocol.encoding import Encoding, IntegerEncoding, RoundingSeed
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import Unmasked
+from cachefl_secure.updates import IntegerUpdate, NoisedUpdate, PrivateUpdate
 
 _PURPOSE = "cachefl-secure/sealed-update/1"
 _DIGEST_LABEL = "cachefl-secure/update-digest/1"
 _NAME = "update.sealed"
+_LAYOUTS = {b"float64\0": "<f8", b"int32\0\0\0": "<i4"}  # a PrivateUpdate, an IntegerUpdate
+_FLOATS, _INTEGERS = _LAYOUTS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SealedUpdate:
     """What a silo may send in a round, in the clear; it lives in memory only while it is masked."""
 
-    update: PrivateUpdate
+    update: NoisedUpdate
     rounding: RoundingSeed
     digest: Digest
     """Binds the ledger's charge to this update. The rounding seed, which is secret, serves as salt."""
+
+    def encoding(self, parameters: RoundParameters) -> Unmasked:
+        """The update as a silo masks it in any attempt.
+
+        Raises:
+            LocalProtocolError: another dimension.
+        """
+        if isinstance(self.update, IntegerUpdate):
+            return IntegerEncoding(self.update, parameters)
+        return Encoding(self.update, parameters, self.rounding)
 
 
 def has_update(state: StateDir, round_number: int) -> bool:
     return state.has(round_file(round_number, _NAME))
 
 
-def seal_update(state: StateDir, round_number: int, update: PrivateUpdate, plan: Digest) -> None:
+def seal_update(state: StateDir, round_number: int, update: NoisedUpdate, plan: Digest) -> None:
     """Durable when this returns.
 
     Raises:
         ConfigError: not written.
     """
-    content = RoundingSeed.generate().reveal() + update.values.astype("<f8").tobytes()
+    kind = _INTEGERS if isinstance(update, IntegerUpdate) else _FLOATS
+    values = update.integers if isinstance(update, IntegerUpdate) else update.values
+    content = RoundingSeed.generate().reveal() + kind + values.astype(_LAYOUTS[kind]).tobytes()
     sealed = seal_at_rest(state.storage_key(), _purpose(plan, round_number), content)
     state.write(round_file(round_number, _NAME), sealed, private=True)
 
@@ -57,9 +74,11 @@ def open_update(state: StateDir, round_number: int, plan: Digest) -> SealedUpdat
         content = open_at_rest(state.storage_key(), _purpose(plan, round_number), state.read(name))
     except ValueError as error:
         raise ConfigError(str(state.path(name)), "", str(error)) from None
-    seed, values = content[: RoundingSeed.length_bytes], content[RoundingSeed.length_bytes :]
-    update = PrivateUpdate(np.frombuffer(values, "<f8"))
-    return SealedUpdate(update, RoundingSeed(seed), digest_of(_DIGEST_LABEL, content))
+    at, end = RoundingSeed.length_bytes, RoundingSeed.length_bytes + len(_FLOATS)
+    seed, kind = RoundingSeed(content[:at]), content[at:end]
+    values = np.frombuffer(content, _LAYOUTS[kind], offset=end)
+    update: NoisedUpdate = IntegerUpdate(values) if kind == _INTEGERS else PrivateUpdate(values)
+    return SealedUpdate(update, seed, digest_of(_DIGEST_LABEL, content))
 
 
 def discard_updates(state: StateDir, until_round: int) -> None:

@@ -35,13 +35,12 @@ from cachefl_secure.federation.state_dir import StateDir, round_file, utc_now
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
-from cachefl_secure.privacy.mechanism import Mechanism, mechanism_of
-from cachefl_secure.protocol.encoding import Encoding
+from cachefl_secure.privacy.mechanism import StepMechanism, mechanism_of
 from cachefl_secure.protocol.messages import Manifest, manifest_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.updates import NoisedUpdate
 
 _SENT, _RELEASED = "sent", "released"
 
@@ -67,7 +66,7 @@ class Trainer:
 
     check: Callable[[str], None]
     """Raises if the device cannot train. Called before the charge."""
-    train: Callable[[CacheModel, FeatureSet, Mechanism, str], PrivateUpdate]
+    train: Callable[[CacheModel, FeatureSet, StepMechanism, str], NoisedUpdate]
 
 
 def _check_device(device: str) -> None:
@@ -78,7 +77,7 @@ def _check_device(device: str) -> None:
     check_device(device)
 
 
-def _train(model: CacheModel, records: FeatureSet, mechanism: Mechanism, device: str) -> PrivateUpdate:
+def _train(model: CacheModel, records: FeatureSet, mechanism: StepMechanism, device: str) -> NoisedUpdate:
     from cachefl_secure.privacy.training import train_privately
 
     return train_privately(model, records, mechanism, device=device)
@@ -174,7 +173,7 @@ class SiloAttempt:
         if not has_update(state, manifest.round):
             self._train()
         sealed = open_update(state, manifest.round, manifest.plan_digest)
-        encoding = Encoding(sealed.update, self.parameters, sealed.rounding)
+        encoding = sealed.encoding(self.parameters)
         head = self.ledger.head
         if self.session.ledger_head is None:
             # Twice on disk that it leaves, in two files: if one is lost or repaired, the other forbids a second update.
@@ -223,7 +222,7 @@ class SiloAttempt:
     def _train(self) -> None:
         """Charge, durably; then train; then seal. What can fail without training is tried before the charge."""
         plan, config, manifest = self.files.plan, self.files.config, self.manifest
-        mechanism, model, records = mechanism_of(plan.privacy), self.chain.model(), self.files.records()
+        mechanism, model, records = mechanism_of(plan), self.chain.model(), self.files.records()
         self.trainer.check(config.training_device)
         spend = self.ledger.reserve(
             mechanism,

@@ -268,7 +268,7 @@ def step_mechanism(
         "learning_rate": section.learning_rate,
     }
     lattice = Lattice.of(number_of_keys, feature_dim)
-    integers = {
+    integers: dict[str, Any] = {
         "noise_multiplier": section.noise_multiplier,
         "feature_bits": lattice.feature_bits,
         "gradient_bits": lattice.gradient_bits,

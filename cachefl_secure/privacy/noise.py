@@ -100,19 +100,20 @@ class RandomStream:
 
 @dataclass(frozen=True, slots=True)
 class RandomStreams:
-    """The streams of one silo: which records are drawn, and what is added to their sum."""
+    """The streams of one silo: which records are drawn, how gradients are rounded, what is added to their sum."""
 
     sampling: RandomStream
+    rounding: RandomStream
     noise: RandomStream
 
     @classmethod
     def from_system(cls) -> Self:
-        """Two fresh, independent keys from the operating system. The only constructor for release."""
-        return cls(RandomStream(), RandomStream())
+        """Fresh, independent keys from the operating system. The only constructor for release."""
+        return cls(RandomStream(), RandomStream(), RandomStream())
 
     @classmethod
     def repeatable(cls, test_key: bytes) -> Self:
         """FOR TESTS: the same key gives the same coins and noise, which anybody with the key can subtract."""
         label = "cachefl-secure/repeatable-stream/1"
-        keys = (digest_of(label, purpose, test_key) for purpose in (b"sampling", b"noise"))
+        keys = (digest_of(label, purpose, test_key) for purpose in (b"sampling", b"rounding", b"noise"))
         return cls(*(RandomStream(StreamKey(bytes.fromhex(key))) for key in keys))

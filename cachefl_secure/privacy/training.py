@@ -1,16 +1,20 @@
 """DP-SGD on the cache keys: the only file that knows Opacus.
 
 Opacus gives the engine: its ``PrivacyEngine`` prepares the module, its ``DPOptimizer`` runs clip, noise,
-scale and accounting hook in that order, its accountant counts. Two things are ours:
+scale and accounting hook in that order, its accountant counts. Three things are ours:
 
 * The gradient of one record is ``a f^T`` (see ``cache.model``), so its norm is ``||a|| * ||f||`` and the
   clipped sum is one matrix product. Nothing of size records x NK x C ever exists.
+* Private sums are sums of integers with discrete Gaussian noise (``integer_gradients``, ``discrete_gaussian``).
+  One more record changes such a sum by one integer gradient of at most the accounted norm, exactly.
 * Everything that Opacus derives from a silo's number of records (sampling rate, batch size, divisor)
   comes from the plan instead. Derived from the records, it tells N from N + 1 without error.
 
-What one more record may change is exactly one clipped gradient in the sum. Therefore records are
-processed in chunks of one fixed shape, padded with zeros, so that the other records are computed alike;
-and sums are accumulated in float64, where rounding is 1e-13 of the clip norm and not 1e-4 of it.
+Records are processed in chunks of one fixed shape, padded with zeros, so that every record's gradient is
+computed alike whatever else is in the batch.
+
+Averaging over silos at the coordinator, step lengths fixed in the plan, and steps on public synthetic features are
+post-processing of what is released here: they cost nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus import PrivacyEngine
 from opacus.accountants import create_accountant
 from opacus.optimizers import DPOptimizer
@@ -27,24 +33,30 @@ from torch import Tensor, nn
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, affinity_gradient, with_keys
 from cachefl_secure.errors import ConfigError, LocalProtocolError
-from cachefl_secure.privacy.mechanism import Mechanism
-from cachefl_secure.privacy.noise import RandomStream, RandomStreams
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
+from cachefl_secure.privacy.integer_gradients import (
+    IntegerSum,
+    coins_from,
+    integer_factors,
+    records_at_once,
+)
+from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanism, NoMechanism, StepMechanism
+from cachefl_secure.privacy.noise import RandomStreams
+from cachefl_secure.updates import IntegerUpdate, NoisedUpdate, PrivateUpdate
 
-CHUNK_RECORDS = 128
-"""Records whose ``a`` (NK numbers each) are in memory at once."""
+_CHUNK_RECORDS = 128
+"""Without privacy: records whose ``a`` (NK numbers each) are in memory at once."""
 
 
 def train_privately(
     cache: CacheModel,
     records: FeatureSet,
-    mechanism: Mechanism,
+    mechanism: StepMechanism,
     randomness: RandomStreams | None = None,
     *,
     device: str = "cpu",
-    chunk_records: int = CHUNK_RECORDS,
-) -> PrivateUpdate:
-    """The change of the cache keys (NK * C float64) after the mechanism's steps on these records.
+) -> NoisedUpdate:
+    """The change of the cache keys (NK * C numbers) after the mechanism's steps on these records.
 
     (epsilon, delta)-DP by add or remove one record, at the cost that ``accounting`` gives for
     ``mechanism``: reserve it in the ledger first. With ``NoMechanism``, which costs infinity, the same
@@ -54,27 +66,37 @@ def train_privately(
     gradient counts as absent. ``randomness`` is for tests; None draws keys from the operating system.
 
     Raises:
-        ValueError: a label beyond the classes, or features of another dimension.
+        ValueError: a label beyond the classes, features of another dimension, or noise that 32 bits do not hold.
     """
     _check_records(cache, records)
     streams = randomness or RandomStreams.from_system()
-    engine, trained = CachePrivacyEngine(), _KeyChange(cache, device)
-    module, optimizer = engine.make_cache_private(trained, mechanism, streams.noise)
+    engine, trained = CachePrivacyEngine(), _KeyChange(cache, device, moves=not _is_one_sum(mechanism))
+    chunk = _chunk_records(mechanism)
+    module, optimizer = engine.make_cache_private(trained, mechanism, streams, len(records))
     for _ in range(mechanism.steps):
         drawn = streams.sampling.coins(len(records), mechanism.sampling_rate)
         trained.begin_step()
         positions = torch.from_numpy(drawn).nonzero().flatten()
-        chunks = torch.split(positions, chunk_records)  # none drawn: one chunk, empty
-        for number, chunk in enumerate(chunks, 1):
+        chunks = torch.split(positions, chunk)  # none drawn: one chunk, empty
+        for number, members in enumerate(chunks, 1):
             optimizer.zero_grad()
-            module(*_padded(records, chunk, chunk_records, device))
+            module(*_padded(records, members, chunk, device))
             # Opacus' own way to split a batch: noise and step come with the last chunk only.
             optimizer.signal_skip_step(do_skip=number < len(chunks))
             optimizer.step()
     counted = engine.accountant.history
     if counted != [(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)]:
         raise LocalProtocolError(f"Opacus counted {counted}, which is not the mechanism that was charged")
-    return PrivateUpdate(trained.change.detach().cpu().numpy())
+    return optimizer.released()
+
+
+def change_of_keys(update: NoisedUpdate, mechanism: StepMechanism) -> NDArray[np.float64]:
+    """(NK * C,): what one silo's update does to the cache keys, by itself."""
+    if isinstance(update, PrivateUpdate):
+        return update.values
+    if not isinstance(mechanism, DistributedMechanism):
+        raise ValueError("an integer update of another mechanism")
+    return update.integers * np.float64(mechanism.step_length * mechanism.integer_value)
 
 
 def check_device(device: str) -> None:
@@ -105,6 +127,10 @@ def _padded(records: FeatureSet, positions: Tensor, chunk_records: int, device: 
     return features.to(device), labels.to(device)
 
 
+def _chunk_records(mechanism: StepMechanism) -> int:
+    return _CHUNK_RECORDS if isinstance(mechanism, NoMechanism) else records_at_once(mechanism.lattice)
+
+
 @dataclass(eq=False)
 class RankOneGradients:
     """Per-record gradients ``a_i f_i^T`` of one chunk, never multiplied out. ``a`` (b, NK), ``f`` (b, C).
@@ -116,19 +142,25 @@ class RankOneGradients:
     f: Tensor
 
     def __post_init__(self) -> None:
-        finite = (self.a.isfinite().all(dim=1) & self.f.isfinite().all(dim=1)).unsqueeze(1)
-        # Both factors, since 0 * inf is NaN.
-        self.a = torch.where(finite, self.a, 0.0).double()
-        self.f = torch.where(finite, self.f, 0.0).double()
+        finite = self.a.isfinite().all(dim=1) & self.f.isfinite().all(dim=1)
+        if not bool(finite.all()):  # both factors, since 0 * inf is NaN
+            self.a = torch.where(finite.unsqueeze(1), self.a, 0.0)
+            self.f = torch.where(finite.unsqueeze(1), self.f, 0.0)
 
     def __len__(self) -> int:
         return len(self.a)
 
     def clipped_sum(self, clip_norm: float) -> Tensor:
-        """(NK, C) float64: sum of the gradients, each scaled to a norm of at most ``clip_norm``."""
-        norms = self.a.norm(dim=1) * self.f.norm(dim=1)
+        """(NK, C) float64: sum of the gradients, each scaled to a norm of at most ``clip_norm``. Without privacy."""
+        a, f = self.a.double(), self.f.double()
+        norms = a.norm(dim=1) * f.norm(dim=1)
         factors = (clip_norm / (norms + 1e-6)).clamp(max=1.0)  # as in DPOptimizer, and never below the norm
-        return torch.mm((self.a * factors.unsqueeze(1)).T, self.f)
+        return torch.mm((a * factors.unsqueeze(1)).T, f)
+
+
+def _is_one_sum(mechanism: StepMechanism) -> bool:
+    """Whether the noised sum itself is released, and no parameter moves."""
+    return isinstance(mechanism, DistributedMechanism)
 
 
 class _KeyChange(nn.Module):
@@ -137,16 +169,18 @@ class _KeyChange(nn.Module):
     The change and not the keys themselves, so that the released update is what the steps added up to.
     """
 
-    def __init__(self, cache: CacheModel, device: str) -> None:
+    def __init__(self, cache: CacheModel, device: str, *, moves: bool) -> None:
         super().__init__()
         self._cache = self._moved = cache
-        self._start = cache.cache_keys.to(device=device, dtype=torch.float64)
-        self.change = nn.Parameter(torch.zeros_like(self._start))
+        self._start = cache.cache_keys.to(device=device, dtype=torch.float64) if moves else None
+        zero = torch.zeros(1, 1, dtype=torch.float64, device=device).expand(cache.cache_keys.shape)
+        self.change = nn.Parameter(zero.clone() if moves else zero)  # Opacus wants a parameter in any case
 
     @torch.no_grad()
     def begin_step(self) -> None:
         """Fixes the cache that this step's gradients are taken at."""
-        self._moved = with_keys(self._cache, (self._start + self.change).float())
+        if self._start is not None:
+            self._moved = with_keys(self._cache, (self._start + self.change).float())
 
     @torch.no_grad()
     def forward(self, features: Tensor, labels: Tensor) -> None:
@@ -156,14 +190,10 @@ class _KeyChange(nn.Module):
 
 
 class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
-    """Opacus' optimizer for gradients that stay factored, with noise from our stream.
+    """Opacus' optimizer for gradients that stay factored. Without noise; see ``IntegerDPOptimizer``.
 
     Skip queue, order of work, scaling and hook are inherited.
     """
-
-    def __init__(self, *, noise: RandomStream, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._noise = noise
 
     @property
     def accumulated_iterations(self) -> int:
@@ -184,12 +214,73 @@ class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untype
         parameter.grad_sample = None
 
     def add_noise(self) -> None:
-        """Gaussian noise of standard deviation noise_multiplier * clip_norm, once for the whole batch."""
+        """There is none to add."""
         (parameter,) = self.params
         parameter.grad, parameter.summed_grad = parameter.summed_grad, None
-        if self.noise_multiplier > 0:
-            drawn = torch.from_numpy(self._noise.normals(parameter.numel())).view_as(parameter)
-            parameter.grad += self.noise_multiplier * self.max_grad_norm * drawn.to(parameter.device)
+
+    def released(self) -> NoisedUpdate:
+        """What all steps so far did."""
+        (parameter,) = self.params
+        return PrivateUpdate(parameter.detach().cpu().numpy())
+
+
+class IntegerDPOptimizer(RankOneDPOptimizer):
+    """Sums integer gradients and adds discrete Gaussian noise; with ``distributed`` that sum is the release."""
+
+    def __init__(
+        self,
+        *,
+        mechanism: LocalMechanism | DistributedMechanism,
+        streams: RandomStreams,
+        records: int,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self._mechanism, self._records = mechanism, records
+        self._coins, self._stream = coins_from(streams.rounding), streams.noise
+        self._noise = DiscreteGaussian(mechanism.noise_scale)
+        if mechanism.sum_bound + self._noise.largest >= 1 << 31:
+            raise ValueError("more noise than 32 bits hold")
+        self._sum: IntegerSum | None = None
+        self._noised: Tensor | None = None
+
+    def clip_and_accumulate(self) -> None:
+        """Adds the chunk's integer gradients, none longer than the unit, and takes them away."""
+        (parameter,) = self.params
+        gradients = self._get_flat_grad_sample(parameter)
+        if self._sum is None:
+            self._sum = IntegerSum(
+                tuple(parameter.shape), self._mechanism.lattice, self._records, parameter.device
+            )
+        self._sum.add(
+            integer_factors(
+                gradients.a, gradients.f, self._mechanism.clip_norm, self._mechanism.lattice, self._coins
+            )
+        )
+        parameter.grad_sample = None
+
+    def add_noise(self) -> None:
+        """Noise of standard deviation noise_multiplier * unit, once for the whole batch."""
+        (parameter,) = self.params
+        if self._sum is None:
+            raise LocalProtocolError("noise for a step that summed nothing")
+        self._noised, self._sum = self._sum.clamped(self._mechanism.sum_bound), None
+        self._noise.add_to(self._noised.numpy().reshape(-1), self._stream)
+        if not _is_one_sum(self._mechanism):
+            noised = self._noised.to(parameter.device, torch.float64)
+            parameter.grad = noised.mul_(self._mechanism.integer_value)
+
+    def step(self, closure: Any = None) -> Any:
+        """As in Opacus; with ``distributed`` nothing moves here, the silos' sum moves the keys."""
+        return self.pre_step() if _is_one_sum(self._mechanism) else super().step(closure)
+
+    def released(self) -> NoisedUpdate:
+        """The noised sum of the one step, negated as a descent step is; else what all steps did."""
+        if not _is_one_sum(self._mechanism):
+            return super().released()
+        if self._noised is None:
+            raise LocalProtocolError("nothing was noised")
+        return IntegerUpdate(self._noised.neg_().numpy().reshape(-1))
 
 
 class CachePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is untyped
@@ -209,17 +300,24 @@ class CachePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is unty
         raise LocalProtocolError("make_private derives public parameters from private records")
 
     def make_cache_private(
-        self, module: _KeyChange, mechanism: Mechanism, noise: RandomStream
+        self, module: _KeyChange, mechanism: StepMechanism, streams: RandomStreams, records: int
     ) -> tuple[Any, RankOneDPOptimizer]:
-        """The wrapped module, and plain SGD without momentum behind the DP optimizer."""
+        """The wrapped module, and plain SGD without momentum behind the DP optimizer.
+
+        ``records`` bounds what a sum may need in memory, and nothing else.
+        """
         wrapped = self._prepare_model(module, grad_sample_mode="no_op", loss_reduction="sum")
-        optimizer = RankOneDPOptimizer(
-            noise=noise,
-            optimizer=torch.optim.SGD(wrapped.parameters(), lr=mechanism.step_length),
-            noise_multiplier=mechanism.noise_multiplier,
-            max_grad_norm=mechanism.clip_norm,
-            expected_batch_size=None,
-            loss_reduction="sum",  # the divisor is in step_length, from public constants
+        arguments: dict[str, Any] = {
+            "optimizer": torch.optim.SGD(wrapped.parameters(), lr=mechanism.step_length),
+            "noise_multiplier": mechanism.noise_multiplier,
+            "max_grad_norm": mechanism.clip_norm,
+            "expected_batch_size": None,
+            "loss_reduction": "sum",  # the divisor is in step_length, from public constants
+        }
+        optimizer = (
+            RankOneDPOptimizer(**arguments)
+            if isinstance(mechanism, NoMechanism)
+            else IntegerDPOptimizer(mechanism=mechanism, streams=streams, records=records, **arguments)
         )
         optimizer.attach_step_hook(self.accountant.get_optimizer_hook_fn(sample_rate=mechanism.sampling_rate))
         return wrapped, optimizer

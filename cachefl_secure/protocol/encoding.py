@@ -13,7 +13,7 @@ from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, Counters, EncodedUpdate, ReadEntries, Words
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, PrivateUpdate
 
 _CHUNK = 1 << 16  # entries, where a whole update is encoded at once
 _FRACTION_BITS = 16
@@ -75,6 +75,50 @@ class Encoding:
 
     def entries_from(self, start: int) -> ReadEntries:
         return _Rounding(self._values[start:], self._parameters, Keystream(self._rounding, 2 * start))
+
+
+class IntegerEncoding:
+    """An update that is whole grid steps already, noise included: nothing is rounded, clamped or counted.
+
+    A count of clamped entries would be a count over records that no noise covers, so there is none: the clamp
+    is inside the mechanism, before the noise. Counter 0 stays 0.
+    """
+
+    def __init__(
+        self,
+        update: IntegerUpdate,
+        parameters: RoundParameters,
+        vectors: Mapping[str, NDArray[np.int64]] | None = None,
+    ) -> None:
+        """As ``Encoding``.
+
+        Raises:
+            LocalProtocolError: as ``Encoding``.
+        """
+        if update.integers.size != parameters.dimension:
+            raise LocalProtocolError(f"update of {update.integers.size} entries, {parameters.dimension} due")
+        self._words: Words = update.integers.view("<u4")
+        self._parameters = parameters
+        self.counters: Counters = np.zeros(parameters.counters, "<u8")
+        self.others = _checked(vectors or {}, parameters)
+
+    def __repr__(self) -> str:
+        return f"IntegerEncoding(<{self._words.size} integers>)"
+
+    def check(self, parameters: RoundParameters) -> None:
+        if parameters != self._parameters:
+            raise ValueError("encoded for other parameters")
+
+    def entries_from(self, start: int) -> ReadEntries:
+        left = self._words[start:]
+
+        def read(out: Words) -> int:
+            nonlocal left
+            np.copyto(out, left[: out.size], casting="unsafe")  # modulo the word
+            left = left[out.size :]
+            return 0
+
+        return read
 
 
 def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed) -> EncodedUpdate:
@@ -144,13 +188,11 @@ def decode_sum(total: AggregateSum, parameters: RoundParameters) -> DecodedSum:
             hide which silo did not.
     """
     signed = total.words.view(parameters.word.str.replace("u", "i"))  # centred lift: [-2^(w-1), 2^(w-1))
-    bound = parameters.cohort_size * parameters.entry_bound
+    bound = parameters.sum_bound(parameters.cohort_size)
     saturated = int(total.counters[0])
-    if (
-        signed.max() > bound
-        or signed.min() < -bound
-        or saturated > parameters.cohort_size * parameters.dimension
-    ):
+    # Integers with noise are never counted (IntegerEncoding).
+    most_saturated = 0 if parameters.noise_std else parameters.cohort_size * parameters.dimension
+    if signed.max() > bound or signed.min() < -bound or saturated > most_saturated:
         raise PeerError("a silo of the cohort", "the sum lies outside the agreed bound")
     values = signed * np.float64(parameters.grid_step)
     values.setflags(write=False)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.plan import FederationPlan, PrivacyPlan
+from cachefl_secure.lattice import sum_bound
+from cachefl_secure.plan import FederationPlan
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan
 from cachefl_secure.protocol import packing
 from cachefl_secure.protocol.graph import COMPLETE_UP_TO, Ring, ring_of
-from cachefl_secure.protocol.segments import MAX_VECTOR_BITS, Segment, bits_for
+from cachefl_secure.protocol.segments import MAX_VECTOR_BITS, Segment, bits_for, noise_tail
 
 MAX_SILOS = 1024
 """Every silo verifies two signatures of every other in a round: about 0.4 s and 0.5 MB here, growing with n."""
@@ -97,11 +99,14 @@ class RoundParameters:
                 or the noise is so small beside the signal that 32 bits do not hold the sum.
         """
         threshold, minimum_survivors = _thresholds(plan, cohort_size, roster_size)
-        clamp, grid_step = _encoding(plan.privacy)
-        bits = bits_for(_entry_bound(clamp, grid_step), cohort_size)
+        clamp, grid_step, share_std = _encoding(plan)
+        noise_std, dimension = share_std * math.sqrt(cohort_size), plan.number_of_parameters
+        bound = _entry_bound(clamp, grid_step)
+        bits = bits_for(bound, cohort_size, noise_std=noise_std, entries=dimension)
         if bits > MAX_VECTOR_BITS:
             reason = (
-                f"the sum needs {bits} bits, {MAX_VECTOR_BITS} are there: noise too small beside the signal"
+                f"the sum of {cohort_size} silos needs {bits} bits, {MAX_VECTOR_BITS} are there: "
+                "noise too small beside the signal, or too many silos"
             )
             raise ConfigError(_FILE, "privacy", reason)
         return cls(
@@ -110,10 +115,11 @@ class RoundParameters:
             colluders=plan.secure_sum.colluders,
             threshold=threshold,
             minimum_survivors=minimum_survivors,
-            dimension=plan.number_of_parameters,
+            dimension=dimension,
             clamp=clamp,
             grid_step=grid_step,
             vector_bits=bits,
+            noise_std=noise_std,
             ring=_ring(plan, cohort_size),
         )
 
@@ -126,6 +132,10 @@ class RoundParameters:
     def entry_bound(self) -> int:
         """B: largest absolute value of an encoded entry."""
         return _entry_bound(self.clamp, self.grid_step)
+
+    def sum_bound(self, silos: int) -> int:
+        """Largest absolute value of an entry of the sum of so many updates; with noise except with probability 2^-40."""
+        return silos * self.entry_bound + noise_tail(self.noise_std, self.dimension)
 
     @property
     def word(self) -> np.dtype[np.unsignedinteger[Any]]:
@@ -237,9 +247,20 @@ def _many(count: int, what: str) -> str:
     return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
-def _encoding(privacy: PrivacyPlan) -> tuple[float, float]:
-    """(clamp, grid step)."""
-    noise_std, signal = privacy.update_noise_std, privacy.update_signal_bound
-    if privacy.mechanism == "none":
-        return signal, 2 * signal / _LEVELS_WITHOUT_NOISE
-    return _CLAMP_NOISE_STDS * noise_std + signal, noise_std / _GRID_STEPS_PER_NOISE_STD
+def _encoding(plan: FederationPlan) -> tuple[float, float, float]:
+    """(clamp, grid step, standard deviation of the integer noise of one silo in grid steps)."""
+    privacy = plan.privacy
+    match privacy:
+        case DistributedPlan():
+            # A grid step is an integer step of the gradients (lattice), so integers are summed as they are.
+            unit, noise = plan.lattice.unit, privacy.noise_multiplier
+            grid_step = privacy.step_length * (privacy.clip_norm / unit)
+            bound = sum_bound(plan.lattice, privacy.sampling_rate, privacy.expected_records, noise)
+            return bound * grid_step, grid_step, noise * unit
+        case LocalPlan():
+            # Signal: the largest noiseless entry if no batch exceeds sampling_rate * expected_records.
+            noise, signal = privacy.update_noise_std, privacy.learning_rate * privacy.steps_per_round
+            return _CLAMP_NOISE_STDS * noise + signal, noise / _GRID_STEPS_PER_NOISE_STD, 0.0
+        case NoPrivacyPlan():
+            signal = privacy.learning_rate * privacy.steps_per_round
+            return signal, 2 * signal / _LEVELS_WITHOUT_NOISE, 0.0

@@ -19,17 +19,24 @@ COUNT_BITS = 64
 MAX_VECTOR_BITS = 32
 
 
+def noise_tail(noise_std: float, entries: int) -> int:
+    """What none of ``entries`` draws of noise passes, except with probability 2^-40: ceil(c s), c = sqrt(2 ln(2 d 2^40)).
+
+    For a tail that is no heavier than the Gaussian's, which the discrete Gaussian's is not (Canonne et al. 2020).
+    """
+    return math.ceil(math.sqrt(2.0 * math.log(2.0 * entries * 2.0**40)) * noise_std)
+
+
 def bits_for(entry_bound: int, silos: int, *, noise_std: float = 0.0, entries: int = 1) -> int:
     """b: bits in which the sum of ``silos`` entries of at most ``entry_bound`` does not wrap.
 
     Without noise it cannot: b = ceil(log2(2 n B + 1)). With integer noise whose sum over all silos has
-    standard deviation ``noise_std``, any of the ``entries`` wraps with probability at most 2^-40, for a
-    tail that is no heavier than the Gaussian's: b = ceil(log2(2 (n B + ceil(c s)) + 1)), c = sqrt(2 ln(2 d 2^40)).
+    standard deviation ``noise_std``, any of the ``entries`` wraps with probability at most 2^-40:
+    b = ceil(log2(2 (n B + noise_tail) + 1)).
     """
     if entry_bound < 1 or silos < 1 or entries < 1 or not 0.0 <= noise_std < math.inf:
         raise ValueError("a sum has silos, entries and a bound, and finite noise")
-    tail = math.sqrt(2.0 * math.log(2.0 * entries * 2.0**40)) * noise_std
-    return (2 * (silos * entry_bound + math.ceil(tail))).bit_length()
+    return (2 * (silos * entry_bound + noise_tail(noise_std, entries))).bit_length()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import PeerError
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, SiloId
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, PrivacyPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
 from cachefl_secure.protocol.coordinator import CoordinatorSession
 from cachefl_secure.protocol.graph import Ring
 from cachefl_secure.protocol.messages import Manifest, MaskedInput, Member, Phase, Roster, roster_digest
@@ -77,18 +79,35 @@ def a_plan(
 def privacy_plan(
     *, noise_multiplier: float = 4.0, learning_rate: float = 1.0, records: int = 500
 ) -> PrivacyPlan:
-    noisy = noise_multiplier > 0
-    return PrivacyPlan(
-        mechanism="local" if noisy else "none",
+    """The section of mechanism ``local``; of ``none`` without noise."""
+    steps: dict[str, Any] = {
+        "clip_norm": 0.1,
+        "sampling_rate": 1.0,
+        "steps_per_round": 1,
+        "expected_records": records,
+        "learning_rate": learning_rate,
+        "rounds": 10,
+        "delta": 1e-5,
+    }
+    if noise_multiplier == 0:
+        return NoPrivacyPlan(**steps)
+    return LocalPlan(**steps, noise_multiplier=noise_multiplier, epsilon_local=2.0, rdp_order=8)
+
+
+def distributed_plan(
+    *, noise_multiplier: float = 4.0, learning_rate: float = 1.0, records: int = 500
+) -> DistributedPlan:
+    return DistributedPlan(
         clip_norm=0.1,
-        noise_multiplier=noise_multiplier,
         sampling_rate=1.0,
-        steps_per_round=1,
         expected_records=records,
         learning_rate=learning_rate,
         rounds=10,
         delta=1e-5,
-        epsilon=2.0 if noisy else 0.0,
+        noise_multiplier=noise_multiplier,
+        epsilon_local=4.0,
+        epsilon_aggregate=2.0,
+        rdp_order=8,
     )
 
 

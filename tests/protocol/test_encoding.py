@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from cachefl_secure.crypto.expand import Keystream
 from cachefl_secure.errors import LocalProtocolError, PeerError
-from cachefl_secure.protocol.encoding import Encoding, RoundingSeed, decode_sum, encode
+from cachefl_secure.protocol.encoding import Encoding, IntegerEncoding, RoundingSeed, decode_sum, encode
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedUpdate
-from cachefl_secure.updates import PrivateUpdate
-from tests.protocol.rounds import a_plan, fixed, integers, parameters_for, privacy_plan
+from cachefl_secure.updates import IntegerUpdate, PrivateUpdate
+from tests.protocol.rounds import (
+    a_plan,
+    distributed_plan,
+    fixed,
+    integers,
+    parameters_for,
+    privacy_plan,
+)
 
 SEED = RoundingSeed(fixed("rounding"))
 
@@ -194,3 +201,81 @@ def test_vectors_are_read_only_and_print_sizes_only() -> None:
     for array in (encoded.words, encoded.counters):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
+
+
+def noisy_integers(n: int = 5) -> RoundParameters:
+    return RoundParameters.derive(a_plan(privacy=distributed_plan()), n, n)
+
+
+def an_integer_update(chosen: RoundParameters, rng_seed: int, *, entry: int | None = None) -> IntegerUpdate:
+    rng = np.random.default_rng(rng_seed)
+    values = rng.integers(-chosen.entry_bound, chosen.entry_bound, chosen.dimension)
+    return IntegerUpdate((values if entry is None else np.full(chosen.dimension, entry)).astype(np.int32))
+
+
+def sum_of(encodings: list[IntegerEncoding], chosen: RoundParameters) -> AggregateSum:
+    """As the secure sum makes it: modulo 2^bits, lifted to the integer next to 0."""
+    total = np.zeros(chosen.dimension, np.int64)
+    for encoding in encodings:
+        words = np.empty(chosen.dimension, chosen.word)
+        assert encoding.entries_from(0)(words) == 0
+        total += words
+    half, whole = 1 << (chosen.vector_bits - 1), 1 << chosen.vector_bits
+    lifted = (total + half) % whole - half
+    return AggregateSum(
+        lifted.astype(chosen.word.str.replace("u", "i")).view(chosen.word), np.zeros(1, "<u8")
+    )
+
+
+@pytest.mark.claim("C2")
+def test_the_sum_of_integer_updates_decodes_exactly() -> None:
+    chosen = noisy_integers()
+    updates = [an_integer_update(chosen, seed) for seed in range(5)]
+    decoded = decode_sum(sum_of([IntegerEncoding(u, chosen) for u in updates], chosen), chosen)
+    exact = np.sum([u.integers.astype(np.int64) for u in updates], axis=0)
+    assert np.array_equal(decoded.values, exact * chosen.grid_step)
+    assert decoded.saturated == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_integers_with_all_noise_on_one_side_still_decode(sign: int) -> None:
+    chosen = noisy_integers()
+    each = sign * (chosen.sum_bound(5) // 5)
+    encodings = [IntegerEncoding(an_integer_update(chosen, 0, entry=each), chosen)] * 5
+    assert np.array_equal(
+        decode_sum(sum_of(encodings, chosen), chosen).values,
+        np.full(chosen.dimension, 5 * each * chosen.grid_step),
+    )
+
+
+@pytest.mark.claim("C19")
+def test_a_sum_of_integers_beyond_bound_and_noise_is_refused() -> None:
+    chosen = noisy_integers()
+    beyond = np.full(chosen.dimension, chosen.sum_bound(5) + 1, "<i4").view(chosen.word)
+    with pytest.raises(PeerError, match="outside the agreed bound"):
+        decode_sum(AggregateSum(beyond, np.zeros(1, "<u8")), chosen)
+
+
+@pytest.mark.claim("C19")
+def test_nobody_counts_clamped_entries_of_integers() -> None:
+    """Such a count would be of records, and exact: no noise is on it."""
+    chosen = noisy_integers()
+    assert IntegerEncoding(an_integer_update(chosen, 0), chosen).counters.tolist() == [0]
+    with pytest.raises(PeerError, match="outside the agreed bound"):
+        decode_sum(AggregateSum(np.zeros(chosen.dimension, chosen.word), np.ones(1, "<u8")), chosen)
+
+
+def test_integers_of_another_dimension_or_for_other_parameters_are_refused() -> None:
+    chosen = noisy_integers()
+    with pytest.raises(LocalProtocolError, match="entries"):
+        IntegerEncoding(IntegerUpdate(np.zeros(3, np.int32)), chosen)
+    with pytest.raises(ValueError, match="other parameters"):
+        IntegerEncoding(an_integer_update(chosen, 0), chosen).check(replace(chosen, minimum_survivors=5))
+
+
+def test_integer_updates_do_not_print_their_values() -> None:
+    chosen = noisy_integers()
+    update = an_integer_update(chosen, 0, entry=77_777)
+    assert "77777" not in f"{update!r} {IntegerEncoding(update, chosen)!r}"
+    with pytest.raises(ValueError, match="int32"):
+        IntegerUpdate(np.zeros(3, np.int64))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.privacy_plan import LocalPlan
 from cachefl_secure.protocol.graph import Ring
 from cachefl_secure.protocol.parameters import RoundParameters, explain
-from tests.protocol.rounds import a_plan, parameters_for, privacy_plan
+from tests.protocol.rounds import a_plan, distributed_plan, parameters_for, privacy_plan
 
 
 @pytest.mark.parametrize(
@@ -89,14 +91,35 @@ def test_refusals_name_the_field_and_explain() -> None:
 def test_the_encoding_follows_the_noise() -> None:
     plan = a_plan(privacy=privacy_plan(noise_multiplier=50.0))
     chosen = RoundParameters.derive(plan, 10, 10)
+    assert isinstance(plan.privacy, LocalPlan)
     noise_std = plan.privacy.update_noise_std
     assert chosen.grid_step == noise_std / 32
-    assert chosen.clamp == 8 * noise_std + plan.privacy.update_signal_bound
+    assert chosen.clamp == 8 * noise_std + plan.privacy.learning_rate
     assert chosen.vector_bits <= 16
     assert chosen.word.itemsize == 2
     assert chosen.dimension == plan.number_of_parameters
     assert chosen.vector_bytes == 2 * chosen.dimension
     assert chosen.packed_bytes <= 2 * chosen.dimension
+
+
+def test_integers_with_noise_are_summed_on_the_grid_of_the_gradients() -> None:
+    privacy = distributed_plan(noise_multiplier=4.0, records=500)
+    plan = a_plan(privacy=privacy)
+    chosen, unit = RoundParameters.derive(plan, 5, 5), plan.lattice.unit
+    assert unit == 2**14
+    assert chosen.grid_step == privacy.step_length * (privacy.clip_norm / unit)
+    assert chosen.entry_bound in (500 * unit + 1, 500 * unit + 2)  # all declared records alike, and rounding
+    assert chosen.noise_std == pytest.approx(4.0 * unit * math.sqrt(5), rel=1e-12)
+    # five clamped sums, and their noise except with probability 2^-40
+    largest = 5 * chosen.entry_bound + 8.6 * chosen.noise_std
+    assert 2 * largest < 2**chosen.vector_bits < 5 * largest
+    assert chosen.sum_bound(5) < 2 ** (chosen.vector_bits - 1)
+    assert chosen.sum_bound(4) < chosen.sum_bound(5)
+
+
+def test_a_sum_of_integers_is_clamped_where_the_signal_is_far_beyond_the_noise() -> None:
+    plan = a_plan(privacy=distributed_plan(noise_multiplier=0.5, records=1_000_000))
+    assert RoundParameters.derive(plan, 5, 5).entry_bound <= 128 * 0.5 * plan.lattice.unit + 2
 
 
 def test_without_noise_there_are_65536_levels() -> None:
@@ -110,7 +133,7 @@ def test_without_noise_there_are_65536_levels() -> None:
 
 def test_noise_too_small_for_32_bits_is_refused() -> None:
     plan = a_plan(privacy=privacy_plan(noise_multiplier=1e-6, records=1_000_000))
-    with pytest.raises(ConfigError, match=r"privacy: the sum needs \d+ bits"):
+    with pytest.raises(ConfigError, match=r"privacy: the sum of 5 silos needs \d+ bits"):
         RoundParameters.derive(plan, 5, 5)
 
 

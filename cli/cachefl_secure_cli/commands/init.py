@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
+from cachefl_secure_cli.privacy_options import MechanismChoice
+
+if TYPE_CHECKING:
+    from cachefl_secure.plan import FederationPlan
+    from cachefl_secure.privacy.accounting import Cost
 
 
 @explained
@@ -47,30 +53,25 @@ def command(
     ] = 4,
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
     beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
-    mechanism: Annotated[str, typer.Option(help="local (DP-SGD in every silo), or none.")] = "local",
+    mechanism: options.Mechanism = MechanismChoice.distributed,
     not_private: Annotated[
         bool, typer.Option("--not-private", help="Confirms --mechanism none: silos get no privacy guarantee.")
     ] = False,
-    epsilon: Annotated[float, typer.Option(help="Local epsilon of a silo after all rounds.")] = 8.0,
-    delta: Annotated[float, typer.Option(help="Below one over the number of records of any silo.")] = 1e-5,
-    rounds: Annotated[int, typer.Option(help="Rounds the noise is calibrated for.")] = 20,
-    sampling_rate: Annotated[float, typer.Option(help="1 is full batch; below, Poisson sampling.")] = 1.0,
-    steps_per_round: Annotated[int, typer.Option(help="Local steps in each round.")] = 1,
-    clip_norm: Annotated[float, typer.Option(help="Largest norm of one record's gradient.")] = 0.1,
-    expected_records: Annotated[
-        int, typer.Option(help="A public, typical number of records a silo: the divisor. Not a count of any.")
-    ] = 250,
+    epsilon: options.Epsilon = None,
+    epsilon_local: options.EpsilonLocal = 8.0,
+    delta: options.Delta = None,
+    rounds: options.Rounds = 20,
+    sampling_rate: options.SamplingRate = 1.0,
+    steps_per_round: options.StepsPerRound = 1,
+    clip_norm: options.ClipNorm = 0.1,
+    expected_records: options.ExpectedRecords = 250,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
     ] = None,
-    minimum_cohort: Annotated[
-        int, typer.Option(help="Fewest silos that a round begins with; at least 3.")
-    ] = 3,
-    minimum_survivors: Annotated[
-        int, typer.Option(help="Fewest updates in a sum. With 2, each of two survivors learns the other's.")
-    ] = 3,
-    colluders: Annotated[int, typer.Option(help="Silos that may collude with the coordinator.")] = 1,
+    minimum_cohort: options.MinimumCohort = 3,
+    minimum_survivors: options.MinimumSurvivors = 3,
+    colluders: options.Colluders = 1,
     seed: Annotated[int, typer.Option(help="Of the synthetic images. Not of any noise or key.")] = 0,
     device: DeviceOption = Device.auto,
     json: Json = False,
@@ -82,17 +83,15 @@ def command(
     Example: cachefl-secure init coordinator --classes cat,dog,horse --generator ./my-generator --clip RN50
     --pretrained openai
     """
+    from cachefl_secure.privacy.terms import planned_cost
+
     from cachefl_secure.errors import ConfigError
-    from cachefl_secure.federation.calibration import PrivacyChoices
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.founding import FoundingChoices, found_federation
     from cachefl_secure.plan import SecureSumPlan
 
-    if mechanism not in ("local", "none"):
-        raise ConfigError("--mechanism", "", f"{mechanism!r} is neither 'local' nor 'none'")
-    if mechanism == "none" and not not_private:
+    if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
-    chosen: Literal["local", "none"] = "none" if mechanism == "none" else "local"
     choices = FoundingChoices(
         name=name,
         classes=_classes(classes, clip),
@@ -103,9 +102,10 @@ def command(
         alpha=alpha,
         beta=beta,
         rng_seed=seed,
-        privacy=PrivacyChoices(
-            mechanism=chosen,
+        privacy=options.privacy_choices(
+            mechanism=mechanism,
             epsilon=epsilon,
+            epsilon_local=epsilon_local,
             delta=delta,
             rounds=rounds,
             sampling_rate=sampling_rate,
@@ -121,7 +121,7 @@ def command(
     )
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
-    plan = founded.plan
+    plan, planned = founded.plan, planned_cost(founded.plan)
     if json:
         print_json(
             "init",
@@ -131,24 +131,39 @@ def command(
                 "invite": str(founded.invite),
                 "noise_multiplier": plan.privacy.noise_multiplier,
                 "learning_rate": plan.privacy.learning_rate,
-                "epsilon": plan.privacy.epsilon if chosen == "local" else float("inf"),
+                "mechanism": plan.privacy.mechanism,
+                "epsilon_local": planned.local,
+                "epsilon_aggregate": planned.aggregate,
                 "delta": plan.privacy.delta,
                 "synthetic_images": founded.synthetic_images,
             },
         )
         return
-    private = f"epsilon {epsilon:g}, delta {delta:g} a silo after {rounds} rounds"
     rows = [
         ("pictures kept for the cache", str(founded.synthetic_images)),
         ("parameters a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         ("learning rate", f"{plan.privacy.learning_rate:g}"),
-        ("privacy", private if chosen == "local" else "NOT PRIVATE: no noise"),
+        *_privacy_rows(plan, planned),
         ("fingerprint", founded.fingerprint),
         ("invite", str(founded.invite)),
     ]
     console().print(table(f"federation {plan.name!r}", ("", ""), rows))
     say("send the invite to every silo; read the fingerprint to them over another channel")
+
+
+def _privacy_rows(plan: FederationPlan, planned: Cost) -> list[tuple[str, str]]:
+    """Both epsilons, each with what it rests on."""
+    if plan.privacy.mechanism == "none":
+        return [("privacy", "NOT PRIVATE: no noise")]
+    after = f"delta {plan.privacy.delta:g}, {plan.privacy.rounds} rounds"
+    section = plan.secure_sum
+    trust = f"at most {section.colluders} collude, {section.guaranteed_survivors} survive every round"
+    return [
+        ("mechanism", plan.privacy.mechanism),
+        ("aggregate epsilon", f"{planned.aggregate:g} ({after}; {trust})"),
+        ("local epsilon", f"{planned.local:g} ({after}; nobody else is trusted)"),
+    ]
 
 
 def _classes(text: str, clip: str | None) -> tuple[str, ...]:

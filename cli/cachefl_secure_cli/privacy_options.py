@@ -1,0 +1,97 @@
+"""The options that decide about privacy, shared by ``init``, which founds, and ``plan``, which only tells."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cachefl_secure.federation.calibration import PrivacyChoices
+
+
+class MechanismChoice(enum.StrEnum):
+    """As ``--mechanism`` takes it."""
+
+    distributed = "distributed"
+    local = "local"
+    none = "none"
+
+
+Mechanism = Annotated[
+    MechanismChoice,
+    typer.Option(
+        help="distributed: one step a round, and the silos' shares of noise add up in the secure sum. "
+        "local: DP-SGD in every silo, with all its noise. none: no privacy."
+    ),
+]
+Epsilon = Annotated[
+    float | None,
+    typer.Option(
+        help="After all rounds: the aggregate epsilon with distributed (default 2), the local one with local (default 8).",
+        show_default=False,
+    ),
+]
+EpsilonLocal = Annotated[
+    float,
+    typer.Option(
+        help="With distributed: the most that a silo's local epsilon may become, which holds if the secure sum is broken."
+    ),
+]
+Delta = Annotated[
+    float | None,
+    typer.Option(
+        help="Below one over the number of records of any silo. Default: 1e-5, or a tenth of one over "
+        "--expected-records if that is less.",
+        show_default=False,
+    ),
+]
+Rounds = Annotated[int, typer.Option(help="Rounds the noise is calibrated for.")]
+SamplingRate = Annotated[float, typer.Option(help="1 is full batch; below, Poisson sampling.")]
+StepsPerRound = Annotated[
+    int, typer.Option(help="Local steps in each round; more than one with --mechanism local only.")
+]
+ClipNorm = Annotated[float, typer.Option(help="Largest norm of one record's gradient.")]
+ExpectedRecords = Annotated[
+    int, typer.Option(help="A public, typical number of records a silo: the divisor. Not a count of any.")
+]
+MinimumCohort = Annotated[int, typer.Option(help="Fewest silos that a round begins with; at least 3.")]
+MinimumSurvivors = Annotated[
+    int,
+    typer.Option(
+        help="Fewest updates in a sum. More make each silo's share of the noise smaller and fewer dropouts bearable; "
+        "with 2, each of two survivors learns the other's."
+    ),
+]
+Colluders = Annotated[int, typer.Option(help="Silos that may collude with the coordinator.")]
+
+
+def privacy_choices(
+    *,
+    mechanism: MechanismChoice,
+    epsilon: float | None,
+    epsilon_local: float,
+    delta: float | None,
+    rounds: int,
+    sampling_rate: float,
+    steps_per_round: int,
+    clip_norm: float,
+    expected_records: int,
+    learning_rate: float | None = None,
+) -> PrivacyChoices:
+    """What was chosen, with the defaults that depend on other choices."""
+    from cachefl_secure.federation.calibration import PrivacyChoices, default_delta
+
+    return PrivacyChoices(
+        mechanism=mechanism.value,
+        epsilon=epsilon,
+        epsilon_local=epsilon_local,
+        delta=default_delta(expected_records) if delta is None else delta,
+        rounds=rounds,
+        sampling_rate=sampling_rate,
+        steps_per_round=steps_per_round,
+        clip_norm=clip_norm,
+        expected_records=expected_records,
+        learning_rate=learning_rate,
+    )
