@@ -14,7 +14,8 @@ import msgspec
 
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.plan import FederationPlan, SecureSumPlan
-from cachefl_secure.privacy.accounting import ORDERS, epsilon_spent, noise_multiplier_for
+from cachefl_secure.privacy.accountants import ORDERS
+from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
 from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
 
