@@ -62,7 +62,9 @@ def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
     axes.set_xscale("log")
     axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
     axes.minorticks_off()
-    what = f"local epsilon of a silo after {comparison.rounds} rounds (delta {comparison.delta:g})"
+    what = (
+        f"{comparison.view} epsilon of a silo after {comparison.rounds} rounds (delta {comparison.delta:g})"
+    )
     _finish(figure, axes, path, what, "accuracy on held-out images, %")
 
 

@@ -11,9 +11,8 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
 
 if TYPE_CHECKING:
-    from cachefl_secure.privacy.ledger_report import LedgerReport
-
     from cachefl_secure.privacy.entries import AnyBody
+    from cachefl_secure.privacy.ledger_report import LedgerReport
     from cachefl_secure.privacy.listing import Listing
 
 group = typer.Typer(
