@@ -65,7 +65,7 @@ def evaluate_rounds(chain: Chain, records: FeatureSet, *, every_round: bool) -> 
     points = []
     for number, model in chain.models():
         if every_round or number in (0, last):
-            epsilon = chain.epsilon_by(number)
+            epsilon = chain.cost_by(number).local
             points.append(RoundAccuracy(number, epsilon, evaluate(model, records)))
     return Evaluation(zero_shot(chain.initial_model(), records), tuple(points))
 

@@ -51,8 +51,9 @@ def rdp_epsilon(runs: Runs, delta: float, orders: tuple[int, ...] = ORDERS) -> f
 
 def best_order(runs: Runs, delta: float) -> int:
     """The one of ``ORDERS`` at which ``rdp_epsilon`` is smallest."""
-    by_order = {order: rdp_epsilon(runs, delta, (order,)) for order in ORDERS}
-    return min(by_order, key=lambda order: by_order[order])
+    by_order: dict[int, float] = {order: rdp_epsilon(runs, delta, (order,)) for order in ORDERS}
+    best: int = min(ORDERS, key=by_order.__getitem__)
+    return best
 
 
 def epsilon_closed_form(noise_multiplier: float, steps: int, delta: float) -> float:

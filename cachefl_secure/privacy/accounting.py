@@ -78,6 +78,10 @@ class Cost:
         """The larger of both, view by view."""
         return Cost(max(self.local, other.local), max(self.aggregate, other.aggregate))
 
+    def at_most(self, other: Cost) -> Cost:
+        """The smaller of both, view by view."""
+        return Cost(min(self.local, other.local), min(self.aggregate, other.aggregate))
+
 
 NOTHING = Cost(0.0, 0.0)
 

@@ -226,6 +226,7 @@ class Ledger:
 
     def note_sent(
         self,
+        plan_digest: Digest,
         round: int,
         attempt: int,
         update_digest: Digest,
@@ -235,38 +236,37 @@ class Ledger:
     ) -> None:
         """Call before the masked update leaves: binds the round to this one update for ever.
 
-        The round is the one of the plan that was charged last.
-
         Raises:
             LocalProtocolError: the round was not reserved, or is bound to another update.
         """
-        plan = self._latest_plan(round)
+        self._check_reserved(plan_digest, round)
         self._append(
             entries.Sent,
             timestamp,
-            plan=plan,
+            plan=plan_digest,
             round=round,
             attempt=attempt,
             update=update_digest,
             transcript=transcript_digest,
         )
 
-    def note_receipt(self, round: int, record_digest: Digest, *, timestamp: str = "") -> None:
+    def note_receipt(
+        self, plan_digest: Digest, round: int, record_digest: Digest, *, timestamp: str = ""
+    ) -> None:
         """The round's signed record was verified."""
-        self._append(
-            entries.Receipt, timestamp, plan=self._latest_plan(round), round=round, record=record_digest
-        )
+        self._check_reserved(plan_digest, round)
+        self._append(entries.Receipt, timestamp, plan=plan_digest, round=round, record=record_digest)
 
-    def note_abort(self, round: int, attempt: int, reason: str, *, timestamp: str = "") -> None:
+    def note_abort(
+        self, plan_digest: Digest, round: int, attempt: int, reason: str, *, timestamp: str = ""
+    ) -> None:
         """An attempt ended without a record; its charge stays. ``reason``: up to 200 of printable ASCII."""
-        plan = self._latest_plan(round)
-        self._append(entries.Abort, timestamp, plan=plan, round=round, attempt=attempt, reason=reason)
+        self._check_reserved(plan_digest, round)
+        self._append(entries.Abort, timestamp, plan=plan_digest, round=round, attempt=attempt, reason=reason)
 
-    def _latest_plan(self, round: int) -> Digest:
-        for spend in reversed(self._history.spends):
-            if spend.round == round:
-                return spend.plan_digest
-        raise LocalProtocolError(f"round {round} was not reserved")
+    def _check_reserved(self, plan_digest: Digest, round: int) -> None:
+        if self.spend_of(plan_digest, round) is None:
+            raise LocalProtocolError(f"round {round} was not reserved")
 
     def _append(self, kind: type[Any], timestamp: str, **fields: Any) -> None:
         if not self._usable:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from cachefl_secure.names import Digest, SiloId
-from cachefl_secure.privacy.accounting import Cost, is_mixed
+from cachefl_secure.privacy.accounting import Cost, charged, is_mixed
 from cachefl_secure.privacy.entries import Randomness
 from cachefl_secure.privacy.mechanism import Mechanism, View
 from cachefl_secure.privacy.statements import aggregate_statement, local_statement
@@ -77,12 +77,18 @@ class LedgerReport:
         mixed = is_mixed(Counter(spend.mechanism for spend in self.spends).items(), view)
         return 2 * self.delta if mixed else self.delta
 
-    def statements(self, terms: Terms) -> tuple[str, str]:
+    def allows(self, terms: Terms) -> bool:
+        """Whether one more round on these terms would stay within its caps."""
+        rounds = [*((spend.mechanism, 1) for spend in self.spends), (terms.mechanism, 1)]
+        after = charged(rounds, min(self.delta, terms.delta), self.rdp_order or terms.rdp_order)
+        return after.at_least(self.spent).within(terms.caps)
+
+    def statements(self, silo: SiloId, terms: Terms) -> tuple[str, str]:
         """The two sentences that may be printed, local first: see ``statements``.
 
         ``terms`` are those of the silo's present plan; all that rounds were charged under count besides.
         """
-        silo, insecure = SiloId(self.silo), self.insecure_rounds
+        insecure = self.insecure_rounds
         alone, together = (self.delta_of(view) if self.spends else terms.delta for view in View)
         return (
             local_statement(silo, self.spent.local, alone, insecure_rounds=insecure),

@@ -534,9 +534,10 @@ def test_the_printed_epsilon_counts_a_round_that_was_charged_and_given_up(
         with pytest.raises(RoundAborted):
             run(federation)
     (outcome,) = run(federation, give_up=True)
-    spent = [silo_budget(path).epsilon for path in federation.silos.values()]
+    spent = [silo_budget(path).spent for path in federation.silos.values()]
     assert outcome.record.round == 3
-    assert outcome.epsilon == max(spent)
+    assert outcome.cost.local == max(cost.local for cost in spent)
+    assert outcome.cost.aggregate == max(cost.aggregate for cost in spent)
 
 
 @pytest.mark.claim("C10")

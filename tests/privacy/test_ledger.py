@@ -21,7 +21,7 @@ from cachefl_secure.errors import (
     PeerError,
     UnaccountedMechanism,
 )
-from cachefl_secure.names import Digest
+from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.privacy.accounting import Cost, cost_of, epsilon_rdp, rounds_within
 from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
 from cachefl_secure.privacy.ledger import Ledger, verify_ledger
@@ -44,6 +44,7 @@ from tests.privacy.examples import (
     without_noise,
 )
 
+CLINIC = SiloId("clinic")
 INFINITE = Cost(math.inf, math.inf)
 
 
@@ -60,10 +61,10 @@ def test_a_round_from_reserve_to_receipt_verifies(path: Path) -> None:
     with new_ledger(path) as ledger:
         ledger.note_plan(terms())
         charged = spend(ledger, 1, timestamp="2026-01-01T00:00:00Z")
-        ledger.note_sent(1, 1, UPDATE, TRANSCRIPT)
-        ledger.note_abort(1, 1, "too few silos")
-        ledger.note_sent(1, 2, UPDATE, TRANSCRIPT)
-        ledger.note_receipt(1, TRANSCRIPT)
+        ledger.note_sent(PLAN, 1, 1, UPDATE, TRANSCRIPT)
+        ledger.note_abort(PLAN, 1, 1, "too few silos")
+        ledger.note_sent(PLAN, 1, 2, UPDATE, TRANSCRIPT)
+        ledger.note_receipt(PLAN, 1, TRANSCRIPT)
         head, spent = ledger.head, ledger.spent
         assert ledger.sequence == 6
     report = verify_ledger(path, SIGNING_KEY.public_key, anchors=[(6, head), (None, head)])
@@ -126,16 +127,16 @@ def test_a_retry_of_the_same_round_is_not_charged_again(path: Path) -> None:
 def test_a_round_has_one_update_for_ever(path: Path) -> None:
     with new_ledger(path) as ledger:
         spend(ledger, 1)
-        ledger.note_sent(1, 1, UPDATE, TRANSCRIPT)
+        ledger.note_sent(PLAN, 1, 1, UPDATE, TRANSCRIPT)
     with reopened(path) as ledger:
         known = ledger.spend_of(PLAN, 1)
         assert known is not None
         assert known.update_digest == UPDATE
         before = path.read_bytes()
         with pytest.raises(LocalProtocolError, match="another update"):
-            ledger.note_sent(1, 2, Digest("1" * 64), TRANSCRIPT)
+            ledger.note_sent(PLAN, 1, 2, Digest("1" * 64), TRANSCRIPT)
         assert path.read_bytes() == before
-        ledger.note_sent(1, 2, UPDATE, TRANSCRIPT)
+        ledger.note_sent(PLAN, 1, 2, UPDATE, TRANSCRIPT)
 
 
 @pytest.mark.claim("C9")
@@ -167,11 +168,11 @@ def test_the_same_round_of_another_plan_is_charged(path: Path) -> None:
 def test_nothing_is_noted_of_a_round_that_was_not_reserved(path: Path) -> None:
     with new_ledger(path) as ledger:
         with pytest.raises(LocalProtocolError, match="not reserved"):
-            ledger.note_sent(1, 1, UPDATE, TRANSCRIPT)
+            ledger.note_sent(PLAN, 1, 1, UPDATE, TRANSCRIPT)
         with pytest.raises(LocalProtocolError, match="not reserved"):
-            ledger.note_receipt(1, TRANSCRIPT)
+            ledger.note_receipt(PLAN, 1, TRANSCRIPT)
         with pytest.raises(LocalProtocolError, match="not reserved"):
-            ledger.note_abort(1, 1, "why")
+            ledger.note_abort(PLAN, 1, 1, "why")
 
 
 @pytest.mark.claim("C11")
@@ -330,7 +331,7 @@ def test_repeatable_noise_is_in_the_ledger_for_ever_and_nothing_is_claimed(path:
     report = verify_ledger(path, SIGNING_KEY.public_key)
     assert report.insecure_rounds == 1
     assert [spend.randomness for spend in report.spends] == ["os", "insecure-test", "os"]
-    for statement in report.statements(terms()):
+    for statement in report.statements(CLINIC, terms()):
         assert "no differential privacy is claimed" in statement
 
 
@@ -341,7 +342,7 @@ def test_a_ledger_states_what_its_weakest_plan_allows(path: Path) -> None:
         spend(ledger, 1, distributed(), caps=Cost(9.0, 9.0))
         spend(ledger, 1, distributed(), plan_digest=other, survivors=7, colluders=3, caps=Cost(9.0, 9.0))
     report = verify_ledger(path, SIGNING_KEY.public_key)
-    alone, together = report.statements(terms(distributed()))
+    alone, together = report.statements(CLINIC, terms(distributed()))
     assert f"({rounded_up(report.spent.local)}, 1e-05)-DP" in alone
     assert "at most 1 institutions" in together
     assert ">= 7 survivors" in together
@@ -350,7 +351,7 @@ def test_a_ledger_states_what_its_weakest_plan_allows(path: Path) -> None:
 
 def test_a_ledger_without_spends_states_the_delta_of_the_terms(path: Path) -> None:
     new_ledger(path).close()
-    alone, together = verify_ledger(path, SIGNING_KEY.public_key).statements(terms())
+    alone, together = verify_ledger(path, SIGNING_KEY.public_key).statements(CLINIC, terms())
     assert "(0.000, 1e-05)-DP" in alone
     assert "(0.000, 1e-05)-DP" in together
 
@@ -495,11 +496,11 @@ def test_an_entry_that_would_not_verify_is_never_written(path: Path) -> None:
         before = path.read_bytes()
         for reason in ("a\nb", "x" * 201, "\u00e9"):
             with pytest.raises(LocalProtocolError, match="refused to write"):
-                ledger.note_abort(1, 1, reason)
+                ledger.note_abort(PLAN, 1, 1, reason)
         with pytest.raises(LocalProtocolError, match="refused to write"):
             spend(ledger, 2, cache_digest=Digest("short"))
         assert path.read_bytes() == before
-        ledger.note_abort(1, 1, "fine")
+        ledger.note_abort(PLAN, 1, 1, "fine")
 
 
 @pytest.mark.claim("C10")
@@ -508,8 +509,8 @@ def test_twenty_rounds_verify_without_torch(path: Path) -> None:
     with new_ledger(path) as ledger:
         for number in range(1, 21):
             spend(ledger, number, sampled)
-            ledger.note_sent(number, 1, UPDATE, TRANSCRIPT)
-            ledger.note_receipt(number, TRANSCRIPT)
+            ledger.note_sent(PLAN, number, 1, UPDATE, TRANSCRIPT)
+            ledger.note_receipt(PLAN, number, TRANSCRIPT)
     code = (
         "import sys, time; import dp_accounting; from dp_accounting import pld, rdp; from pathlib import Path\n"
         "from cachefl_secure.privacy.verification import verify_ledger\n"

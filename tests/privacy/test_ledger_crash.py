@@ -11,7 +11,7 @@ import pytest
 
 from cachefl_secure.errors import ConfigError, LedgerCorrupt
 from cachefl_secure.privacy.ledger import Ledger, verify_ledger
-from tests.privacy.examples import SIGNING_KEY, TRANSCRIPT, UPDATE, new_ledger, spend
+from tests.privacy.examples import PLAN, SIGNING_KEY, TRANSCRIPT, UPDATE, new_ledger, spend
 
 pytestmark = pytest.mark.claim("C9")
 
@@ -25,7 +25,7 @@ def two_rounds(path: Path) -> tuple[bytes, bytes]:
     """A ledger with round 1, and what the append of round 2's spend adds to it."""
     with new_ledger(path) as ledger:
         spend(ledger, 1)
-        ledger.note_sent(1, 1, UPDATE, TRANSCRIPT)
+        ledger.note_sent(PLAN, 1, 1, UPDATE, TRANSCRIPT)
         before = path.read_bytes()
         spend(ledger, 2)
     return before, path.read_bytes()[len(before) :]

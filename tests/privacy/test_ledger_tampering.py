@@ -20,6 +20,7 @@ from cachefl_secure.privacy.ledger import Ledger, verify_ledger
 from cachefl_secure.privacy.mechanism import mechanism_fields, mechanism_from_fields
 from tests.privacy.examples import (
     DELTA,
+    PLAN,
     SIGNING_KEY,
     TRANSCRIPT,
     UPDATE,
@@ -44,7 +45,7 @@ def written(path: Path) -> Lines:
     with new_ledger(path) as ledger:
         for number in range(1, 5):
             spend(ledger, number, distributed(), caps=CAPS)
-            ledger.note_sent(number, 1, UPDATE, TRANSCRIPT)
+            ledger.note_sent(PLAN, number, 1, UPDATE, TRANSCRIPT)
     return path.read_bytes().splitlines(keepends=True)
 
 

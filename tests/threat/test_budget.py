@@ -24,6 +24,7 @@ from cachefl_secure.privacy.ledger import Ledger, verify_ledger
 from cachefl_secure.privacy.mechanism import Mechanism, View
 from tests.privacy.examples import (
     DELTA,
+    PLAN,
     SIGNING_KEY,
     TRANSCRIPT,
     UPDATE,
@@ -113,8 +114,8 @@ def test_no_renaming_gets_a_round_for_free(path: Path) -> None:
 def test_a_round_aborted_after_the_charge_stays_charged(path: Path) -> None:
     with new_ledger(path) as ledger:
         charged = spend(ledger, 1)
-        ledger.note_sent(1, 1, UPDATE, TRANSCRIPT)
-        ledger.note_abort(1, 1, "2 silos present, threshold 3")
+        ledger.note_sent(PLAN, 1, 1, UPDATE, TRANSCRIPT)
+        ledger.note_abort(PLAN, 1, 1, "2 silos present, threshold 3")
         assert ledger.spent == charged.after
         assert spend(ledger, 2).before == charged.after
 
