@@ -11,6 +11,7 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
 
 if TYPE_CHECKING:
+    from cachefl_secure.names import Digest
     from cachefl_secure.privacy.entries import AnyBody
     from cachefl_secure.privacy.ledger_report import LedgerReport
     from cachefl_secure.privacy.listing import Listing
@@ -72,14 +73,13 @@ def verify(
     json: Json = False,
 ) -> None:
     """Verify a ledger in numbered steps and compute every epsilon again, by two accountants and in both views."""
-    from cachefl_secure.federation.inspection import witnessed_heads
-    from cachefl_secure.names import Digest, SiloId
+    from cachefl_secure.names import Digest
     from cachefl_secure.privacy.ledger import verify_ledger
 
     listed, file = _listing(ledger), _file(ledger)
-    silo = SiloId(listed.bodies[0].silo)  # type: ignore[union-attr]  # entry 0 is enrol
-    heads = {Digest(_hex64(text, "--head")) for text in head or []}
-    heads |= witnessed_heads(witness or []).get(silo, set())
+    heads = {Digest(_hex64(text, "--head")) for text in head or []} | _witnessed(
+        ledger, listed, witness or []
+    )
     expected = listed.public_key if key is None else _hex64(key, "--key")
     report = verify_ledger(file, expected, anchors=[(None, each) for each in sorted(heads)])  # type: ignore[arg-type]
     if json:
@@ -114,12 +114,30 @@ def export(
 
 
 def _file(ledger: Path) -> Path:
-    from cachefl_secure.federation.joining import CONFIG_FILE, LEDGER_FILE, SiloFiles
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, LEDGER_FILE, SiloFiles
     from cachefl_secure.privacy.listing import ledger_file
 
     if (ledger / CONFIG_FILE).is_file():
-        return SiloFiles.open(ledger).ledger_path
+        ledger = SiloFiles.open(ledger).ledger_owner().state.root
     return ledger_file(ledger, LEDGER_FILE)
+
+
+def _witnessed(ledger: Path, listed: Listing, witnesses: list[Path]) -> set[Digest]:
+    """Heads of this ledger that its own directories and the witnesses hold, in whichever federation."""
+    from cachefl_secure.federation.inspection import witnessed_heads
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, SiloFiles
+    from cachefl_secure.names import FederationId, SiloId
+    from cachefl_secure.privacy.entries import Enrol
+
+    held = witnessed_heads(witnesses)
+    if (ledger / CONFIG_FILE).is_file():
+        files = SiloFiles.open(ledger)
+        heads = {head for _, head in files.witnessed_heads()}
+        names = {(each.plan.id, each.silo) for each in files.ledger_sharers()}
+    else:
+        first, heads = listed.bodies[0], set()
+        names = {(FederationId(first.federation), SiloId(first.silo))} if isinstance(first, Enrol) else set()
+    return heads.union(*(held.get(name, set()) for name in names))
 
 
 def _listing(ledger: Path) -> Listing:
