@@ -35,7 +35,7 @@ _DELTA = 1e-5
 
 def default_delta(expected_records: int) -> float:
     """1e-5, or less if a silo is expected to have so many records that this is not far below one over them."""
-    return min(_DELTA, 1.0 / (10 * expected_records))
+    return min(_DELTA, 1.0 / (10 * max(expected_records, 1)))  # 0 is refused elsewhere, by name
 
 
 MechanismName = Literal["distributed", "local", "none"]
