@@ -1,6 +1,6 @@
 """The discrete Gaussian N_Z(0, scale^2) on the integers: k with probability proportional to exp(-k^2 / (2 scale^2)).
 
-Canonne, Kamath and Steinke 2020 define it and sample it exactly with big integers, at about 10^4 draws a second.
+Canonne, Kamath and Steinke 2020 define it and sample it exactly with big integers, below 10^5 draws a second.
 Here the same distribution comes from tables, by rejection:
 
 The integers are cut into cells of ``width`` = 2^b neighbours. 65,536 slots of equal probability are dealt out so
@@ -16,9 +16,9 @@ The comparison is done in float64 where its margin is beyond any rounding error,
 with rational bounds on rho and as many more bits of U as it takes. The scale is the rational that the float is.
 
 What is exact and what is bounded. Given uniform words, the result is *exactly* N_Z(0, scale^2) conditioned on
--limit <= k < limit, where limit >= 14 scale; the constants above are floats, but any constants that obey the two
+-limit <= k < limit, where limit >= 17 scale; the constants above are floats, but any constants that obey the two
 inequalities give this distribution, and they are rounded so that they do. That differs from N_Z(0, scale^2) by the
-mass cut off, less than ``TAIL_MASS`` = 2^-140 a draw, in total variation. The words are AES-256-CTR, so against
+mass cut off, less than ``TAIL_MASS`` = 2^-207 a draw, in total variation. The words are AES-256-CTR, so against
 anybody who cannot break AES. Not constant in time: how often a draw is repeated, and which cache line is read, depend on
 what is drawn; a process on the same machine is not among the adversaries.
 """
@@ -39,18 +39,16 @@ from numpy.typing import NDArray
 from cachefl_secure.privacy.noise import RandomStream
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.5, 2.0**26
-TAIL_SCALES = 14
-TAIL_MASS = 2.0**-140
-"""Bound on P(|k| >= 14 s) under N_Z(0, s^2) for every s >= 1/2.
+TAIL_SCALES = 17
+TAIL_MASS = 2.0**-207
+"""Bound on P(|k| >= 17 s) under N_Z(0, s^2) for every s >= 1/2.
 
-Beyond 14 s, rho falls by exp(-14 / s) a step at least, and all of rho sums to s sqrt(2 pi) at least, so the mass is below
-2 exp(-98) (1 + s / 14) / (s sqrt(2 pi)) <= 1.66 exp(-98) < 2^-140."""
+Beyond 17 s, rho falls by exp(-17 / s) a step at least, and all of rho sums to s sqrt(2 pi) at least, so the mass is below
+2 exp(-144.5) (1 + s / 17) / (s sqrt(2 pi)) <= 1.65 exp(-144.5) < 2^-207."""
 
 _SLOTS = 1 << 16
 _WIDTH_BITS = 16  # at most: a slot and an offset share 32 bits
-_CELLS_A_SCALE = (
-    64  # to 128 where the width allows; more leave fewer slots to be tested, but round more of them
-)
+_CELLS_A_SCALE = 64  # to 128 where the width allows; more would round more slots down, fewer be less level
 _CHUNK = 1 << 15
 BLOCK = 1 << 17
 """Draws between two visits to the tested slots."""
@@ -58,8 +56,8 @@ BLOCK = 1 << 17
 _MARGIN = 2.0**-36
 """Float comparisons closer than this share of a cell's height are not trusted.
 
-Relative errors: z = k / s, z^2 and -z^2 / 2 have 3 * 2^-53 together, times at most 128; so exp has 2^-44 and its
-own few units in the last place; U has 2^-53 of the tested height. Together below 2^-43."""
+Relative errors: z = k / s, z^2 and -z^2 / 2 have 3 * 2^-53 together, times at most 181; so exp has 2^-43 and its
+own few units in the last place; U has 2^-53 of the tested height. Together below 2^-42."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -121,7 +119,7 @@ def _cells_of(scale: float) -> _Cells:
 
 
 class DiscreteGaussian:
-    """Draws of N_Z(0, scale^2), exact but for a tail of less than 2^-140 (see the module).
+    """Draws of N_Z(0, scale^2), exact but for a tail of less than 2^-207 (see the module).
 
     Results are a function of the stream's words alone. A request uses the stream as its parts would if it is cut
     at multiples of ``BLOCK`` draws; cut elsewhere, the same stream gives other values of the same distribution.
@@ -145,7 +143,7 @@ class DiscreteGaussian:
 
     @property
     def limit(self) -> int:
-        """No draw is larger than this in absolute value: 14 scale, rounded up to a whole cell."""
+        """No draw is larger than this in absolute value: 17 scale, rounded up to a whole cell."""
         return -int(self._cells.value[0])
 
     def sample(self, count: int, stream: RandomStream) -> NDArray[np.int64]:
@@ -225,10 +223,10 @@ class DiscreteGaussian:
 
 
 def rho_bounds(value: int, scale: float, digits: int) -> tuple[Fraction, Fraction]:
-    """Rationals around exp(-value^2 / (2 scale^2)), apart by 2 * 10^(3 - digits) of it; for exponents up to 128.
+    """Rationals around exp(-value^2 / (2 scale^2)), apart by 2 * 10^(3 - digits) of it; for exponents up to 181.
 
     Division and ``Decimal.exp`` are rounded correctly to ``digits`` digits (half a unit of 10^(1 - digits) each,
-    relatively), so the exponent is wrong by 64 units at most and the result by 65.
+    relatively), so the exponent is wrong by 91 units at most and the result by 92.
     """
     exponent = Fraction(value) ** 2 / (2 * Fraction(scale) ** 2)
     context = Context(prec=digits)
