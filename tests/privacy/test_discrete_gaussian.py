@@ -256,6 +256,29 @@ class Words(RandomStream):
         return np.array(given + [self._then] * (count - len(given)), dtype=np.uint64)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1000.0, 2.0**22])
+def test_every_slot_is_either_its_cells_or_tested(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, asked = DiscreteGaussian(scale), []
+    cells = sampler._cells
+
+    def accept_all(
+        _: DiscreteGaussian, offsets: NDArray[np.int32], __: RandomStream
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        asked.append(offsets)
+        return np.full(offsets.size, -77, np.int64), np.ones(offsets.size, np.bool_)
+
+    monkeypatch.setattr(DiscreteGaussian, "_test", accept_all)
+    slots = np.arange(2**16, dtype=np.uint64)
+    low = fixed(6).words(2**16) & np.uint64(0xFFFF)
+    halves = slots << np.uint64(16) | low
+    drawn = sampler.sample(2**16, Words(*(halves[::2] | halves[1::2] << np.uint64(32)).tolist()))
+    offsets = (low % np.uint64(cells.width)).astype(np.int64)
+    sure = np.repeat(cells.value, cells.sure)
+    assert np.array_equal(drawn[: sure.size], sure + offsets[: sure.size])
+    assert (drawn[sure.size :] == -77).all()
+    assert np.array_equal(np.concatenate(asked), offsets[sure.size :])
+
+
 def threshold(sampler: DiscreteGaussian, cell: int, offset: int) -> Fraction:
     """The U below which a value on a tested slot is accepted."""
     cells = sampler._cells
