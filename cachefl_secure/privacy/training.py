@@ -239,7 +239,7 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         self._mechanism, self._records = mechanism, records
         self._coins, self._stream = coins_from(streams.rounding), streams.noise
         self._noise = DiscreteGaussian(mechanism.noise_scale)
-        if mechanism.sum_bound + self._noise.largest >= 1 << 31:
+        if mechanism.sum_bound + self._noise.limit >= 1 << 31:
             raise ValueError("more noise than 32 bits hold")
         self._sum: IntegerSum | None = None
         self._noised: Tensor | None = None
