@@ -162,8 +162,11 @@ class SiloService:
     def _pin(self, raw: bytes) -> None:
         roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
         if self._chain is None:
-            self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
-            self._open_chain(raw)
+            # What is here from before, if anything is, must be of this roster: the file of one that was pinned may be lost.
+            kept_countersignatures(self._files.state, roster)
+            chain = Chain(self._files.state, self._files.plan, roster)
+            self._files.state.write_once(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
+            self._chain = chain
         elif roster_digest(roster) != roster_digest(self._chain.roster):
             raise Decline("roster-differs")
 
