@@ -18,6 +18,7 @@ from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.protocol.attempt import sign_manifest
 from cachefl_secure.protocol.coordinator import CoordinatorSession
 from cachefl_secure.protocol.messages import Manifest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -108,9 +109,8 @@ class Driven:
 
     def propose(self, manifest: Manifest) -> str | bytes:
         """What the last silo of the cohort says to the manifest."""
-        return self.ask(
-            SiloId(manifest.cohort[-1]), letters.MANIFEST, self.session(manifest).manifest_message()
-        )
+        raw = sign_manifest(manifest, self.key)
+        return self.ask(SiloId(manifest.cohort[-1]), letters.MANIFEST, raw)
 
     def certify(self, manifest: Manifest) -> tuple[CoordinatorSession, Mapping[SiloId, bytes]]:
         """An attempt up to the certificates, which nobody has been sent yet."""

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import msgspec
 
+from cachefl_secure.crypto.sign import verify
 from cachefl_secure.errors import (
     ConfigError,
     LedgerRolledBack,
-    LocalProtocolError,
+    PeerError,
+    ProtocolError,
 )
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.certified import check_against_signed, signed_statement
@@ -80,7 +82,7 @@ class SiloService:
         self._discard(chain.position.round)  # what a crash after the record left behind
         try:
             self._attempt = SiloAttempt.resume(chain, self._files, self._ledger, self._trainer)
-        except (ConfigError, LocalProtocolError) as error:
+        except (ConfigError, ProtocolError) as error:
             self._trouble = error  # this silo drops out of that attempt, and enters the next one
 
     @property
@@ -125,8 +127,8 @@ class SiloService:
     def _on_hello(self, hello: Hello) -> bytes:
         if hello.plan_digest != plan_digest(self._files.plan):
             raise Decline("plan-differs")
-        if hello.ledger_head is not None and not self._ledger.contains(Digest(hello.ledger_head)):
-            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, hello.ledger_head)
+        if hello.receipt is not None and self._signed(hello.receipt):
+            self._check_head(hello.receipt.ledger_head, "a receipt that this silo signed")
         position = self._chain.position if self._chain else genesis(self._files.plan)
         standing = Standing(
             has_roster=self._chain is not None,
@@ -195,8 +197,23 @@ class SiloService:
         record, _ = open_record(raw, self._files.plan)
         check_against_signed(self._files.state, record)
         head = record.ledger_heads.get(self.silo)
-        if head is not None and not self._ledger.contains(Digest(head)):
-            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head)
+        if head is not None:
+            # The coordinator's word, so no proof: this ledger was rolled back, or the coordinator lies.
+            self._check_head(head, "a record that the coordinator signed, or it lies")
+
+    def _check_head(self, head: str, witness: str) -> None:
+        if not self._ledger.contains(Digest(head)):
+            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head, witness)
+
+    def _signed(self, receipt: Receipt) -> bool:
+        """Anybody can make up a receipt. One that this silo did not sign says nothing."""
+        try:
+            own = self._identity.public_key
+            signed = letters.receipt_bytes(receipt)
+            verify(own, letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=self.silo)
+        except PeerError:
+            return False
+        return receipt.silo == self.silo
 
     def _receipt(self, chain: Chain) -> Receipt:
         unsigned = Receipt(
