@@ -9,8 +9,9 @@ Rules, in the order in which they bite:
     training. There is no refund.
  3. The noised update is sealed on disk before it is masked. A later attempt of the same round sends the
     same update under fresh masks and costs nothing.
- 4. Once this silo has answered an unmask request, that update never enters another survivor set: two
-    sums that differ by one silo give that silo's update.
+ 4. Once this silo has answered an unmask request (on a ring: signed), it never sends that update again: two
+    sums that differ by one silo give that silo's update. One that was not asked may: thresholds are counted over
+    the roster, so over one round's updates at most one sum is opened (decision 0011).
  5. The statement that this silo signs about an attempt's survivors is on disk before the signature leaves.
     No second one is signed in that attempt, nor the attempt entered again, also after a restart.
  6. A reply is durable before it leaves. A silo that was killed goes on with the same bytes, or drops out.
