@@ -4,10 +4,11 @@ Audit at a silo, in steps (the numbers are printed):
 
  (1) the ledger verifies in all the steps of ``privacy.verification``, every epsilon recomputed by PLD
      and by the second accountant, and nothing was charged twice or beyond the cap
- (2) the roster is countersigned by the silos in it, and the coordinator's records verify: signature,
-     plan, roster, chain, cohort
+ (2) the roster is countersigned by all silos in it if this party took part in a round (else it says how many
+     are missing), and the coordinator's records verify: signature, plan, roster, chain, cohort
  (3) every ledger head that others witnessed is in the ledger: named in a record, or in the receipt that
-     the silo signed and the coordinator keeps, of every directory that is audited together
+     the silo signed and the coordinator keeps, of every directory that is audited together. The receipt is proof
+     by itself; a head in a record is the coordinator's word, and one that is missing means that either lies
  (4) every cache is the one before plus the mean of the recorded sum
 
 At the coordinator (1) and (3) are replaced by the silos' signed receipts.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefl_secure.crypto.sign import fingerprint, verify
-from cachefl_secure.errors import ConfigError, PeerError
+from cachefl_secure.errors import ConfigError, PeerError, RecordRejected
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
@@ -127,7 +128,7 @@ def audit_silo(root: Path, witnessed: Witnessed) -> Audit:
     report = files.verified_ledger(heads)  # (1) (3)
     steps = (
         _ledger_step(report),
-        _roster_step(files.state, chain),
+        _roster_step(files.state, chain, ran=_took_part(files.silo, chain)),
         _records_step(chain),
         AuditStep(3, "witnessed ledger heads", f"{len(heads)} heads that others hold are in the ledger"),
         _caches_step(chain),
@@ -145,7 +146,7 @@ def audit_coordinator(root: Path) -> Audit:
     chain = files.chain()
     receipts = verified_receipts(files, chain)
     steps = (
-        _roster_step(files.state, chain),
+        _roster_step(files.state, chain, ran=bool(chain.verified)),
         _records_step(chain),
         AuditStep(3, "receipts", f"{len(receipts)} of {len(chain.roster.members)} silos signed receipts"),
         _caches_step(chain),
@@ -270,11 +271,20 @@ def _cap_changes(report: LedgerReport) -> list[Spend]:
     return [s for i, s in enumerate(spends) if i == 0 or spends[i - 1].caps != s.caps]
 
 
-def _roster_step(state: StateDir, chain: Chain) -> AuditStep:
+def _took_part(silo: SiloId, chain: Chain) -> bool:
+    return any(silo in held.record.survivors for held in chain.verified)
+
+
+def _roster_step(state: StateDir, chain: Chain, *, ran: bool) -> AuditStep:
+    """``ran``: this party took part in a round, which it may only with everybody's signature."""
     signed, members = kept_countersignatures(state, chain.roster), chain.roster.members
     finding = (
         f"{len(signed)} of {len(members)} silos have countersigned the roster, epoch {chain.roster.epoch}"
     )
+    if len(signed) < len(members):
+        if ran:
+            raise RecordRejected(2, f"rounds were run, but here only {finding}")
+        finding += ": not all yet, and this party takes part in no round before"
     return AuditStep(2, "roster", finding)
 
 

@@ -49,13 +49,6 @@ Reason = Literal[
 ]
 
 
-class Hello(Message, frozen=True):
-    """Coordinator to silo: where do you stand? With the last head of its ledger that the silo signed to us."""
-
-    plan_digest: Hex64
-    ledger_head: Hex64 | None = None
-
-
 class Standing(Message, frozen=True):
     """Silo to coordinator: what I hold."""
 
@@ -103,6 +96,16 @@ class Receipt(Message, frozen=True):
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
     countersignature: Countersignature | None = None
     """Of the roster, until this silo holds everybody's."""
+
+
+class Hello(Message, frozen=True):
+    """Coordinator to silo: where do you stand? With the last receipt of its that we hold.
+
+    The silo verifies its own signature on it: a bare head would be anybody's word that its ledger is too short.
+    """
+
+    plan_digest: Hex64
+    receipt: Receipt | None = None
 
 
 class Reply(Message, frozen=True):

@@ -31,14 +31,20 @@ from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
 from cachefl_secure.plan import FederationPlan, plan_digest
 from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.certificate import Certified, check_certificate, statement_digest, statement_of
-from cachefl_secure.protocol.messages import Certificate, Manifest, Roster, StatementSignature, roster_digest
+from cachefl_secure.protocol.messages import (
+    Certificate,
+    Manifest,
+    Roster,
+    RoundNumber,
+    StatementSignature,
+    roster_digest,
+)
 from cachefl_secure.protocol.parameters import RoundParameters
 
 _PURPOSE = "cachefl-secure/record/1"
 _DIGEST_LABEL = "cachefl-secure/record-digest/1"
 MAX_RECORD_BYTES = 1 << 20
 
-RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
 Hex128 = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 

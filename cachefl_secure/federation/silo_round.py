@@ -9,8 +9,9 @@ Rules, in the order in which they bite:
     training. There is no refund.
  3. The noised update is sealed on disk before it is masked. A later attempt of the same round sends the
     same update under fresh masks and costs nothing.
- 4. Once this silo has answered an unmask request, that update never enters another survivor set: two
-    sums that differ by one silo give that silo's update.
+ 4. Once this silo has answered an unmask request (on a ring: signed), it never sends that update again: two
+    sums that differ by one silo give that silo's update. One that was not asked may: thresholds are counted over
+    the roster, so over one round's updates at most one sum is opened (decision 0011).
  5. The statement that this silo signs about an attempt's survivors is on disk before the signature leaves.
     No second one is signed in that attempt, nor the attempt entered again, also after a restart.
  6. A reply is durable before it leaves. A silo that was killed goes on with the same bytes, or drops out.
@@ -21,11 +22,13 @@ from __future__ import annotations
 
 import msgspec
 
+from cachefl_secure.crypto.sign import verify
 from cachefl_secure.errors import (
     ConfigError,
     LedgerRolledBack,
-    LocalProtocolError,
+    PeerError,
     PrivacyError,
+    ProtocolError,
 )
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.certified import check_against_signed, signed_statement
@@ -80,7 +83,7 @@ class SiloService:
         self._discard(chain.position.round)  # what a crash after the record left behind
         try:
             self._attempt = SiloAttempt.resume(chain, self._files, self._ledger, self._trainer)
-        except (ConfigError, LocalProtocolError) as error:
+        except (ConfigError, ProtocolError) as error:
             self._trouble = error  # this silo drops out of that attempt, and enters the next one
 
     @property
@@ -125,8 +128,8 @@ class SiloService:
     def _on_hello(self, hello: Hello) -> bytes:
         if hello.plan_digest != plan_digest(self._files.plan):
             raise Decline("plan-differs")
-        if hello.ledger_head is not None and not self._ledger.contains(Digest(hello.ledger_head)):
-            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, hello.ledger_head)
+        if hello.receipt is not None and self._signed(hello.receipt):
+            self._check_head(hello.receipt.ledger_head, "a receipt that this silo signed")
         position = self._chain.position if self._chain else genesis(self._files.plan)
         standing = Standing(
             has_roster=self._chain is not None,
@@ -163,8 +166,11 @@ class SiloService:
     def _pin(self, raw: bytes) -> None:
         roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
         if self._chain is None:
-            self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
-            self._open_chain(raw)
+            # What is here from before, if anything is, must be of this roster: the file of one that was pinned may be lost.
+            kept_countersignatures(self._files.state, roster)
+            chain = Chain(self._files.state, self._files.plan, roster)
+            self._files.state.write_once(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
+            self._chain = chain
         elif roster_digest(roster) != roster_digest(self._chain.roster):
             raise Decline("roster-differs")
 
@@ -195,8 +201,23 @@ class SiloService:
         record, _ = open_record(raw, self._files.plan)
         check_against_signed(self._files.state, record)
         head = record.ledger_heads.get(self.silo)
-        if head is not None and not self._ledger.contains(Digest(head)):
-            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head)
+        if head is not None:
+            # The coordinator's word, so no proof: this ledger was rolled back, or the coordinator lies.
+            self._check_head(head, "a record that the coordinator signed, or it lies")
+
+    def _check_head(self, head: str, witness: str) -> None:
+        if not self._ledger.contains(Digest(head)):
+            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head, witness)
+
+    def _signed(self, receipt: Receipt) -> bool:
+        """Anybody can make up a receipt. One that this silo did not sign says nothing."""
+        try:
+            own = self._identity.public_key
+            signed = letters.receipt_bytes(receipt)
+            verify(own, letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=self.silo)
+        except PeerError:
+            return False
+        return receipt.silo == self.silo
 
     def _receipt(self, chain: Chain) -> Receipt:
         unsigned = Receipt(

@@ -37,8 +37,15 @@ def round_file(round_number: int, name: str) -> str:
 
 
 def round_numbers(state: StateDir) -> list[int]:
-    """Rounds that this party keeps anything of, in order. Other folders are not looked at."""
-    folders = durable.names(state.path("rounds"))
+    """Rounds that this party keeps anything of, in order. Other folders are not looked at.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
+    try:
+        folders = durable.names(state.path("rounds"))
+    except OSError as error:
+        raise ConfigError(str(state.path("rounds")), "", error.strerror or "cannot be read") from None
     return sorted(int(folder) for folder in folders if re.fullmatch(r"[0-9]{4,7}", folder))
 
 
@@ -102,7 +109,15 @@ class StateDir:
         return self.root / relative
 
     def has(self, relative: str) -> bool:
-        return durable.is_file(f"{self.root}/{relative}")
+        """Whether there is such a file. "No" is an answer that rules rest on, so only a certain one counts.
+
+        Raises:
+            ConfigError: it could not be looked at.
+        """
+        try:
+            return durable.is_file(f"{self.root}/{relative}")
+        except OSError as error:
+            raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be looked at") from None
 
     def read(self, relative: str) -> bytes:
         """The whole file.
@@ -123,10 +138,20 @@ class StateDir:
         """
         target = self.path(relative)
         try:
-            durable.make_folders(target.parent)
+            durable.make_folders(target.parent, self.root)
             durable.replace_file(target, content, 0o600 if private else 0o644)
         except OSError as error:
             raise ConfigError(str(target), "", f"not written: {error.strerror}") from None
+
+    def write_once(self, relative: str, content: bytes) -> None:
+        """As ``write``, for what is decided for ever.
+
+        Raises:
+            ConfigError: it is there already, or was not written.
+        """
+        if self.has(relative):
+            raise ConfigError(str(self.path(relative)), "", "is there already, and is never replaced")
+        self.write(relative, content)
 
     def remove(self, relative: str) -> None:
         """Deletes the file if it is there. Flash storage may keep old blocks (limit N6).
@@ -148,7 +173,11 @@ class StateDir:
     def _read_key(self, relative: str) -> bytes:
         path = self.path(relative)
         content = self.read(relative)
-        if durable.mode_of(path) & 0o077:
+        try:
+            mode = durable.mode_of(path)
+        except OSError as error:
+            raise ConfigError(str(path), "", error.strerror or "cannot be looked at") from None
+        if mode & 0o077:
             raise ConfigError(str(path), "", "readable by others; run `chmod 600` on it")
         if len(content) != Secret.length_bytes:
             raise ConfigError(str(path), "", f"{len(content)} bytes, a key has {Secret.length_bytes}")

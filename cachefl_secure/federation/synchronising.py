@@ -70,7 +70,7 @@ class Synchroniser:
     def _standings(self, attendance: Attendance) -> dict[SiloId, Standing]:
         receipts, plan = self._receipts(), plan_digest(self._chain.plan)
         hellos = {
-            silo: wire.encode(Hello(plan, receipts[silo][-1].ledger_head if silo in receipts else None))
+            silo: wire.encode(Hello(plan, receipts[silo][-1] if silo in receipts else None))
             for silo in self._keys
         }
         standings: dict[SiloId, Standing] = {}

@@ -33,6 +33,8 @@ _SealedPair = Annotated[
     bytes, Meta(min_length=2 * SHARE_BYTES + TAG_BYTES, max_length=2 * SHARE_BYTES + TAG_BYTES)
 ]
 _Counter = Annotated[int, Meta(ge=1, le=2**31)]
+RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""Of a round or an attempt: small enough for the names of folders and for records, wherever it stands."""
 
 
 class Phase(Enum):
@@ -117,8 +119,8 @@ class Manifest(Body, frozen=True):
     phase = Phase.MANIFEST
     plan_digest: _Digest
     roster_digest: _Digest
-    round: _Counter
-    attempt: _Counter
+    round: RoundNumber
+    attempt: RoundNumber
     cohort: Annotated[tuple[_Silo, ...], Meta(min_length=1, max_length=MAX_SILOS)]
     """Sorted. A silo's place, counted from 1, is its x in Shamir's scheme."""
     cache_digest: _Digest

@@ -172,7 +172,7 @@ def _letters() -> list[bytes]:
         *map(
             wire.encode,
             (
-                letters.Hello(_HEX64, _HEX64),
+                letters.Hello(_HEX64, receipt),
                 letters.Standing(True, True, True, 3, _HEX64, True),
                 letters.Sync(b"", b"", (letters.SyncedRound(b"{}", b"sum"),), (countersigned,)),
                 receipt,

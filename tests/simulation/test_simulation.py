@@ -52,7 +52,7 @@ def test_a_planted_bug_is_killed(stage: Stage, mutant: Mutant, monkeypatch: pyte
         for seed in range(mutant.within):
             faults = QUIET if mutant.strategy is not honest and seed % 3 else None
             try:
-                play(stage, seed, mutant.strategy, faults)
+                play(stage, seed, mutant.strategy, mutant.faults or faults)
             except Violation:
                 return
     raise AssertionError(f"{mutant.name} survived {mutant.within} schedules: {mutant.claim} is not guarded")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import CacheflError, RoundAborted
 from cachefl_secure.federation import silo_attempt
 from cachefl_secure.federation.chain import Chain
@@ -82,6 +83,10 @@ class Template:
     def plan(self) -> FederationPlan:
         return self.coordinator.plan
 
+    def signing_key(self, party: str) -> SigningKey:
+        """For those who lie: they do not stumble over their own disk."""
+        return SigningKey(self.content[f"{party}/keys/signing.key"][0])
+
     @functools.cached_property
     def content(self) -> dict[str, tuple[bytes, int]]:
         """Path -> (content, mode) of every file."""
@@ -108,11 +113,12 @@ class Faults:
     """Of a silo around its answer, and of the coordinator around an exchange."""
     disk_death: float = 0.0
     disk_refusal: float = 0.0
+    disk_blindness: float = 0.0
 
     @classmethod
     def draw(cls, rng: random.Random) -> Faults:
         """Each kind absent in half of the schedules, so that rare combinations are met undisturbed."""
-        ceilings = (0.15, 0.15, 0.3, 0.1, 0.3, 0.15, 0.08, 0.1, 0.1, 0.015, 0.015)
+        ceilings = (0.15, 0.15, 0.3, 0.1, 0.3, 0.15, 0.08, 0.1, 0.1, 0.015, 0.015, 0.01)
         return cls(*(rng.random() * most if rng.random() < 0.5 else 0.0 for most in ceilings))
 
 
@@ -313,7 +319,8 @@ class World:
 
     def check_records(self) -> None:
         """I1 for records that are new at the coordinator, and the same records at the silos."""
-        state = StateDir(self.root / COORDINATOR_ROOT)
+        state, blindness = StateDir(self.root / COORDINATOR_ROOT), self.disk.blindness
+        self.disk.blindness = 0.0  # it is not the coordinator that looks here
         if sum(path.endswith("/record.json") for path in self.disk.seen if "/coordinator/" in path) > (
             self.records_seen
         ):
@@ -322,12 +329,14 @@ class World:
                 name = f"rounds/{held.record.round:04d}/aggregate.bin"
                 self.observer.on_record(held.record, state.read(name))
             self.records_seen = len(chain.verified)
+        self.disk.blindness = blindness
 
     # --- the whole
 
     def heal(self) -> None:
         """Faults stop; every party is started anew."""
-        self.faults, self.disk.death, self.disk.refusal, self.disk.kill_at = Faults(), 0.0, 0.0, None
+        self.faults, self.disk.kill_at = Faults(), None
+        self.disk.death = self.disk.refusal = self.disk.blindness = 0.0
         for name, silo in self.silos.items():
             silo.die()
             self.disk.on_death(name)
@@ -439,7 +448,11 @@ class Stage:
         self.tokens.restart(seed)
         faults = faults or Faults.draw(rng)
         disk = SimDisk.holding(template.content, rng)
-        disk.death, disk.refusal = faults.disk_death, faults.disk_refusal
+        disk.death, disk.refusal, disk.blindness = (
+            faults.disk_death,
+            faults.disk_refusal,
+            faults.disk_blindness,
+        )
         self._schedule_patch = pytest.MonkeyPatch()
         disk.install(self._schedule_patch)
         silos = {

@@ -64,6 +64,8 @@ TABLE = {
     "retries after a partial reveal": (
         "federation/test_rounds.py::test_an_update_that_was_opened_once_never_enters_another_sum",
         "protocol/test_parameters.py::test_two_opened_sums_of_one_update_would_need_an_honest_silo_twice",
+        "threat/test_one_sum_a_round.py::test_however_many_are_asked_first_at_most_one_sum_opens_over_a_rounds_updates",
+        "federation/test_failing_looks.py::test_one_failing_look_at_the_note_of_a_release_does_not_let_that_update_into_another_sum",
         "federation/test_crash_points.py::test_killed_at_any_write_or_reply_the_round_ends_in_the_exact_sum_and_one_charge",
     ),
     "compares sums of cohorts that differ by one silo": ("limit N7", "limit N13"),
@@ -93,9 +95,15 @@ TABLE = {
         "threat/test_attack_table.py::test_what_a_silo_sends_is_as_long_whatever_it_has",
         "protocol/test_segments.py::test_an_update_a_count_a_gram_matrix_and_right_answers_are_summed_exactly_in_one_round",
     ),
-    "publishes another result": (
+    "publishes another result than the record names; than it opened": (
         "federation/test_records.py::test_a_sum_other_than_the_one_named_is_refused",
         "federation/test_records.py::test_a_record_with_a_lie_in_it_is_refused_at_its_step",
+        "threat/test_published_sum.py::test_a_sum_that_nobody_sent_is_adopted_by_everybody_and_holds_in_every_audit",
+        "limit N19",
+    ),
+    "accuses a silo of a rolled-back ledger": (
+        "threat/test_false_witness.py::test_a_greeting_accuses_nobody_unless_it_holds_the_silos_own_signature",
+        "limit N20",
     ),
     "seizes the disk": (
         "federation/test_isolation.py::test_no_feature_update_or_key_of_a_silo_is_in_what_it_sends_or_in_an_unsealed_file",

@@ -46,7 +46,7 @@ def command(
 
     parameters = RoundParameters.derive(files.plan, admitted, admitted)
     chosen = files.plan.secure_sum
-    explained = explain(admitted, chosen.colluders, chosen.minimum_survivors)
+    explained = explain(admitted, chosen.colluders, chosen.minimum_survivors, chosen.dropout_percent)
     if json:
         members = [{"silo": silo, "fingerprint": mark} for silo, mark in rows]
         print_json("admit", {"members": members, "threshold": parameters.threshold, "explained": explained})
