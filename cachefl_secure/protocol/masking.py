@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from cachefl_secure.crypto.agreement import SharedSecret
 from cachefl_secure.crypto.derive import Purpose, derive
-from cachefl_secure.crypto.expand import MaskStreams
+from cachefl_secure.crypto.expand import MaskStreams, StreamSeed
 from cachefl_secure.crypto.seal import SealingKey
-from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.shamir import CoefficientSeed
 from cachefl_secure.crypto.slices import in_threads, slices, threads_for
 from cachefl_secure.names import Digest, SiloId, digest_of
@@ -35,7 +34,7 @@ from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed, S
 from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate, Unmasked, Words
 
 
-class MaskSeed(Secret):
+class MaskSeed(StreamSeed):
     """Expands to one mask over one vector."""
 
     __slots__ = ()

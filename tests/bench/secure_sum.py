@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -129,7 +128,7 @@ def an_update(parameters: RoundParameters, rng_seed: int = 0) -> PrivateUpdate:
 
 def masks_of(neighbours: int) -> Masks:
     """A self mask, and one for each neighbour, half of them subtracted."""
-    seeds = [MaskSeed(os.urandom(32)) for _ in range(neighbours + 1)]
+    seeds = [MaskSeed.generate() for _ in range(neighbours + 1)]
     return Masks(seeds[: neighbours // 2 + 1], seeds[neighbours // 2 + 1 :])
 
 
@@ -141,7 +140,7 @@ def prepare(
 
 
 def coins() -> RoundingSeed:
-    return RoundingSeed(os.urandom(32))
+    return RoundingSeed.generate()
 
 
 def mask_efficiency(dimension: int, runs: int) -> list[Figure]:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefl_secure.crypto.expand import apply_masks
-from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
 from cachefl_secure.protocol.packing import (
     CHUNK_WORDS,
@@ -100,7 +99,7 @@ def test_the_sum_of_packed_masked_updates_is_the_sum_of_integers(bits: int) -> N
     assert parameters.vector_bits == bits
     fed = federation(parameters)
     updates = random_updates(fed)
-    pair, own = MaskSeed(fixed("pair")), {silo: MaskSeed(fixed(silo)) for silo in fed.silos}
+    pair, own = MaskSeed(fixed("pair", 28)), {silo: MaskSeed(fixed(silo, 28)) for silo in fed.silos}
     masks = {silo: Masks(added=[own[silo]]) for silo in fed.silos}
     masks[fed.silos[0]].added.append(pair)
     masks[fed.silos[2]].subtracted.append(pair)
@@ -113,10 +112,9 @@ def test_the_sum_of_packed_masked_updates_is_the_sum_of_integers(bits: int) -> N
 def test_masking_in_chunks_gives_the_bytes_of_masking_the_whole_vector() -> None:
     parameters = parameters_for(5, dimension=2 * CHUNK_WORDS + 5, bound=10_000)
     update = random_updates(federation(parameters))[federation(parameters).silos[0]]
-    added, subtracted = [MaskSeed(fixed("a")), MaskSeed(fixed("b"))], [MaskSeed(fixed("c"))]
+    added, subtracted = [MaskSeed(fixed("a", 28)), MaskSeed(fixed("b", 28))], [MaskSeed(fixed("c", 28))]
     words, counters = update.words.copy(), update.counters.copy()
-    add: list[Secret] = [*added]
-    apply_masks((words, counters), add=add, subtract=subtracted)
+    apply_masks((words, counters), add=added, subtract=subtracted)
     masked = mask(update, Masks(added, subtracted), parameters)
     assert np.array_equal(masked.packed, pack(words, parameters.vector_bits))
     assert np.array_equal(masked.counters, counters)

@@ -92,7 +92,7 @@ def test_the_segments_of_a_masked_input_are_masked() -> None:
     fed = with_segments(dimension=1)
     zeros = {segment.name: np.zeros(segment.entries, np.int64) for segment in SEGMENTS}
     update = with_integers(next(iter(random_updates(fed).values())), zeros, fed.parameters)
-    one, other = (mask(update, Masks([MaskSeed(fixed(name))]), fed.parameters) for name in "ab")
+    one, other = (mask(update, Masks([MaskSeed(fixed(name, 28))]), fed.parameters) for name in "ab")
     at = fed.parameters.packed_bytes
     for segment in SEGMENTS:
         pieces = {bytes(each.packed[at : at + segment.packed_bytes]) for each in (one, other)}
@@ -192,7 +192,7 @@ def test_noise_goes_into_the_sum_before_the_masks_and_once() -> None:
             self.calls.append(start + words.size)
             np.add(words, self.values[start : start + words.size].astype(words.dtype), out=words)
 
-    seeds = {silo: MaskSeed(fixed(silo)) for silo in fed.silos}
+    seeds = {silo: MaskSeed(fixed(silo, 28)) for silo in fed.silos}
     masked = []
     for silo in fed.silos:
         known = Known(noise[silo])
@@ -215,11 +215,11 @@ def test_the_number_of_threads_changes_no_byte(bits: int) -> None:
     assert parameters.vector_bits == bits
     values = np.random.default_rng(bits).normal(0, parameters.clamp / 2, dimension)
     vectors = random_vectors(SiloId("silo-001"))
-    encoding = Encoding(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins")), vectors)
+    encoding = Encoding(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins", 28)), vectors)
     encoded = with_integers(
-        encode(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins"))), vectors, parameters
+        encode(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins", 28))), vectors, parameters
     )
-    masks = Masks([MaskSeed(fixed("a")), MaskSeed(fixed("b"))], [MaskSeed(fixed("c"))])
+    masks = Masks([MaskSeed(fixed("a", 28)), MaskSeed(fixed("b", 28))], [MaskSeed(fixed("c", 28))])
     once = mask(encoded, masks, parameters, threads=1)
     total = sum_masked([once], parameters)
     opened = unmask(total, masks, parameters, threads=1)
