@@ -64,6 +64,17 @@ def test_chunks_join_without_a_gap(bits: int, past: int) -> None:
     assert np.array_equal(unpack(content, words.size, bits), words & words.dtype.type(2**bits - 1))
 
 
+@given(st.integers(1, 32), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=100))
+@settings(max_examples=200, deadline=None)
+def test_packed_words_are_added_modulo_the_word(bits: int, values: list[int]) -> None:
+    words = np.array(values, "<u4").astype("<u2" if bits <= 16 else "<u4")
+    total = words[::-1].copy()
+    PackedVector(pack(words, bits), words.size, bits).add(0, total)
+    modulus = 2 ** (8 * words.itemsize)
+    low = [int(word) % 2**bits for word in words]
+    assert total.tolist() == [(int(a) + b) % modulus for a, b in zip(words[::-1], low, strict=True)]
+
+
 @given(st.integers(1, 32), st.integers(1, 10**9))
 def test_the_length_is_that_of_the_bits_and_less_than_one_byte_a_plane(bits: int, dimension: int) -> None:
     assert sum(plane_widths(bits)) == bits

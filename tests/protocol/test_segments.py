@@ -23,7 +23,7 @@ from cachefl_secure.protocol.encoding import (
 from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
 from cachefl_secure.protocol.messages import Phase
 from cachefl_secure.protocol.segments import COUNT_BITS, Segment, bits_for
-from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words, aggregate_digest
 from cachefl_secure.updates import PrivateUpdate
 from tests.protocol.rounds import (
     Federation,
@@ -85,6 +85,7 @@ def test_an_update_a_count_a_gram_matrix_and_right_answers_are_summed_exactly_in
     )
     again = AggregateSum.from_bytes(finished.total.to_bytes(), fed.parameters)
     assert again.to_bytes() == finished.total.to_bytes()
+    assert again.digest == aggregate_digest(again.to_bytes())
 
 
 def test_the_segments_of_a_masked_input_are_masked() -> None:
