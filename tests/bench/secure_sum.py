@@ -547,21 +547,36 @@ def bare_round(updates: Mapping[SiloId, PrivateUpdate]) -> None:
             total += np.frombuffer(content, "<f4")
 
 
-def whole_round(runs: int) -> list[Figure]:
-    """Five silos, 10^6 entries, all parties in this process: CPU time of everybody together."""
-    parameters = parameters_of(5, 1_000_000, 16)
+def whole_round(dimension: int, runs: int) -> list[Figure]:
+    """Five silos, all parties in this process: CPU time of everybody together, and what of it no entry causes."""
+    parameters, of_one = parameters_of(5, dimension, 16), parameters_of(5, 1, 16)
     updates = {SiloId(f"silo-{i:03d}"): an_update(parameters, i) for i in range(1, 6)}
+    ones = {silo: an_update(of_one) for silo in updates}
     least = cpu_seconds(
         runs,
         secure=lambda: secure_round(parameters, updates),
         plain=lambda: plain_round(parameters, updates),
         bare=lambda: bare_round(updates),
+        secure_of_one=lambda: secure_round(of_one, ones),
+        plain_of_one=lambda: plain_round(of_one, ones),
     )
-    name = "secure round, 5 silos, 10^6 entries"
+    size = f"{dimension / 1e6:g} M"
+    fixed = least["secure_of_one"] - least["plain_of_one"]
+    entries = (least["secure"] - least["secure_of_one"]) / (least["plain"] - least["plain_of_one"])
+    ms = {f"{kind} round, {size}": least[kind] for kind in ("secure", "plain", "bare")}
     return [
-        at_most(name, least["secure"] / least["plain"], "x", "signed plain round", 1.5),
-        Figure(name, round(least["secure"] / least["bare"], 2), "x", "unsigned float32", "", None),
-        *(Figure(f"{kind} round", round(1000 * least[kind], 1), "ms", "", "", None) for kind in least),
+        at_most(f"secure round, {size}", least["secure"] / least["plain"], "x", "signed plain round", 1.5),
+        Figure(f"the same, entries alone, {size}", round(entries, 2), "x", "signed plain round", "", None),
+        Figure(
+            f"secure round, {size}",
+            round(least["secure"] / least["bare"], 2),
+            "x",
+            "unsigned float32",
+            "",
+            None,
+        ),
+        *(Figure(name, round(1000 * seconds, 1), "ms", "", "", None) for name, seconds in ms.items()),
+        Figure("secure beyond plain round, 1 entry", round(1000 * fixed, 1), "ms", "", "", None),
     ]
 
 
@@ -587,7 +602,8 @@ def main() -> None:
         *protocol_overhead(10, 3 * runs),
         *protocol_overhead(100, min(runs, 3)),
         *protocol_overhead(1000, 1),
-        *whole_round(runs),
+        *whole_round(1_000_000, 2 * runs),
+        *(whole_round(dimension, runs) if arguments.full else ()),
     ]
     if arguments.json:
         print(json.dumps([asdict(figure) for figure in figures], indent=1))
