@@ -4,8 +4,8 @@ Audit at a silo, in steps (the numbers are printed):
 
  (1) the ledger verifies in all the steps of ``privacy.verification``, every epsilon recomputed by PLD
      and by the second accountant, and nothing was charged twice or beyond the cap
- (2) the roster is countersigned by the silos in it, and the coordinator's records verify: signature,
-     plan, roster, chain, cohort
+ (2) every roster follows the one before with a quorum of its members (``roster_change``), each is countersigned
+     by the silos in it, and the coordinator's records verify: signature, plan, roster of the time, chain, cohort
  (3) every ledger head that others witnessed is in the ledger: named in a record, or in the receipt that
      the silo signed and the coordinator keeps, of every directory that is audited together
  (4) every cache is the one before plus the mean of the recorded sum
@@ -23,15 +23,16 @@ from cachefl_secure.crypto.sign import fingerprint, verify
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.confirming import Shown
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.countersigning import kept_countersignatures
-from cachefl_secure.federation.enrolment import read_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
+from cachefl_secure.federation.roster_change import Difference, spoken
+from cachefl_secure.federation.roster_files import approval_of, pending_change, read_history
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.privacy.accounting import rounded_up
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
-from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 
 
@@ -66,6 +67,10 @@ class Status:
     waiting_for: str
     silos: Mapping[str, str]
     """At the coordinator: each silo and how far it is known to be."""
+    epoch: int = 0
+    """Of the roster; 0 before the first."""
+    roster_change: str = ""
+    """The change of the roster that waits, and for whom; empty if none does."""
 
 
 def is_silo(root: Path) -> bool:
@@ -83,7 +88,7 @@ def open_chain(root: Path) -> Chain:
     files = SiloFiles.open(root)
     if not files.state.has(ROSTER_FILE):
         raise ConfigError(str(root), "", "has not taken part in any round yet")
-    return Chain(files.state, files.plan, read_roster(files.state, files.plan))
+    return Chain(files.state, files.plan, read_history(files.state, files.plan))
 
 
 def witnessed_heads(roots: Sequence[Path]) -> dict[SiloId, set[Digest]]:
@@ -93,8 +98,8 @@ def witnessed_heads(roots: Sequence[Path]) -> dict[SiloId, set[Digest]]:
         if not (root / ROSTER_FILE).is_file():
             continue
         chain = open_chain(root)
-        for member in chain.roster.members:
-            heads.setdefault(member.silo, set()).update(chain.ledger_heads_of(member.silo))
+        for silo in chain.rosters.all_silos():
+            heads.setdefault(silo, set()).update(chain.ledger_heads_of(silo))
         if not is_silo(root):
             for silo, receipts in verified_receipts(CoordinatorFiles.open(root), chain).items():
                 heads.setdefault(silo, set()).update(Digest(receipt.ledger_head) for receipt in receipts)
@@ -116,7 +121,7 @@ def audit_silo(root: Path, witnessed: Mapping[SiloId, set[Digest]]) -> Audit:
     report = files.verified_ledger(heads)  # (1) (3)
     steps = (
         _ledger_step(report),
-        _roster_step(files.state, chain),
+        *_roster_steps(files.state, chain),
         _records_step(chain),
         AuditStep(3, "witnessed ledger heads", f"{len(heads)} heads that others hold are in the ledger"),
         _caches_step(chain),
@@ -134,7 +139,7 @@ def audit_coordinator(root: Path) -> Audit:
     chain = files.chain()
     receipts = verified_receipts(files, chain)
     steps = (
-        _roster_step(files.state, chain),
+        *_roster_steps(files.state, chain),
         _records_step(chain),
         AuditStep(3, "receipts", f"{len(receipts)} of {len(chain.roster.members)} silos signed receipts"),
         _caches_step(chain),
@@ -146,14 +151,15 @@ def verified_receipts(files: CoordinatorFiles, chain: Chain) -> dict[SiloId, lis
     """Every receipt of each silo, oldest first.
 
     Raises:
-        PeerError: a silo's signature does not verify, or is under another roster.
+        PeerError: a silo's signature does not verify, or is under a roster that is none of ours or lacks it.
     """
-    receipts, keys = _receipts(files), chain.roster.public_keys
+    receipts = _receipts(files)
     for silo, receipt in [(silo, receipt) for silo, each in receipts.items() for receipt in each]:
-        signed = letters.receipt_bytes(receipt)
-        verify(keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
-        if receipt.roster_digest != roster_digest(chain.roster):
+        roster = chain.rosters.named(receipt.roster_digest)
+        if roster is None or silo not in roster.public_keys:
             raise PeerError(silo, "signed a receipt under another roster")
+        signed = letters.receipt_bytes(receipt)
+        verify(roster.public_keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
     return receipts
 
 
@@ -167,8 +173,9 @@ def status(root: Path) -> Status:
 
 def _silo_status(root: Path) -> Status:
     files = SiloFiles.open(root)
-    enrolled = files.state.has(ROSTER_FILE)
-    rounds = open_chain(root).position.round if enrolled else 0
+    chain = open_chain(root) if files.state.has(ROSTER_FILE) else None
+    enrolled = chain is not None and files.silo in chain.roster.public_keys
+    rounds = chain.position.round if chain is not None else 0
     waiting = "the coordinator: hand over join-request.toml"
     files.records()  # raises if what a round needs is gone
     charged = [spend.round for spend in files.verified_ledger().spends]
@@ -178,6 +185,8 @@ def _silo_status(root: Path) -> Status:
         waiting += f" (round {charged[-1]} is charged and not finished: repeating it costs nothing)"
     elif rounds >= files.plan.privacy.rounds:
         waiting = "nobody: all planned rounds are done"
+    if chain is not None and (removal := chain.rosters.removal_of(files.silo)) is not None:
+        waiting = f"nobody: epoch {removal.epoch} of the roster removed this silo"
     return Status(
         role=f"silo {files.silo}",
         federation=files.plan.name,
@@ -187,7 +196,34 @@ def _silo_status(root: Path) -> Status:
         rounds_planned=files.plan.privacy.rounds,
         waiting_for=waiting,
         silos={},
+        epoch=chain.roster.epoch if chain is not None else 0,
+        roster_change=_change_at_silo(files, chain) if chain is not None else "",
     )
+
+
+def _change_at_silo(files: SiloFiles, chain: Chain) -> str:
+    change, epoch = pending_change(files.state, chain.rosters), chain.roster.epoch + 1
+    if (approval := approval_of(files.state, epoch)) is not None:
+        named = spoken(Digest(approval.roster_digest))
+        return f"to epoch {epoch}: this silo approves {named}; it waits for the others"
+    if change is None:
+        return ""
+    shown = Shown.of(change, chain.rosters)
+    words = shown.difference.in_words()
+    return f"to epoch {epoch} ({words}): waits for you, look at it with `cachefl-secure confirm`"
+
+
+def _change_at_coordinator(files: CoordinatorFiles, chain: Chain) -> str:
+    change = pending_change(files.state, chain.rosters)
+    if change is None:
+        return ""
+    shown, given = Shown.of(change, chain.rosters), {approval.silo for approval in change.approvals}
+    words = (
+        f"to epoch {shown.epoch} ({shown.difference.in_words()}): {len(given)} of {shown.quorum} approvals"
+    )
+    if len(given) >= shown.quorum:
+        return f"{words}; it is followed in the next round"
+    return f"{words}; asked and silent: {', '.join(sorted(set(chain.roster.public_keys) - given))}"
 
 
 def _coordinator_status(root: Path) -> Status:
@@ -198,7 +234,7 @@ def _coordinator_status(root: Path) -> Status:
     waiting = "silos: `admit` their join requests"
     silos: dict[str, str] = {}
     if chain is not None:
-        receipts = _receipts(files)
+        receipts, countersigned = _receipts(files), kept_countersignatures(files.state, chain.roster)
         needed = RoundParameters.derive(
             files.plan, len(chain.roster.members), len(chain.roster.members)
         ).minimum_survivors
@@ -208,6 +244,8 @@ def _coordinator_status(root: Path) -> Status:
         for member in chain.roster.members:
             last = receipts[member.silo][-1] if member.silo in receipts else None
             silos[member.silo] = f"holds round {last.round}" if last else "admitted, not heard from"
+            if member.silo not in countersigned:
+                silos[member.silo] += f"; has not countersigned the roster of epoch {chain.roster.epoch}"
     return Status(
         role="coordinator",
         federation=files.plan.name,
@@ -217,6 +255,8 @@ def _coordinator_status(root: Path) -> Status:
         rounds_planned=planned,
         waiting_for=waiting,
         silos=silos,
+        epoch=chain.roster.epoch if chain else 0,
+        roster_change=_change_at_coordinator(files, chain) if chain else "",
     )
 
 
@@ -243,12 +283,19 @@ def _cap_changes(report: LedgerReport) -> list[Spend]:
     return [s for i, s in enumerate(spends) if i == 0 or spends[i - 1].cap != s.cap]
 
 
-def _roster_step(state: StateDir, chain: Chain) -> AuditStep:
-    signed, members = kept_countersignatures(state, chain.roster), chain.roster.members
-    finding = (
-        f"{len(signed)} of {len(members)} silos have countersigned the roster, epoch {chain.roster.epoch}"
-    )
-    return AuditStep(2, "roster", finding)
+def _roster_steps(state: StateDir, chain: Chain) -> list[AuditStep]:
+    """One for every epoch. That each follows the one before was verified when the chain was opened."""
+    steps, rosters = [], chain.rosters
+    for roster in rosters.rosters:
+        signed, members = kept_countersignatures(state, roster), roster.members
+        finding = f"{len(signed)} of {len(members)} silos have countersigned the roster, epoch {roster.epoch}"
+        if roster.epoch > 1:
+            before = rosters.rosters[roster.epoch - 2]
+            approvals = len(rosters.changes[roster.epoch - 2].approvals)
+            words = Difference.between(before, roster).in_words()
+            finding += f"; {approvals} of the {len(before.members)} before approved it ({words})"
+        steps.append(AuditStep(2, "roster", finding))
+    return steps
 
 
 def _records_step(chain: Chain) -> AuditStep:

@@ -19,9 +19,10 @@ from msgspec import Meta
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.clip_source import ClipSource, open_encoder
-from cachefl_secure.federation.enrolment import read_invite, read_roster, write_join_request
+from cachefl_secure.federation.enrolment import read_invite, write_join_request
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.records import Records
+from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
 from cachefl_secure.plan import FederationPlan, Hex64, encode_toml, plan_digest, read_toml
@@ -97,7 +98,7 @@ class SiloFiles:
         """The records this silo holds, verified; None before it was admitted."""
         if not self.state.has(ROSTER_FILE):
             return None
-        return Records(self.state, self.plan, read_roster(self.state, self.plan))
+        return Records(self.state, self.plan, read_history(self.state, self.plan))
 
     def witnessed_heads(self) -> tuple[Anchor, ...]:
         """Heads of this silo's ledger that the coordinator signed into records: none may be missing."""

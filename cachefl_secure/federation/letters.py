@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.roster_change import Approval, RosterChange
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import Hex64
 from cachefl_secure.protocol.messages import Message
@@ -43,6 +44,7 @@ Reason = Literal[
     "record-rejected",
     "ledger-rolled-back",
     "not-enrolled",
+    "removed",
     "roster-not-countersigned",
     "storage-failed",
     "internal-error",
@@ -64,6 +66,10 @@ class Standing(Message, frozen=True):
     has_cache: bool
     round: Annotated[int, Meta(ge=0)]
     record_digest: Hex64
+    epoch: Annotated[int, Meta(ge=0)] = 0
+    """Of the roster that it holds; 0 before the first."""
+    approval: Approval | None = None
+    """Of the change to the next epoch, if this silo's operator confirmed one."""
 
 
 class Countersignature(Message, frozen=True):
@@ -87,7 +93,11 @@ class Sync(Message, frozen=True):
     initial_cache: bytes
     rounds: tuple[SyncedRound, ...]
     countersignatures: tuple[Countersignature, ...] = ()
-    """Of all members of the roster, once the coordinator has them."""
+    """Of all members of the last roster, once the coordinator has them."""
+    changes: tuple[RosterChange, ...] = ()
+    """To the epochs after the silo's own, in order."""
+    proposal: RosterChange | None = None
+    """A change that waits for approvals, for the silo's operator to look at."""
 
 
 class Receipt(Message, frozen=True):

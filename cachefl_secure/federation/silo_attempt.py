@@ -30,14 +30,19 @@ from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.record import Participation
 from cachefl_secure.federation.sealed_update import has_update, open_update, seal_update
-from cachefl_secure.federation.session_file import enter_attempt, open_journal, save_journal
+from cachefl_secure.federation.session_file import (
+    discard_journals,
+    enter_attempt,
+    open_journal,
+    save_journal,
+)
 from cachefl_secure.federation.state_dir import StateDir, round_file, utc_now
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.mechanism import Mechanism, mechanism_of
 from cachefl_secure.protocol.encoding import Encoding
-from cachefl_secure.protocol.messages import Manifest, manifest_digest
+from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
@@ -124,7 +129,7 @@ class SiloAttempt:
 
     @classmethod
     def resume(cls, chain: Chain, files: SiloFiles, ledger: Ledger, trainer: Trainer) -> SiloAttempt | None:
-        """The attempt that a killed process was in, if its round has no record yet.
+        """The attempt that a killed process was in, if its round has no record and its roster no successor yet.
 
         Raises:
             ConfigError: its journal is damaged.
@@ -132,6 +137,9 @@ class SiloAttempt:
         """
         journal = open_journal(files.state, plan_digest(files.plan))
         if journal is None or journal.manifest.round <= chain.position.round:
+            return None
+        if journal.manifest.roster_digest != roster_digest(chain.roster):
+            discard_journals(files.state, journal.manifest.round)  # what a crash after following left behind
             return None
         parameters = RoundParameters.derive(
             files.plan, len(journal.manifest.cohort), len(chain.roster.members)

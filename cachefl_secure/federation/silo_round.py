@@ -3,7 +3,7 @@
 Rules, in the order in which they bite:
 
  1. Nothing that matters is believed from the coordinator: plan, roster and cache are pinned by digest, the
-    roster countersigned by all silos in it,
+    roster countersigned by all silos in it and followed by another only with a quorum of its members,
     the threshold and the encoding are derived here, rounds and attempts only grow.
  2. A message is verified before anything is charged for it, and the ledger is charged, durably, before
     training. There is no refund.
@@ -25,10 +25,12 @@ from cachefl_secure.errors import (
     ConfigError,
     LedgerRolledBack,
     LocalProtocolError,
+    PeerError,
 )
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.certified import check_against_signed, signed_statement
 from cachefl_secure.federation.chain import Chain, install_initial_cache
+from cachefl_secure.federation.confirming import ready_approval
 from cachefl_secure.federation.countersigning import (
     check_all_countersigned,
     countersign,
@@ -36,10 +38,12 @@ from cachefl_secure.federation.countersigning import (
     kept_countersignatures,
 )
 from cachefl_secure.federation.declining import Decline, reason_of
-from cachefl_secure.federation.enrolment import pin_roster
+from cachefl_secure.federation.enrolment import check_own_entry, open_roster
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync
 from cachefl_secure.federation.record import genesis, open_record, smallest_cohort
+from cachefl_secure.federation.roster_change import RosterChange, RosterHistory
+from cachefl_secure.federation.roster_files import CHANGE_FILE, keep_pending, read_history
 from cachefl_secure.federation.sealed_update import discard_updates
 from cachefl_secure.federation.session_file import discard_journals, last_attempt
 from cachefl_secure.federation.silo_attempt import OPACUS, SiloAttempt, Trainer, UpdateSpent, may_enter
@@ -73,7 +77,7 @@ class SiloService:
         self._trouble: Exception | None = None
         self._countersigned = False
         if files.state.has(ROSTER_FILE):
-            self._open_chain(files.state.read(ROSTER_FILE))
+            self._open_chain()
             self._resume(self._open())
 
     def _resume(self, chain: Chain) -> None:
@@ -128,27 +132,38 @@ class SiloService:
         if hello.ledger_head is not None and not self._ledger.contains(Digest(hello.ledger_head)):
             raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, hello.ledger_head)
         position = self._chain.position if self._chain else genesis(self._files.plan)
+        chain = self._chain
         standing = Standing(
-            has_roster=self._chain is not None,
-            is_countersigned=self._chain is not None and self._is_countersigned(self._chain),
+            has_roster=chain is not None,
+            is_countersigned=chain is not None and self._is_countersigned(chain),
             has_cache=self._files.state.has("models/0000.safetensors"),
             round=position.round,
             record_digest=position.record_digest,
+            epoch=chain.roster.epoch if chain is not None else 0,
+            approval=ready_approval(self._files, chain.rosters) if chain is not None else None,
         )
         return wire.encode(standing)
 
     def _on_sync(self, sync: Sync) -> bytes:
         if sync.initial_cache and not self._files.state.has("models/0000.safetensors"):
             install_initial_cache(self._files.state, self._files.plan, sync.initial_cache)
+        changes = list(sync.changes)
         if sync.roster:
-            self._pin(sync.roster)
+            self._pin(sync.roster, changes)
         chain = self._open()
+        for synced in sync.rounds:
+            while changes and not self._knows_roster_of(chain, synced):
+                self._follow(chain, changes.pop(0))  # records of the epoch before come first
+            self._on_record(chain, synced)
+        for change in changes:
+            self._follow(chain, change)
         if sync.countersignatures:
             signatures = {SiloId(signed.silo): signed for signed in sync.countersignatures}
             check_all_countersigned(signatures, chain.roster)
-            keep_countersignatures(self._files.state, signatures)
-        for synced in sync.rounds:
-            self._on_record(chain, synced)
+            keep_countersignatures(self._files.state, signatures, chain.roster.epoch)
+        if sync.proposal is not None:
+            chain.rosters.check_proposal(sync.proposal)
+            keep_pending(self._files.state, sync.proposal)  # for the operator: approving is not done here
         return wire.encode(self._receipt(chain))
 
     def _is_countersigned(self, chain: Chain) -> bool:
@@ -159,17 +174,50 @@ class SiloService:
             )
         return self._countersigned
 
-    def _pin(self, raw: bytes) -> None:
-        roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
-        if self._chain is None:
-            self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
-            self._open_chain(raw)
-        elif roster_digest(roster) != roster_digest(self._chain.roster):
-            raise Decline("roster-differs")
+    def _pin(self, raw: bytes, changes: list[RosterChange]) -> None:
+        """The first roster. A silo that joins late is in none but the last: it must be in that one."""
+        first = RosterHistory.first(self._files.plan, open_roster(raw, self._files.plan))
+        if self._chain is not None:
+            if roster_digest(first.current) != roster_digest(self._chain.rosters.rosters[0]):
+                raise Decline("roster-differs")
+            return
+        rosters = first
+        for change in changes:
+            rosters = rosters.follow(change)
+        check_own_entry(rosters.current, self.silo, self._identity.public_key)
+        if len(first.current.members) < self._files.plan.secure_sum.minimum_cohort:
+            raise PeerError(COORDINATOR, "the roster has too few silos")
+        self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on only what follows it is accepted
+        self._open_chain()
 
-    def _open_chain(self, raw: bytes) -> None:
-        roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
-        self._chain = Chain(self._files.state, self._files.plan, roster)
+    def _follow(self, chain: Chain, change: RosterChange) -> None:
+        """Goes to the next roster and never back. What was begun under the old one is over."""
+        epoch = open_roster(change.roster, self._files.plan).epoch
+        if epoch <= chain.roster.epoch:
+            held = chain.rosters.rosters[epoch - 1]
+            if roster_digest(open_roster(change.roster, self._files.plan)) != roster_digest(held):
+                raise Decline("roster-differs")
+            return
+        following = chain.rosters.follow(change).current
+        if self.silo in following.public_keys:
+            check_own_entry(following, self.silo, self._identity.public_key)
+        chain.follow(change)
+        self._files.state.remove(CHANGE_FILE)
+        self._countersigned = False
+        if self._attempt is not None:
+            self._attempt.abandon(f"the roster of epoch {epoch} follows")
+            self._attempt = None
+        discard_journals(self._files.state, self._latest_round())
+
+    def _knows_roster_of(self, chain: Chain, synced: letters.SyncedRound) -> bool:
+        record, _ = open_record(synced.record, self._files.plan)
+        return chain.rosters.named(record.roster_digest) is not None
+
+    def _open_chain(self) -> None:
+        rosters = read_history(self._files.state, self._files.plan)
+        if self.silo in rosters.current.public_keys:
+            check_own_entry(rosters.current, self.silo, self._identity.public_key)
+        self._chain = Chain(self._files.state, self._files.plan, rosters)
 
     def _on_record(self, chain: Chain, synced: letters.SyncedRound) -> None:
         before = chain.position.round
@@ -204,7 +252,7 @@ class SiloService:
             ledger_head=self._ledger.head,
             signature=bytes(64),
             countersignature=None
-            if self._is_countersigned(chain)
+            if self.silo not in chain.roster.public_keys or self._is_countersigned(chain)
             else countersign(chain.roster, self.silo, self._identity),
         )
         signature = self._identity.sign(letters.RECEIPT_PURPOSE, letters.receipt_bytes(unsigned))
@@ -236,6 +284,8 @@ class SiloService:
     def _check_manifest(self, manifest: Manifest, chain: Chain) -> None:
         if manifest.plan_digest != plan_digest(self._files.plan):
             raise Decline("plan-differs")
+        if self.silo not in chain.roster.public_keys:
+            raise Decline("removed" if chain.rosters.removal_of(self.silo) else "not-enrolled")
         if manifest.roster_digest != roster_digest(chain.roster):
             raise Decline("roster-differs")
         if not self._is_countersigned(chain):

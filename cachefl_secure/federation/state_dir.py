@@ -19,7 +19,10 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError
 
 ROSTER_FILE = "roster.bin"
-"""The signed roster: at the coordinator the one it signed, at a silo the one it pinned."""
+"""The first signed roster: at the coordinator the one it signed, at a silo the one it pinned.
+
+Those that followed it are in ``rosters/``; see ``roster_files``.
+"""
 
 _SIGNING_KEY = "keys/signing.key"
 _STORAGE_KEY = "keys/storage.key"
@@ -152,13 +155,15 @@ class StateDir:
         return content
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = ".lock") -> Iterator[None]:
         """Held while a command works on the directory; the system drops it when the process dies.
+
+        Another ``name`` is another lock, for a command that touches only what the others leave alone.
 
         Raises:
             ConfigError: another process holds it.
         """
-        guard = FileLock(self.path(".lock"), timeout=0, mode=0o600)
+        guard = FileLock(self.path(name), timeout=0, mode=0o600)
         try:
             guard.acquire()
         except Timeout:

@@ -25,6 +25,7 @@ from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
+from cachefl_secure.federation.roster_change import RosterHistory
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
@@ -81,6 +82,10 @@ class Template:
     @property
     def plan(self) -> FederationPlan:
         return self.coordinator.plan
+
+    @property
+    def rosters(self) -> RosterHistory:
+        return RosterHistory.first(self.plan, self.roster)
 
     @functools.cached_property
     def content(self) -> dict[str, tuple[bytes, int]]:
@@ -293,7 +298,7 @@ class World:
         """Starts it, lets it try one round, and says whether a record came of it."""
         state = StateDir(self.root / COORDINATOR_ROOT)
         try:
-            chain = Chain(state, self.template.plan, self.template.roster)
+            chain = Chain(state, self.template.plan, self.template.rosters)
             service, attendance = CoordinatorService(state, chain, self), Attendance()
             before = chain.position.round
             ready = service.synchronise(attendance)
@@ -317,7 +322,7 @@ class World:
         if sum(path.endswith("/record.json") for path in self.disk.seen if "/coordinator/" in path) > (
             self.records_seen
         ):
-            chain = Chain(state, self.template.plan, self.template.roster)
+            chain = Chain(state, self.template.plan, self.template.rosters)
             for held in chain.verified[self.records_seen :]:
                 name = f"rounds/{held.record.round:04d}/aggregate.bin"
                 self.observer.on_record(held.record, state.read(name))

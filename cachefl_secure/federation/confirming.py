@@ -1,0 +1,148 @@
+"""A silo's operator looks at a change of the roster and approves it: once for an epoch, on disk before it leaves.
+
+Approving is for people. The coordinator's word puts a proposal before the operator and never more.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachefl_secure.crypto.sign import fingerprint
+from cachefl_secure.errors import ConfigError, PeerError
+from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.federation.roster_change import (
+    Approval,
+    Difference,
+    RosterChange,
+    RosterHistory,
+    approve,
+    change_from_bytes,
+    check_approval,
+    spoken,
+)
+from cachefl_secure.federation.roster_files import (
+    approval_file,
+    approval_of,
+    keep_approval,
+    pending_change,
+    read_history,
+)
+from cachefl_secure.federation.state_dir import ROSTER_FILE
+from cachefl_secure.names import PublicKeyHex
+from cachefl_secure.protocol.messages import Roster, roster_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A verified proposal, as a silo's operator sees it before approving."""
+
+    change: RosterChange
+    roster: Roster
+    epoch: int
+    difference: Difference
+    quorum: int
+    """Approvals that it needs."""
+    spoken: str
+    """Names the whole change: the same at every silo, or the coordinator shows different ones."""
+
+    @classmethod
+    def of(cls, change: RosterChange, rosters: RosterHistory) -> Shown:
+        """
+        Raises:
+            PeerError: the proposal breaks a rule of ``roster_change``.
+        """
+        roster = rosters.check_proposal(change)
+        return cls(
+            change=change,
+            roster=roster,
+            epoch=roster.epoch,
+            difference=Difference.between(rosters.current, roster),
+            quorum=rosters.quorum,
+            spoken=spoken(roster_digest(roster)),
+        )
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(what, silo, fingerprint) of everybody whom the change concerns."""
+        kinds = (
+            ("added", self.difference.added),
+            ("removed", self.difference.removed),
+            ("new key", self.difference.rekeyed),
+        )
+        return [
+            (what, str(member.silo), fingerprint(PublicKeyHex(member.public_key)))
+            for what, members in kinds
+            for member in members
+        ]
+
+
+def show_change(files: SiloFiles, proposal: Path | None = None) -> Shown:
+    """The change in the coordinator's file, or the one that came with the last round.
+
+    Raises:
+        ConfigError: there is none, it is unreadable, or it does not follow the roster that this silo holds.
+    """
+    rosters = _rosters(files)
+    if proposal is None:
+        change = pending_change(files.state, rosters)
+        if change is None:
+            raise ConfigError(str(files.state.root), "", "no change of the roster waits for this silo")
+        return Shown.of(change, rosters)
+    try:
+        return Shown.of(change_from_bytes(proposal.read_bytes()), rosters)
+    except PeerError as error:
+        raise ConfigError(str(proposal), error.peer, error.reason) from None
+
+
+def check_expected(shown: Shown, expect: str) -> None:
+    """
+    Raises:
+        ConfigError: the operator heard another change read out, or mistyped it.
+    """
+    heard = "".join(expect.split()).lower()
+    if not re.fullmatch(r"[0-9a-f]{32}", heard):
+        raise ConfigError("--expect", "", "a change is named by eight groups of four hex digits")
+    if heard != shown.spoken.replace(" ", ""):
+        reason = f"is {shown.spoken}, not as expected: do not confirm, call the other silos"
+        raise ConfigError("--expect", f"the change to epoch {shown.epoch}", reason)
+
+
+def confirm_change(files: SiloFiles, shown: Shown) -> Path:
+    """Approves the change for this silo; its signature travels with the next round, or as the file returned.
+
+    Raises:
+        ConfigError: this silo approved another change to this epoch, or followed one; or nothing was written.
+    """
+    with files.state.lock(
+        ".confirm.lock"
+    ):  # not the service's lock: it may be at work, and only reads approvals
+        return _confirm(files, shown, _rosters(files))
+
+
+def _confirm(files: SiloFiles, shown: Shown, rosters: RosterHistory) -> Path:
+    if shown.epoch != rosters.current.epoch + 1:
+        raise ConfigError(str(files.state.root), "", f"this silo holds epoch {rosters.current.epoch} by now")
+    made = approve(shown.roster, files.silo, files.state.signing_key())
+    held = approval_of(files.state, shown.epoch)
+    if held is not None and held.roster_digest != made.roster_digest:
+        reason = f"this silo approved another change to epoch {shown.epoch}, and approves one only"
+        raise ConfigError(str(files.state.path(approval_file(shown.epoch))), "", reason)
+    try:
+        check_approval(made, rosters.current, shown.roster)
+    except PeerError as error:
+        raise ConfigError(str(files.state.root), "", f"this silo cannot approve: {error.reason}") from None
+    if held is None:
+        keep_approval(files.state, made, shown.epoch)
+    return files.state.path(approval_file(shown.epoch))
+
+
+def ready_approval(files: SiloFiles, rosters: RosterHistory) -> Approval | None:
+    """What this silo's operator approved as the next roster, if anything: to be handed over."""
+    return approval_of(files.state, rosters.current.epoch + 1)
+
+
+def _rosters(files: SiloFiles) -> RosterHistory:
+    if not files.state.has(ROSTER_FILE):
+        raise ConfigError(str(files.state.root), "", "has not been admitted yet: no roster to change")
+    return read_history(files.state, files.plan)
