@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,13 @@ def with_silo(federation: SmallFederation, path: Path) -> SmallFederation:
 def without_silo(federation: SmallFederation, *names: str) -> SmallFederation:
     kept = {silo: path for silo, path in federation.silos.items() if silo not in names}
     return SmallFederation(federation.coordinator, kept)
+
+
+def copied(federation: SmallFederation, root: Path) -> SmallFederation:
+    """All its directories, to be played with."""
+    shutil.copytree(federation.coordinator.parent, root)
+    silos = {silo: root / path.name for silo, path in federation.silos.items()}
+    return SmallFederation(root / federation.coordinator.name, silos)
 
 
 def forged_change(

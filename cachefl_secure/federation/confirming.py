@@ -1,6 +1,7 @@
-"""A silo's operator looks at a change of the roster and approves it: once for an epoch, on disk before it leaves.
+"""What a silo's operator has to say about the roster: that a change of it is right, or that its own key goes.
 
-Approving is for people. The coordinator's word puts a proposal before the operator and never more.
+Approving is for people. The coordinator's word puts a proposal before the operator and never more. A silo approves
+one change of a roster: on disk before it leaves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError, PeerError
+from cachefl_secure.federation.enrolment import write_join_request
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_change import (
     Approval,
@@ -32,6 +34,8 @@ from cachefl_secure.federation.roster_files import (
 from cachefl_secure.federation.state_dir import ROSTER_FILE
 from cachefl_secure.names import PublicKeyHex
 from cachefl_secure.protocol.messages import Roster, roster_digest
+
+ROTATE_FILE = "rotate-request.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,23 @@ def _confirm(files: SiloFiles, shown: Shown, rosters: RosterHistory) -> Path:
     if held is None:
         keep_approval(files.state, made, shown.epoch)
     return files.state.path(approval_file(shown.epoch))
+
+
+def ask_for_new_key(files: SiloFiles) -> tuple[Path, str]:
+    """A request for a new key in place of this silo's present one, and the new one's fingerprint.
+
+    Both sign it. The present one stays in use until the roster names the new one; asking again asks the same.
+
+    Raises:
+        ConfigError: this silo is in no roster, or something was not written.
+    """
+    with files.state.lock(".confirm.lock"):
+        own, rosters = files.state.signing_key(), _rosters(files)
+        if rosters.current.public_keys.get(files.silo) != own.public_key:
+            raise ConfigError(str(files.state.root), "", "is not in the present roster with its present key")
+        key = files.state.make_next_signing_key()
+        files.state.write(ROTATE_FILE, write_join_request(files.silo, files.plan, key, old_key=own))
+        return files.state.path(ROTATE_FILE), fingerprint(key.public_key)
 
 
 def ready_approval(files: SiloFiles, rosters: RosterHistory) -> Approval | None:

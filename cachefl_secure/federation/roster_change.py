@@ -27,7 +27,7 @@ from msgspec import Meta
 from cachefl_secure.crypto.sign import SIGNATURE_BYTES, SigningKey, verify
 from cachefl_secure.errors import BadSignature, ConfigError, PeerError
 from cachefl_secure.federation.enrolment import Voucher, check_voucher, open_roster
-from cachefl_secure.names import COORDINATOR, Digest, SiloId
+from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId
 from cachefl_secure.plan import FederationPlan, Hex64
 from cachefl_secure.protocol.messages import Member, Message, Roster, roster_digest
 from cachefl_secure.protocol.parameters import MAX_SILOS, RoundParameters
@@ -152,6 +152,11 @@ class RosterHistory:
     def all_silos(self) -> list[SiloId]:
         """Everybody who is or was a member, sorted."""
         return sorted({member.silo for roster in self.rosters for member in roster.members})
+
+    def keys_of(self, silo: SiloId) -> list[PublicKeyHex]:
+        """The keys that it had and has, oldest first."""
+        found = (roster.public_keys.get(silo) for roster in self.rosters)
+        return list(dict.fromkeys(key for key in found if key is not None))  # none ever returns
 
     def removal_of(self, silo: SiloId) -> Roster | None:
         """The first roster without this silo after one with it."""

@@ -199,7 +199,9 @@ class SiloService:
                 raise Decline("roster-differs")
             return
         following = chain.rosters.follow(change).current
-        if self.silo in following.public_keys:
+        asked = self._files.state.next_signing_key()
+        has_new_key = asked is not None and following.public_keys.get(self.silo) == asked.public_key
+        if self.silo in following.public_keys and not has_new_key:
             check_own_entry(following, self.silo, self._identity.public_key)
         chain.follow(change)
         self._files.state.remove(CHANGE_FILE)
@@ -208,6 +210,9 @@ class SiloService:
             self._attempt.abandon(f"the roster of epoch {epoch} follows")
             self._attempt = None
         discard_journals(self._files.state, self._latest_round())
+        if has_new_key:
+            self._files.take_next_key(self._ledger, following)
+            self._identity = self._files.state.signing_key()
 
     def _knows_roster_of(self, chain: Chain, synced: letters.SyncedRound) -> bool:
         record, _ = open_record(synced.record, self._files.plan)

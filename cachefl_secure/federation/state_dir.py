@@ -25,6 +25,7 @@ Those that followed it are in ``rosters/``; see ``roster_files``.
 """
 
 _SIGNING_KEY = "keys/signing.key"
+_NEXT_SIGNING_KEY = "keys/next-signing.key"
 _STORAGE_KEY = "keys/storage.key"
 _UNFINISHED = ".unfinished"
 
@@ -141,6 +142,23 @@ class StateDir:
 
     def signing_key(self) -> SigningKey:
         return SigningKey(self._read_key(_SIGNING_KEY))
+
+    def next_signing_key(self) -> SigningKey | None:
+        """The key that this silo asked to have instead of its present one, if it did."""
+        return SigningKey(self._read_key(_NEXT_SIGNING_KEY)) if self.has(_NEXT_SIGNING_KEY) else None
+
+    def make_next_signing_key(self) -> SigningKey:
+        """The same one until it is taken. Durable when this returns."""
+        made = self.next_signing_key()
+        # One that was taken may be left: a crash came before it was removed.
+        if made is None or made.public_key == self.signing_key().public_key:
+            self.write(_NEXT_SIGNING_KEY, SigningKey.generate().reveal(), private=True)
+        return SigningKey(self._read_key(_NEXT_SIGNING_KEY))
+
+    def take_next_signing_key(self) -> None:
+        """The next key is the present one from now on; the old one is gone, but for old blocks (limit N6)."""
+        self.write(_SIGNING_KEY, self._read_key(_NEXT_SIGNING_KEY), private=True)
+        self.remove(_NEXT_SIGNING_KEY)
 
     def storage_key(self) -> AtRestKey:
         return AtRestKey(self._read_key(_STORAGE_KEY))

@@ -16,7 +16,7 @@ from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.messages import roster_digest
-from tests.changing import confirm, newcomer, propose, rosters_of, run, with_silo
+from tests.changing import confirm, copied, newcomer, propose, rosters_of, run, with_silo
 from tests.federation.test_crash_points import Channel, Killed, Killer, Silo, killers
 from tests.small_federation import SmallFederation, found
 
@@ -33,12 +33,6 @@ def founded(tmp_path_factory: pytest.TempPathFactory) -> SmallFederation:
     run(federation)
     newcomer(federation, NEW)
     return federation
-
-
-def _copy(federation: SmallFederation, root: Path) -> SmallFederation:
-    shutil.copytree(federation.coordinator.parent, root)
-    silos = {silo: root / path.name for silo, path in federation.silos.items()}
-    return SmallFederation(root / federation.coordinator.name, silos)
 
 
 def _again(command: object, *arguments: object) -> None:
@@ -100,10 +94,10 @@ def test_killed_at_any_moment_the_change_is_made_once_and_the_round_goes_on(
     killers: list[Killer],
     victim: str,
 ) -> None:
-    total = _play(_copy(founded, tmp_path / "counted"), victim, None, killers).killer.passed
+    total = _play(copied(founded, tmp_path / "counted"), victim, None, killers).killer.passed
     assert total > (4 if victim == "silo-5" else 12)
     for at in range(1, total + 1):
-        copy = _copy(founded, tmp_path / f"at-{at}")
+        copy = copied(founded, tmp_path / f"at-{at}")
         said = _play(copy, victim, at, killers)
         names, root = {*FOUR, NEW}, copy.coordinator.parent
         chain = CoordinatorFiles.open(copy.coordinator).chain()
