@@ -15,6 +15,7 @@ from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.enrolment import write_join_request
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_change import (
+    MAX_CHANGE_BYTES,
     Approval,
     Difference,
     RosterChange,
@@ -31,8 +32,8 @@ from cachefl_secure.federation.roster_files import (
     pending_change,
     read_history,
 )
-from cachefl_secure.federation.state_dir import ROSTER_FILE
-from cachefl_secure.names import PublicKeyHex
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.names import Digest, PublicKeyHex
 from cachefl_secure.protocol.messages import Roster, roster_digest
 
 ROTATE_FILE = "rotate-request.toml"
@@ -94,7 +95,8 @@ def show_change(files: SiloFiles, proposal: Path | None = None) -> Shown:
             raise ConfigError(str(files.state.root), "", "no change of the roster waits for this silo")
         return Shown.of(change, rosters)
     try:
-        return Shown.of(change_from_bytes(proposal.read_bytes()), rosters)
+        with proposal.open("rb") as file:
+            return Shown.of(change_from_bytes(file.read(MAX_CHANGE_BYTES + 1)), rosters)
     except PeerError as error:
         raise ConfigError(str(proposal), error.peer, error.reason) from None
 
@@ -161,6 +163,33 @@ def ask_for_new_key(files: SiloFiles) -> tuple[Path, str]:
 def ready_approval(files: SiloFiles, rosters: RosterHistory) -> Approval | None:
     """What this silo's operator approved as the next roster, if anything: to be handed over."""
     return approval_of(files.state, rosters.current.epoch + 1)
+
+
+def change_at_silo(files: SiloFiles, rosters: RosterHistory) -> str:
+    """The change that waits and for whom, in words for the silo's operator; empty if none does."""
+    change, epoch = pending_change(files.state, rosters), rosters.current.epoch + 1
+    if (approval := approval_of(files.state, epoch)) is not None:
+        named = spoken(Digest(approval.roster_digest))
+        return f"to epoch {epoch}: this silo approves {named}; it waits for the others"
+    if change is None:
+        return ""
+    shown = Shown.of(change, rosters)
+    words = shown.difference.in_words()
+    return f"to epoch {epoch} ({words}): waits for you, look at it with `cachefl-secure confirm`"
+
+
+def change_at_coordinator(state: StateDir, rosters: RosterHistory) -> str:
+    """The same for the coordinator's."""
+    change = pending_change(state, rosters)
+    if change is None:
+        return ""
+    shown, given = Shown.of(change, rosters), {approval.silo for approval in change.approvals}
+    words = (
+        f"to epoch {shown.epoch} ({shown.difference.in_words()}): {len(given)} of {shown.quorum} approvals"
+    )
+    if len(given) >= shown.quorum:
+        return f"{words}; it is followed in the next round"
+    return f"{words}; asked and silent: {', '.join(sorted(set(rosters.current.public_keys) - given))}"
 
 
 def _rosters(files: SiloFiles) -> RosterHistory:

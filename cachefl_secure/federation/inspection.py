@@ -23,12 +23,12 @@ from cachefl_secure.crypto.sign import fingerprint, verify
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain
-from cachefl_secure.federation.confirming import Shown
+from cachefl_secure.federation.confirming import change_at_coordinator, change_at_silo
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.countersigning import kept_countersignatures
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
-from cachefl_secure.federation.roster_change import Difference, spoken
-from cachefl_secure.federation.roster_files import approval_of, pending_change, read_history
+from cachefl_secure.federation.roster_change import Difference
+from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.privacy.accounting import rounded_up
@@ -197,33 +197,8 @@ def _silo_status(root: Path) -> Status:
         waiting_for=waiting,
         silos={},
         epoch=chain.roster.epoch if chain is not None else 0,
-        roster_change=_change_at_silo(files, chain) if chain is not None else "",
+        roster_change=change_at_silo(files, chain.rosters) if chain is not None else "",
     )
-
-
-def _change_at_silo(files: SiloFiles, chain: Chain) -> str:
-    change, epoch = pending_change(files.state, chain.rosters), chain.roster.epoch + 1
-    if (approval := approval_of(files.state, epoch)) is not None:
-        named = spoken(Digest(approval.roster_digest))
-        return f"to epoch {epoch}: this silo approves {named}; it waits for the others"
-    if change is None:
-        return ""
-    shown = Shown.of(change, chain.rosters)
-    words = shown.difference.in_words()
-    return f"to epoch {epoch} ({words}): waits for you, look at it with `cachefl-secure confirm`"
-
-
-def _change_at_coordinator(files: CoordinatorFiles, chain: Chain) -> str:
-    change = pending_change(files.state, chain.rosters)
-    if change is None:
-        return ""
-    shown, given = Shown.of(change, chain.rosters), {approval.silo for approval in change.approvals}
-    words = (
-        f"to epoch {shown.epoch} ({shown.difference.in_words()}): {len(given)} of {shown.quorum} approvals"
-    )
-    if len(given) >= shown.quorum:
-        return f"{words}; it is followed in the next round"
-    return f"{words}; asked and silent: {', '.join(sorted(set(chain.roster.public_keys) - given))}"
 
 
 def _coordinator_status(root: Path) -> Status:
@@ -256,7 +231,7 @@ def _coordinator_status(root: Path) -> Status:
         waiting_for=waiting,
         silos=silos,
         epoch=chain.roster.epoch if chain else 0,
-        roster_change=_change_at_coordinator(files, chain) if chain else "",
+        roster_change=change_at_coordinator(files.state, chain.rosters) if chain else "",
     )
 
 

@@ -19,13 +19,14 @@ Rules, in the order in which they bite:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from cachefl_secure.errors import (
     ConfigError,
     LedgerRolledBack,
     LocalProtocolError,
-    PeerError,
 )
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.certified import check_against_signed, signed_statement
@@ -38,11 +39,12 @@ from cachefl_secure.federation.countersigning import (
     kept_countersignatures,
 )
 from cachefl_secure.federation.declining import Decline, reason_of
-from cachefl_secure.federation.enrolment import check_own_entry, open_roster
+from cachefl_secure.federation.enrolment import open_roster
+from cachefl_secure.federation.following import check_place_of_this_silo, pin_first_roster
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync
 from cachefl_secure.federation.record import genesis, open_record, smallest_cohort
-from cachefl_secure.federation.roster_change import RosterChange, RosterHistory
+from cachefl_secure.federation.roster_change import RosterChange
 from cachefl_secure.federation.roster_files import CHANGE_FILE, keep_pending, read_history
 from cachefl_secure.federation.sealed_update import discard_updates
 from cachefl_secure.federation.session_file import discard_journals, last_attempt
@@ -174,40 +176,29 @@ class SiloService:
             )
         return self._countersigned
 
-    def _pin(self, raw: bytes, changes: list[RosterChange]) -> None:
-        """The first roster. A silo that joins late is in none but the last: it must be in that one."""
-        first = RosterHistory.first(self._files.plan, open_roster(raw, self._files.plan))
-        if self._chain is not None:
-            if roster_digest(first.current) != roster_digest(self._chain.rosters.rosters[0]):
-                raise Decline("roster-differs")
-            return
-        rosters = first
-        for change in changes:
-            rosters = rosters.follow(change)
-        check_own_entry(rosters.current, self.silo, self._identity.public_key)
-        if len(first.current.members) < self._files.plan.secure_sum.minimum_cohort:
-            raise PeerError(COORDINATOR, "the roster has too few silos")
-        self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on only what follows it is accepted
-        self._open_chain()
+    def _pin(self, raw: bytes, changes: Sequence[RosterChange]) -> None:
+        if self._chain is None:
+            pin_first_roster(raw, changes, self._files)
+            self._open_chain()
+        elif roster_digest(open_roster(raw, self._files.plan)) != roster_digest(
+            self._chain.rosters.rosters[0]
+        ):
+            raise Decline("roster-differs")
 
     def _follow(self, chain: Chain, change: RosterChange) -> None:
         """Goes to the next roster and never back. What was begun under the old one is over."""
-        epoch = open_roster(change.roster, self._files.plan).epoch
-        if epoch <= chain.roster.epoch:
-            held = chain.rosters.rosters[epoch - 1]
-            if roster_digest(open_roster(change.roster, self._files.plan)) != roster_digest(held):
+        offered = open_roster(change.roster, self._files.plan)
+        if offered.epoch <= chain.roster.epoch:
+            if offered != chain.rosters.rosters[offered.epoch - 1]:
                 raise Decline("roster-differs")
             return
         following = chain.rosters.follow(change).current
-        asked = self._files.state.next_signing_key()
-        has_new_key = asked is not None and following.public_keys.get(self.silo) == asked.public_key
-        if self.silo in following.public_keys and not has_new_key:
-            check_own_entry(following, self.silo, self._identity.public_key)
+        has_new_key = check_place_of_this_silo(following, self._files)
         chain.follow(change)
         self._files.state.remove(CHANGE_FILE)
         self._countersigned = False
         if self._attempt is not None:
-            self._attempt.abandon(f"the roster of epoch {epoch} follows")
+            self._attempt.abandon(f"the roster of epoch {following.epoch} follows")
             self._attempt = None
         discard_journals(self._files.state, self._latest_round())
         if has_new_key:
@@ -220,8 +211,7 @@ class SiloService:
 
     def _open_chain(self) -> None:
         rosters = read_history(self._files.state, self._files.plan)
-        if self.silo in rosters.current.public_keys:
-            check_own_entry(rosters.current, self.silo, self._identity.public_key)
+        check_place_of_this_silo(rosters.current, self._files)
         self._chain = Chain(self._files.state, self._files.plan, rosters)
 
     def _on_record(self, chain: Chain, synced: letters.SyncedRound) -> None:
