@@ -218,21 +218,9 @@ def read_roster(state: StateDir, plan: FederationPlan) -> Roster:
         raise ConfigError(str(state.path(ROSTER_FILE)), "", f"damaged: {error.reason}") from None
 
 
-def pin_roster(raw: bytes, plan: FederationPlan, silo: SiloId, own_key: PublicKeyHex) -> Roster:
-    """The roster as a silo accepts it: its own entry is unmodified and the cohort rule can be met.
-
-    Raises:
-        PeerError: the silo is missing, has another key, or there are too few members.
-    """
-    roster = open_roster(raw, plan)
-    check_own_entry(roster, silo, own_key)
-    if len(roster.members) < plan.secure_sum.minimum_cohort:
-        raise PeerError(COORDINATOR, "the roster has too few silos")
-    return roster
-
-
 def check_own_entry(roster: Roster, silo: SiloId, own_key: PublicKeyHex) -> None:
-    """
+    """That this silo is in the roster, as itself.
+
     Raises:
         PeerError: the silo is missing or has another key.
     """
