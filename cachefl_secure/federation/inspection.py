@@ -27,12 +27,13 @@ from cachefl_secure.federation.confirming import change_at_coordinator, change_a
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.countersigning import kept_countersignatures
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
-from cachefl_secure.federation.roster_change import Difference
+from cachefl_secure.federation.roster_change import Difference, spoken
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.privacy.accounting import rounded_up
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
+from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 
 
@@ -69,6 +70,8 @@ class Status:
     """At the coordinator: each silo and how far it is known to be."""
     epoch: int = 0
     """Of the roster; 0 before the first."""
+    roster_fingerprint: str = ""
+    """Of the roster, and so of all before it: the same at every party, to be read aloud (T2)."""
     roster_change: str = ""
     """The change of the roster that waits, and for whom; empty if none does."""
 
@@ -197,6 +200,7 @@ def _silo_status(root: Path) -> Status:
         waiting_for=waiting,
         silos={},
         epoch=chain.roster.epoch if chain is not None else 0,
+        roster_fingerprint=spoken(roster_digest(chain.roster)) if chain is not None else "",
         roster_change=change_at_silo(files, chain.rosters) if chain is not None else "",
     )
 
@@ -231,6 +235,7 @@ def _coordinator_status(root: Path) -> Status:
         waiting_for=waiting,
         silos=silos,
         epoch=chain.roster.epoch if chain else 0,
+        roster_fingerprint=spoken(roster_digest(chain.roster)) if chain else "",
         roster_change=change_at_coordinator(files.state, chain.rosters) if chain else "",
     )
 

@@ -183,6 +183,7 @@ def test_every_party_says_what_waits_for_whom(federation: SmallFederation) -> No
     run(with_silo(federation, sixth))
     for path in (first, sixth, federation.coordinator):
         assert (status(path).roster_change, status(path).epoch, status(path).enrolled) == ("", 2, True)
+        assert status(path).roster_fingerprint == status(first).roster_fingerprint != ""
 
 
 def test_approvals_travel_as_files_as_well(federation: SmallFederation) -> None:

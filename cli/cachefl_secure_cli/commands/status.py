@@ -26,7 +26,7 @@ def command(directory: Party, json: Json = False) -> None:
         ("waiting for", found.waiting_for),
     ]
     if found.epoch:
-        rows.insert(3, ("roster", f"epoch {found.epoch}"))
+        rows.insert(3, ("roster", f"epoch {found.epoch}: {found.roster_fingerprint}"))
     if found.roster_change:
         rows.append(("change of the roster", found.roster_change))
     rows += [(f"silo {silo}", how) for silo, how in found.silos.items()]
