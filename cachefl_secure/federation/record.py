@@ -5,7 +5,8 @@ the ledger head of every survivor. Records form a chain: each names the digest o
 Verification (the numbers stand in the code):
 
  (1) the coordinator's signature over the record's bytes as received
- (2) federation, plan and roster are the pinned ones
+ (2) federation, plan and roster are the pinned ones: a roster that this party followed, of no earlier epoch
+     than the record before (see ``records``)
  (3) the chain: the previous record is the last one held, and the round number grew
  (4) the cohort is within the roster; the survivors are within the cohort, and no fewer than the threshold
  (5) the sum delivered is the sum named, has the agreed size, and lies within the agreed bound

@@ -41,7 +41,7 @@ from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger, Spend
 from cachefl_secure.privacy.mechanism import StepMechanism, mechanism_of
-from cachefl_secure.protocol.messages import Manifest, manifest_digest
+from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
@@ -128,7 +128,7 @@ class SiloAttempt:
 
     @classmethod
     def resume(cls, chain: Chain, files: SiloFiles, ledger: Ledger, trainer: Trainer) -> SiloAttempt | None:
-        """The attempt that a killed process was in, if it still follows the last record held.
+        """The attempt that a killed process was in, if it still follows the last record and the last roster held.
 
         Raises:
             ConfigError: its journal is damaged.
@@ -138,9 +138,14 @@ class SiloAttempt:
         journal = open_journal(files.state, plan_digest(files.plan))
         if journal is None or journal.manifest.round <= chain.position.round:
             return None
-        followed = journal.manifest.previous_record, journal.manifest.cache_digest
-        if followed != (chain.position.record_digest, chain.position.cache_digest):
-            # A record came out after this attempt had begun: what was sent in it does not follow that record.
+        here = roster_digest(chain.roster), chain.position.record_digest, chain.position.cache_digest
+        followed = (
+            journal.manifest.roster_digest,
+            journal.manifest.previous_record,
+            journal.manifest.cache_digest,
+        )
+        if followed != here:
+            # A record or a roster came out after this attempt had begun: what was sent in it does not follow that.
             discard_journals(files.state, journal.manifest.round)
             return None
         parameters = RoundParameters.derive(

@@ -19,9 +19,13 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError
 
 ROSTER_FILE = "roster.bin"
-"""The signed roster: at the coordinator the one it signed, at a silo the one it pinned."""
+"""The first signed roster: at the coordinator the one it signed, at a silo the one it pinned.
+
+Those that followed it are in ``rosters/``; see ``roster_files``.
+"""
 
 _SIGNING_KEY = "keys/signing.key"
+_NEXT_SIGNING_KEY = "keys/next-signing.key"
 _STORAGE_KEY = "keys/storage.key"
 _UNFINISHED = ".unfinished"
 
@@ -167,6 +171,23 @@ class StateDir:
     def signing_key(self) -> SigningKey:
         return SigningKey(self._read_key(_SIGNING_KEY))
 
+    def next_signing_key(self) -> SigningKey | None:
+        """The key that this silo asked to have instead of its present one, if it did."""
+        return SigningKey(self._read_key(_NEXT_SIGNING_KEY)) if self.has(_NEXT_SIGNING_KEY) else None
+
+    def make_next_signing_key(self) -> SigningKey:
+        """The same one until it is taken. Durable when this returns."""
+        made = self.next_signing_key()
+        # One that was taken may be left: a crash came before it was removed.
+        if made is None or made.public_key == self.signing_key().public_key:
+            self.write(_NEXT_SIGNING_KEY, SigningKey.generate().reveal(), private=True)
+        return SigningKey(self._read_key(_NEXT_SIGNING_KEY))
+
+    def take_next_signing_key(self) -> None:
+        """The next key is the present one from now on; the old one is gone, but for old blocks (limit N6)."""
+        self.write(_SIGNING_KEY, self._read_key(_NEXT_SIGNING_KEY), private=True)
+        self.remove(_NEXT_SIGNING_KEY)
+
     def storage_key(self) -> AtRestKey:
         return AtRestKey(self._read_key(_STORAGE_KEY))
 
@@ -184,13 +205,15 @@ class StateDir:
         return content
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = ".lock") -> Iterator[None]:
         """Held while a command works on the directory; the system drops it when the process dies.
+
+        Another ``name`` is another lock, for a command that touches only what the others leave alone.
 
         Raises:
             ConfigError: another process holds it.
         """
-        guard = FileLock(self.path(".lock"), timeout=0, mode=0o600)
+        guard = FileLock(self.path(name), timeout=0, mode=0o600)
         try:
             guard.acquire()
         except Timeout:

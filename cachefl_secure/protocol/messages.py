@@ -59,14 +59,17 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_key: _SigningPublicKey
 
 
-class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The silos of the federation, pinned by all. A file that enrolment makes; never sent in a round."""
 
     federation_id: Annotated[FederationId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     plan_digest: _Digest
     epoch: _Counter
+    """1 for the first roster; every change of it counts one more."""
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MAX_SILOS)]
     """Sorted by silo."""
+    previous: _Digest | None = None
+    """Digest of the roster of the epoch before, and so of all before it; None in the first."""
 
     def __post_init__(self) -> None:
         _check_sorted([member.silo for member in self.members])

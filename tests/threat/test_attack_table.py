@@ -52,6 +52,13 @@ TABLE = {
         "threat/test_attack_table.py::test_a_silo_counts_its_cohort_itself",
         "threat/test_enrolment_authority.py::test_no_silo_trains_before_every_silo_has_countersigned_the_roster",
     ),
+    "changes the roster: without a quorum, two ways at once, back to an old one, with keys that were removed": (
+        "threat/test_roster_change.py::test_a_change_without_a_quorum_is_followed_by_nobody",
+        "threat/test_roster_change.py::test_of_two_competing_changes_at_most_one_passes_even_with_f_silos_for_both",
+        "threat/test_roster_change.py::test_a_silo_never_goes_back_to_an_older_epoch",
+        "threat/test_roster_change.py::test_a_removed_silo_is_no_member_for_anybody_and_its_key_and_name_never_return",
+        "federation/test_new_key.py::test_the_old_key_is_refused_for_ever",
+    ),
     "grinds the graph of neighbours": (
         "protocol/test_graph.py::test_the_order_of_the_ring_depends_on_the_manifest_and_on_every_name",
         "protocol/test_graph.py::test_no_choice_of_dropouts_cuts_a_ring_whose_windows_hold_one_honest_survivor_each",
