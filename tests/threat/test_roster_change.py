@@ -25,7 +25,7 @@ from cachefl_secure.federation.roster_change import (
     change_to_bytes,
     with_approvals,
 )
-from cachefl_secure.federation.roster_files import approval_file, roster_file
+from cachefl_secure.federation.roster_files import approval_file, keep_change, roster_file
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import plan_digest
@@ -405,6 +405,29 @@ def test_an_update_that_was_sent_under_one_roster_enters_no_sum_under_the_next(
     run(without_silo(federation, "silo-5"))
     record = chain_of(federation).verified[-1].record
     assert (record.round, record.roster_digest) == (3, roster_digest(second))
+
+
+@pytest.mark.claim("C3", "C17")
+def test_a_silo_killed_right_after_it_followed_destroys_the_masks_of_the_attempt_before(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody_signs(*_: object) -> None:
+        raise RoundAborted(0, 4)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(CoordinatorSession, "on_statements", nobody_signs)
+        with pytest.raises(RoundAborted):
+            run(federation)
+    files, rosters = SiloFiles.open(federation.silos[FIRST]), rosters_of(federation.coordinator)
+    assert files.state.has("rounds/0002/session")
+    change = forged_change(federation, rosters, members(rosters, member("guest")), FOUR)
+    keep_change(files.state, rosters.follow(change))  # and here it dies
+    with files.ledger() as ledger:
+        service = SiloService(files, ledger)
+        assert service.take_trouble() is None
+        assert not files.state.has("rounds/0002/session")
+        late = wire.decode(service.handle(letters.UNMASK, b""), Reply, limit_bytes=1 << 10, peer=FIRST)
+        assert late.declined == "stale-round"
 
 
 @pytest.mark.claim("C3", "C16")
