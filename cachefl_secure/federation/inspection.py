@@ -28,7 +28,7 @@ from cachefl_secure.federation.countersigning import kept_countersignatures
 from cachefl_secure.federation.enrolment import read_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
-from cachefl_secure.names import Digest, FederationId, PublicKeyHex, SiloId
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
 from cachefl_secure.privacy.statements import rounded_up
@@ -87,24 +87,23 @@ def open_chain(root: Path) -> Chain:
     return Chain(files.state, files.plan, read_roster(files.state, files.plan))
 
 
-Witnessed = Mapping[tuple[FederationId, SiloId], set[Digest]]
-"""Heads of silos' ledgers that others hold. The same name in two federations may be two institutions."""
+Witnessed = Mapping[PublicKeyHex, set[Digest]]
+"""Heads of ledgers that others hold, by the key that signs the ledger: a name may be another's elsewhere."""
 
 
 def witnessed_heads(roots: Sequence[Path]) -> Witnessed:
     """Heads of silos' ledgers that any of these directories holds: in its records, or in a silo's receipt."""
-    heads: dict[tuple[FederationId, SiloId], set[Digest]] = {}
+    heads: dict[PublicKeyHex, set[Digest]] = {}
     for root in roots:
         if not (root / ROSTER_FILE).is_file():
             continue
         chain = open_chain(root)
-        for member in chain.roster.members:
-            named = heads.setdefault((chain.plan.id, SiloId(member.silo)), set())
-            named.update(chain.ledger_heads_of(SiloId(member.silo)))
+        keys = chain.roster.public_keys
+        for silo, key in keys.items():
+            heads.setdefault(key, set()).update(chain.ledger_heads_of(silo))
         if not is_silo(root):
             for silo, receipts in verified_receipts(CoordinatorFiles.open(root), chain).items():
-                named = heads.setdefault((chain.plan.id, silo), set())
-                named.update(Digest(receipt.ledger_head) for receipt in receipts)
+                heads[keys[silo]].update(Digest(receipt.ledger_head) for receipt in receipts)
     return heads
 
 
@@ -117,9 +116,8 @@ def audit_silo(root: Path, witnessed: Witnessed) -> Audit:
         LedgerError, RecordRejected, ConfigError: the step that does not hold.
     """
     files = SiloFiles.open(root)
-    heads = {head for _, head in files.witnessed_heads()}
-    for each in files.ledger_sharers():
-        heads |= witnessed.get((each.plan.id, each.silo), set())
+    key = files.state.signing_key().public_key
+    heads = {head for _, head in files.witnessed_heads()} | witnessed.get(key, set())
     if not files.state.has(ROSTER_FILE):
         report = files.verified_ledger(heads)
         return Audit(f"silo {files.silo}", (_ledger_step(report),), report)

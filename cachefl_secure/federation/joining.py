@@ -34,7 +34,7 @@ from cachefl_secure.plan import FederationPlan, encode_toml, read_toml
 from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
 from cachefl_secure.privacy.ledger import Ledger
-from cachefl_secure.privacy.terms import planned_cost
+from cachefl_secure.privacy.terms import planned_cost_of
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.features import FeatureSet
@@ -199,7 +199,7 @@ def _config(
     owner: SiloFiles | None,
 ) -> SiloConfig:
     # With a shared ledger the owner's caps bind in any case: this plan alone says nothing about the sum.
-    planned = planned_cost(plan) if owner is None else Cost(math.inf, math.inf)
+    planned = planned_cost_of(plan.privacy) if owner is None else Cost(math.inf, math.inf)
     local, aggregate = choices.epsilon_cap, choices.epsilon_cap_aggregate
     return SiloConfig(
         data_commitment=commitment,

@@ -124,6 +124,10 @@ class SiloFiles:
             raise ConfigError(str(self.state.path(CONFIG_FILE)), "ledger", reason)
         return owner
 
+    @property
+    def ledger_path(self) -> Path:
+        return self.ledger_owner().state.path(LEDGER_FILE)
+
     def ledger_sharers(self) -> tuple[SiloFiles, ...]:
         """All silos of this institution that write into the same ledger, the owner first."""
         owner = self.ledger_owner()
@@ -144,8 +148,7 @@ class SiloFiles:
         Raises:
             LedgerError: it does not verify, or lacks a head that a record names: it was rolled back.
         """
-        path = self.ledger_owner().state.path(LEDGER_FILE)
-        return Ledger.open(path, self.state.signing_key(), anchors=self.witnessed_heads())
+        return Ledger.open(self.ledger_path, self.state.signing_key(), anchors=self.witnessed_heads())
 
     def verified_ledger(self, witnessed: Collection[Digest] = ()) -> LedgerReport:
         """The ledger, verified in all the steps of ``privacy.verification``.
@@ -154,4 +157,4 @@ class SiloFiles:
         """
         anchors = (*self.witnessed_heads(), *((None, head) for head in witnessed))
         key = self.state.signing_key().public_key
-        return verify_ledger(self.ledger_owner().state.path(LEDGER_FILE), key, anchors=anchors)
+        return verify_ledger(self.ledger_path, key, anchors=anchors)

@@ -17,7 +17,7 @@ from cachefl_secure.privacy.mechanism import (
     StatisticsMechanism,
     mechanism_of,
 )
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
 
 NO_ORDER = 0
 """``rdp_order`` of a plan without noise."""
@@ -77,12 +77,12 @@ def terms_of(plan: FederationPlan, caps: Cost) -> Terms:
     )
 
 
-def planned_cost(plan: FederationPlan) -> Cost:
+def planned_cost_of(section: PrivacyPlan) -> Cost:
     """What the plan's rounds may cost at most: a silo's caps unless it chooses others."""
-    match plan.privacy:
-        case DistributedPlan() as section:
+    match section:
+        case DistributedPlan():
             return Cost(section.epsilon_local, section.epsilon_aggregate)
-        case LocalPlan() as section:
+        case LocalPlan():
             return Cost(section.epsilon_local, section.epsilon_local)
         case NoPrivacyPlan():
             return Cost(math.inf, math.inf)

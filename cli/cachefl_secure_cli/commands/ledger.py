@@ -11,9 +11,8 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
 
 if TYPE_CHECKING:
-    from cachefl_secure.privacy.ledger_report import LedgerReport
-
     from cachefl_secure.privacy.entries import AnyBody
+    from cachefl_secure.privacy.ledger_report import LedgerReport
     from cachefl_secure.privacy.listing import Listing
 
 group = typer.Typer(
@@ -74,13 +73,12 @@ def verify(
 ) -> None:
     """Verify a ledger in numbered steps and compute every epsilon again, by two accountants and in both views."""
     from cachefl_secure.federation.inspection import witnessed_heads
-    from cachefl_secure.names import Digest, SiloId
+    from cachefl_secure.names import Digest
     from cachefl_secure.privacy.ledger import verify_ledger
 
     listed, file = _listing(ledger), _file(ledger)
-    silo = SiloId(listed.bodies[0].silo)  # type: ignore[union-attr]  # entry 0 is enrol
     heads = {Digest(_hex64(text, "--head")) for text in head or []}
-    heads |= witnessed_heads(witness or []).get(silo, set())
+    heads |= witnessed_heads(witness or []).get(listed.public_key, set())
     expected = listed.public_key if key is None else _hex64(key, "--key")
     report = verify_ledger(file, expected, anchors=[(None, each) for each in sorted(heads)])  # type: ignore[arg-type]
     if json:
