@@ -104,7 +104,8 @@ def _rounded(a: Tensor, factors: Tensor, coin: Tensor, longest: Tensor) -> Tenso
 
 def _squares(rows: Tensor) -> Tensor:
     """(b,) float64: squared norms of whole numbers, exactly: below 2^50, the root of a sum is close enough to find it."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square_().round_()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square_().round_()
 
 
 class IntegerSum:

@@ -140,9 +140,9 @@ def test_the_table_is_the_distribution_of_the_cells_to_the_last_bit(scale: float
             i: (-(decimal.Decimal(int(table.heaviest[i])) ** 2) / variance).exp()
             for i in range(len(table.start))
         }
-        total = sum(each.values())
+        total = sum(each.values(), decimal.Decimal(0))
         for i in chosen:
-            exact = sum(each[j] for j in range(i + 1)) / total
+            exact = sum((each[j] for j in range(i + 1)), decimal.Decimal(0)) / total
             assert abs(decimal.Decimal(table.exact[i]) / (1 << 544) - exact) < decimal.Decimal(10) ** -120
     assert table.exact[-1] == 1 << 544
     assert (

@@ -11,6 +11,7 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
 
 if TYPE_CHECKING:
+    from cachefl_secure.names import Digest
     from cachefl_secure.privacy.entries import AnyBody
     from cachefl_secure.privacy.ledger_report import LedgerReport
     from cachefl_secure.privacy.listing import Listing
@@ -72,13 +73,13 @@ def verify(
     json: Json = False,
 ) -> None:
     """Verify a ledger in numbered steps and compute every epsilon again, by two accountants and in both views."""
-    from cachefl_secure.federation.inspection import witnessed_heads
     from cachefl_secure.names import Digest
     from cachefl_secure.privacy.ledger import verify_ledger
 
     listed, file = _listing(ledger), _file(ledger)
-    heads = {Digest(_hex64(text, "--head")) for text in head or []}
-    heads |= witnessed_heads(witness or []).get(listed.public_key, set())
+    heads = {Digest(_hex64(text, "--head")) for text in head or []} | _witnessed(
+        ledger, listed, witness or []
+    )
     expected = listed.public_key if key is None else _hex64(key, "--key")
     report = verify_ledger(file, expected, anchors=[(None, each) for each in sorted(heads)])  # type: ignore[arg-type]
     if json:
@@ -113,12 +114,23 @@ def export(
 
 
 def _file(ledger: Path) -> Path:
-    from cachefl_secure.federation.joining import CONFIG_FILE, LEDGER_FILE, SiloFiles
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, LEDGER_FILE, SiloFiles
     from cachefl_secure.privacy.listing import ledger_file
 
     if (ledger / CONFIG_FILE).is_file():
-        return SiloFiles.open(ledger).ledger_path
+        ledger = SiloFiles.open(ledger).ledger_owner().state.root
     return ledger_file(ledger, LEDGER_FILE)
+
+
+def _witnessed(ledger: Path, listed: Listing, witnesses: list[Path]) -> set[Digest]:
+    """Heads of this ledger that its own directories and the witnesses hold, in whichever federation."""
+    from cachefl_secure.federation.inspection import witnessed_heads
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, SiloFiles
+
+    held = witnessed_heads(witnesses).get(listed.public_key, set())
+    if not (ledger / CONFIG_FILE).is_file():
+        return held
+    return held | {head for _, head in SiloFiles.open(ledger).witnessed_heads()}
 
 
 def _listing(ledger: Path) -> Listing:
