@@ -1,7 +1,8 @@
 """Ties tests to claims, and finds real data.
 
-Every run refuses marks with unknown ids. A full run (no paths, nothing deselected) also fails when an
-enforced claim has no *passed* test. ``pytest -v`` ends with the table of claims.
+Every run watches the ledgers that it makes (``every_ledger``), and refuses marks with unknown ids. A full run
+(no paths, nothing deselected) also fails when an enforced claim has no *passed* test. ``pytest -v`` ends with
+the table of claims.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from tests.claims import REPOSITORY, read_claims, unproven
+from tests.every_ledger import FOUND, watch_ledgers
 
 # The same examples in every run, and no limit on how long one may take: machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -47,6 +49,7 @@ def _is_full(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_EVIDENCE] = Evidence()
+    watch_ledgers()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,6 +59,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.
             if claim_id not in CLAIMS:
                 raise pytest.UsageError(f"{item.nodeid}: no claim {claim_id!r} in threat_model/claims.toml")
             config.stash[_EVIDENCE].collected[claim_id] += 1
+    if isinstance(items, list):
+        items.sort(key=lambda item: item.path.name == "test_every_ledger.py")  # stable: only these move
 
 
 @pytest.hookimpl(trylast=True)
@@ -82,6 +87,8 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
     evidence = config.stash[_EVIDENCE]
+    for opinions in FOUND:
+        terminalreporter.line(str(opinions))
     if config.get_verbosity() > 0:
         terminalreporter.section("claims (tests passed / collected)")
         for claim in CLAIMS.values():

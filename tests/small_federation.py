@@ -18,7 +18,7 @@ from cachefl_secure.federation.calibration import PrivacyChoices, Sizes
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.enrolment import write_invite
-from cachefl_secure.federation.joining import Features, JoinChoices, establish_silo
+from cachefl_secure.federation.joining import Features, JoinChoices, Joined, establish_silo
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
@@ -116,6 +116,22 @@ def small_privacy(choices: PrivacyChoices | None = None) -> PrivacyPlan:
 def join_with_random_features(
     root: Path, coordinator: Path, silo: SiloId, number: int, *, seed: int, epsilon_cap: float | None = None
 ) -> Path:
+    """The silo's directory; see ``joined_with_random_features``."""
+    joined_with_random_features(root, coordinator, silo, number, seed=seed, epsilon_cap=epsilon_cap)
+    return root
+
+
+def joined_with_random_features(
+    root: Path,
+    coordinator: Path,
+    silo: SiloId,
+    number: int,
+    *,
+    seed: int,
+    epsilon_cap: float | None = None,
+    ledger: Path | None = None,
+) -> Joined:
+    """The same ``seed`` and ``number`` are the same records."""
     records = random_features(number, seed)
     digests = tuple(Digest(f"{seed:02x}{index:062x}") for index in range(number))
     choices = JoinChoices(
@@ -123,8 +139,8 @@ def join_with_random_features(
         images=root,
         clip=ClipSource("local-dir", "", root),
         epsilon_cap=epsilon_cap,
+        ledger=ledger,
         not_private=True,
     )
     invite = (coordinator / INVITE_FILE).read_bytes()
-    establish_silo(root, invite, silo, Features(records, Digest("f" * 64), digests), choices)
-    return root
+    return establish_silo(root, invite, silo, Features(records, Digest("f" * 64), digests), choices)

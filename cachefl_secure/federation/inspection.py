@@ -32,7 +32,7 @@ from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
 from cachefl_secure.federation.roster_change import Difference, spoken
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
-from cachefl_secure.names import Digest, FederationId, PublicKeyHex, SiloId
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
 from cachefl_secure.privacy.statements import rounded_up
@@ -97,24 +97,26 @@ def open_chain(root: Path) -> Chain:
     return Chain(files.state, files.plan, read_history(files.state, files.plan))
 
 
-Witnessed = Mapping[tuple[FederationId, SiloId], set[Digest]]
-"""Heads of silos' ledgers that others hold. The same name in two federations may be two institutions."""
+Witnessed = Mapping[PublicKeyHex, set[Digest]]
+"""Heads of ledgers that others hold, by the key that signs the ledger: a name may be another's elsewhere."""
 
 
 def witnessed_heads(roots: Sequence[Path]) -> Witnessed:
     """Heads of silos' ledgers that any of these directories holds: in its records, or in a silo's receipt."""
-    heads: dict[tuple[FederationId, SiloId], set[Digest]] = {}
+    heads: dict[PublicKeyHex, set[Digest]] = {}
     for root in roots:
         if not (root / ROSTER_FILE).is_file():
             continue
         chain = open_chain(root)
-        for silo in chain.rosters.all_silos():
-            named = heads.setdefault((chain.plan.id, silo), set())
-            named.update(chain.ledger_heads_of(silo))
+        held = {silo: set(chain.ledger_heads_of(silo)) for silo in chain.rosters.all_silos()}
         if not is_silo(root):
             for silo, receipts in verified_receipts(CoordinatorFiles.open(root), chain).items():
-                named = heads.setdefault((chain.plan.id, silo), set())
-                named.update(Digest(receipt.ledger_head) for receipt in receipts)
+                held.setdefault(silo, set()).update(Digest(receipt.ledger_head) for receipt in receipts)
+        for silo, found in held.items():
+            for key in chain.rosters.keys_of(
+                silo
+            ):  # one ledger, whichever of them it was signed with by then
+                heads.setdefault(key, set()).update(found)
     return heads
 
 
@@ -127,9 +129,8 @@ def audit_silo(root: Path, witnessed: Witnessed) -> Audit:
         LedgerError, RecordRejected, ConfigError: the step that does not hold.
     """
     files = SiloFiles.open(root)
-    heads = {head for _, head in files.witnessed_heads()}
-    for each in files.ledger_sharers():
-        heads |= witnessed.get((each.plan.id, each.silo), set())
+    key = files.state.signing_key().public_key
+    heads = {head for _, head in files.witnessed_heads()} | witnessed.get(key, set())
     if not files.state.has(ROSTER_FILE):
         report = files.verified_ledger(heads)
         return Audit(f"silo {files.silo}", (_ledger_step(report),), report)

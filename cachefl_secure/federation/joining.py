@@ -34,7 +34,7 @@ from cachefl_secure.plan import FederationPlan, encode_toml, read_toml
 from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
 from cachefl_secure.privacy.ledger import Ledger
-from cachefl_secure.privacy.terms import planned_cost
+from cachefl_secure.privacy.terms import planned_cost_of
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.features import FeatureSet
@@ -146,6 +146,7 @@ def establish_silo(
     state.write(REQUEST_FILE, write_join_request(silo, plan, key))
     state.write(CONFIG_FILE, encode_toml(_config(silo, plan, choices, commitment, features.digest, owner)))
     files = SiloFiles(state, plan, read_toml(root / CONFIG_FILE, SiloConfig))
+    known = set() if owner is None else {each.config.data_commitment for each in owner.ledger_sharers()}
     _agree_to_plan(files)
     state.finish()
     return Joined(
@@ -158,7 +159,7 @@ def establish_silo(
         fingerprint=fingerprint(key.public_key),
         coordinator_fingerprint=fingerprint(PublicKeyHex(plan.coordinator_public_key)),
         request=root / REQUEST_FILE,
-        has_other_records=owner is not None and commitment not in _commitments(owner),
+        has_other_records=owner is not None and commitment not in known,
     )
 
 
@@ -199,7 +200,7 @@ def _config(
     owner: SiloFiles | None,
 ) -> SiloConfig:
     # With a shared ledger the owner's caps bind in any case: this plan alone says nothing about the sum.
-    planned = planned_cost(plan) if owner is None else Cost(math.inf, math.inf)
+    planned = planned_cost_of(plan.privacy) if owner is None else Cost(math.inf, math.inf)
     local, aggregate = choices.epsilon_cap, choices.epsilon_cap_aggregate
     return SiloConfig(
         data_commitment=commitment,
@@ -222,11 +223,6 @@ def _commit_to_data(state: StateDir, file_digests: tuple[Digest, ...], owner: Si
     salt = CommitmentSalt.generate() if owner is None else CommitmentSalt(owner.state.read(SALT_FILE))
     state.write(SALT_FILE, salt.reveal(), private=True)
     return data_commitment(file_digests, salt)
-
-
-def _commitments(owner: SiloFiles) -> set[str]:
-    """Names of the records of all silos that share the ledger already."""
-    return {files.config.data_commitment for files in owner.ledger_sharers()}
 
 
 def _agree_to_plan(files: SiloFiles) -> None:

@@ -60,7 +60,9 @@ class Standing(Message, frozen=True):
     round: Annotated[int, Meta(ge=0)]
     record_digest: Hex64
     has_budget: bool
-    """Whether the silo's caps allow it to take part in another round."""
+    """Whether the silo's caps allow it another round."""
+    charged_round: Annotated[int, Meta(ge=0)]
+    """The last round that it has charged, finished or not; it may take part in that one again."""
     epoch: Annotated[int, Meta(ge=0)] = 0
     """Of the roster that it holds; 0 before the first."""
     approval: Approval | None = None

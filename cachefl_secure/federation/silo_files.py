@@ -127,6 +127,10 @@ class SiloFiles:
             raise ConfigError(str(self.state.path(CONFIG_FILE)), "ledger", reason)
         return owner
 
+    @property
+    def ledger_path(self) -> Path:
+        return self.ledger_owner().state.path(LEDGER_FILE)
+
     def ledger_sharers(self) -> tuple[SiloFiles, ...]:
         """All silos of this institution that write into the same ledger, the owner first."""
         owner = self.ledger_owner()
@@ -150,7 +154,7 @@ class SiloFiles:
             LedgerError: it does not verify, or lacks a head that a record names: it was rolled back.
             ConfigError: the roster names a key that this silo has not got.
         """
-        path, (earlier, following) = self.ledger_owner().state.path(LEDGER_FILE), self._other_keys()
+        path, (earlier, following) = self.ledger_path, self._other_keys()
         ledger = Ledger.open(
             path,
             self.state.signing_key(),
@@ -197,5 +201,5 @@ class SiloFiles:
         """
         anchors = (*self.witnessed_heads(), *((None, head) for head in witnessed))
         key, (earlier, following) = self.state.signing_key().public_key, self._other_keys()
-        path = self.ledger_owner().state.path(LEDGER_FILE)
+        path = self.ledger_path
         return verify_ledger(path, key, anchors=anchors, earlier_keys=earlier, next_key=following)

@@ -144,7 +144,8 @@ class SiloService:
             has_cache=self._files.state.has("models/0000.safetensors"),
             round=position.round,
             record_digest=position.record_digest,
-            has_budget=self._has_budget(position.round),
+            has_budget=self._has_budget(),
+            charged_round=self._charged_round(),
             epoch=chain.roster.epoch if chain is not None else 0,
             approval=ready_approval(self._files, chain.rosters) if chain is not None else None,
         )
@@ -331,11 +332,12 @@ class SiloService:
         if self._ledger.spend_of(plan_digest(self._files.plan), round_number) is None:
             self._ledger.check(self._files.terms)
 
-    def _has_budget(self, after_round: int) -> bool:
-        """Whether the caps allow another round, or one is charged already and not over."""
+    def _charged_round(self) -> int:
+        """The last round of this federation that was charged: sending in it again costs nothing."""
         plan = plan_digest(self._files.plan)
-        if any(spend.plan_digest == plan and spend.round > after_round for spend in self._ledger.spends):
-            return True
+        return max((spend.round for spend in self._ledger.spends if spend.plan_digest == plan), default=0)
+
+    def _has_budget(self) -> bool:
         try:
             self._ledger.check(self._files.terms)
         except PrivacyError:

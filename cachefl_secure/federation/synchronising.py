@@ -97,7 +97,8 @@ class Synchroniser:
             except MalformedMessage as error:
                 attendance.rejected[silo] = str(error)
                 continue
-            if not standings[silo].has_budget:
+            standing = standings[silo]
+            if not standing.has_budget and standing.charged_round <= self._chain.position.round:
                 attendance.exhausted.add(silo)
         return standings
 

@@ -91,7 +91,7 @@ NOTHING = Cost(0.0, 0.0)
 def accountant_name() -> str:
     """What the ledger writes beside every epsilon."""
     library = f"dp-accounting {version('dp-accounting')}"
-    return f"{library} PLD grid {GRID!r} or RDP, {_FOR_GAUSSIANS!r} of delta, add-or-remove-one"
+    return f"{library} PLD or RDP at {_FOR_GAUSSIANS!r} of delta, add-or-remove-one"
 
 
 def epsilon_spent(rounds: Rounds, delta: float, view: View = View.LOCAL) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 
+from cachefl_secure.privacy.accountants import Runs
 from cachefl_secure.privacy.accounting import Rounds, runs_of
 from cachefl_secure.privacy.mechanism import View
 
@@ -17,12 +18,21 @@ def epsilon_prv(rounds: Rounds, delta: float, view: View = View.LOCAL) -> float:
     """Epsilon of all rounds with noise at ``delta``: compare with ``accountants.pld_epsilon`` at the same one.
 
     Raises:
+        ValueError, RuntimeError, MemoryError: as ``epsilon_of_runs``.
+    """
+    return epsilon_of_runs(runs_of(rounds, view), delta)
+
+
+def epsilon_of_runs(runs: Runs, delta: float) -> float:
+    """The same, of steps by setting.
+
+    Raises:
         ValueError, RuntimeError, MemoryError: beyond its numerical range: a small delta or a large epsilon.
     """
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(noise, rate, steps) for rate, noise, steps in runs_of(rounds, view)]
+    accountant.history = [(noise, rate, steps) for rate, noise, steps in runs]
     with warnings.catch_warnings():
         # Its domain is sized by RDP, which complains about orders it does not need.
         warnings.filterwarnings("ignore", "Optimal order is the", UserWarning)

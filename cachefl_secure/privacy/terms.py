@@ -77,17 +77,12 @@ def terms_of(plan: FederationPlan, caps: Cost) -> Terms:
     )
 
 
-def planned_cost(plan: FederationPlan) -> Cost:
+def planned_cost_of(section: PrivacyPlan) -> Cost:
     """What the plan's rounds may cost at most: a silo's caps unless it chooses others."""
-    return planned_cost_of(plan.privacy)
-
-
-def planned_cost_of(privacy: PrivacyPlan) -> Cost:
-    """As ``planned_cost``, of the privacy section alone."""
-    match privacy:
-        case DistributedPlan() as section:
+    match section:
+        case DistributedPlan():
             return Cost(section.epsilon_local, section.epsilon_aggregate)
-        case LocalPlan() as section:
+        case LocalPlan():
             return Cost(section.epsilon_local, section.epsilon_local)
         case NoPrivacyPlan():
             return Cost(math.inf, math.inf)

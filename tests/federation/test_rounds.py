@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import training
+from cachefl_secure.privacy.accounting import cost_of
+from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.privacy.training import check_device
 from cachefl_secure.protocol import parameters as parameters_module
 from cachefl_secure.protocol import wire
@@ -382,6 +385,57 @@ def test_a_silo_declines_before_training_when_its_cap_is_reached(
     assert all("budget-exhausted" in line for line in said)
     assert len(said) == 5
     assert ledgers == [(path / "ledger/ledger.jsonl").read_bytes() for path in federation.silos.values()]
+
+
+@pytest.mark.claim("C11")
+def test_a_silo_that_has_run_out_leaves_the_cohort_and_the_federation_goes_on_to_the_planned_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = found(tmp_path)
+    silo, others = SiloId("silo-2"), {f"silo-{index}" for index in (1, 3, 4, 5)}
+    config = federation.silos[silo] / "silo.toml"
+    text = config.read_text(encoding="utf-8")
+    cap = cost_of([(mechanism_of(federation.plan), 2)], federation.plan.privacy.delta).local
+    config.write_text(
+        re.sub("epsilon_cap_local = .*", f"epsilon_cap_local = {cap!r}", text), encoding="utf-8"
+    )
+    asked: list[tuple[str, SiloId]] = []
+    honest = SiloService.handle
+
+    def watched(service: SiloService, phase: str, content: bytes) -> bytes:
+        asked.append((phase, service.silo))
+        return honest(service, phase, content)
+
+    monkeypatch.setattr(SiloService, "handle", watched)
+    said: list[str] = []
+    outcomes = run(federation, 4, said)
+    assert [set(outcome.record.cohort) - others for outcome in outcomes] == [{silo}, {silo}, set(), set()]
+    assert [outcome.attendance.declined for outcome in outcomes[2:]] == [{silo: "budget-exhausted"}] * 2
+    assert said == ["silo-2: budget-exhausted"] * 2  # and not again after the last round, when all are done
+    assert asked.count((letters.MANIFEST, silo)) == 2  # it was not even asked
+    assert open_chain(federation.silos[silo]).position.round == 4  # and still gets every record
+    assert silo_budget(federation.silos[silo]).rounds_charged == 2
+    assert status(federation.silos[SiloId("silo-1")]).waiting_for == "nobody: all planned rounds are done"
+
+
+@pytest.mark.claim("C11")
+def test_a_silo_without_budget_may_still_finish_the_round_that_it_has_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cap = cost_of([(mechanism_of(found(tmp_path / "model").plan), 1)], 1e-5).local
+    federation = found(tmp_path / "real", epsilon_cap=cap)
+    with monkeypatch.context() as patch:
+        make_fail(patch, letters.CERTIFICATE, {"silo-1", "silo-2", "silo-3"})
+        with pytest.raises(RoundAborted):
+            run(federation)
+    (outcome,) = run(federation)
+    assert len(outcome.record.survivors) == 5
+    assert {silo_budget(path).rounds_charged for path in federation.silos.values()} == {1}
+    said: list[str] = []
+    with pytest.raises(CohortExhausted):
+        run(federation, said=said)
+    assert len(said) == 5
+    assert "caps allow no further round" in status(federation.silos[SiloId("silo-1")]).waiting_for
 
 
 def test_a_directory_in_use_is_refused(federation: SmallFederation) -> None:

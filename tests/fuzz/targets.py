@@ -187,7 +187,7 @@ def _letters() -> list[bytes]:
             wire.encode,
             (
                 letters.Hello(_HEX64, receipt),
-                letters.Standing(True, True, True, 3, _HEX64, True),
+                letters.Standing(True, True, True, 3, _HEX64, True, 4),
                 letters.Sync(b"", b"", (letters.SyncedRound(b"{}", b"sum"),), (countersigned,)),
                 receipt,
                 letters.Reply(b"answer"),

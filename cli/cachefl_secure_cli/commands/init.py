@@ -87,7 +87,7 @@ def command(
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.founding import FoundingChoices, found_federation
     from cachefl_secure.plan import SecureSumPlan
-    from cachefl_secure.privacy.terms import planned_cost
+    from cachefl_secure.privacy.terms import planned_cost_of
 
     if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
@@ -120,7 +120,7 @@ def command(
     )
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
-    plan, planned = founded.plan, planned_cost(founded.plan)
+    plan, planned = founded.plan, planned_cost_of(founded.plan.privacy)
     if json:
         print_json(
             "init",

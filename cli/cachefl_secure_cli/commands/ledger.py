@@ -128,18 +128,12 @@ def _witnessed(ledger: Path, listed: Listing, witnesses: list[Path]) -> set[Dige
     """Heads of this ledger that its own directories and the witnesses hold, in whichever federation."""
     from cachefl_secure.federation.inspection import witnessed_heads
     from cachefl_secure.federation.silo_files import CONFIG_FILE, SiloFiles
-    from cachefl_secure.names import FederationId, SiloId
-    from cachefl_secure.privacy.entries import Enrol
 
-    held = witnessed_heads(witnesses)
-    if (ledger / CONFIG_FILE).is_file():
-        files = SiloFiles.open(ledger)
-        heads = {head for _, head in files.witnessed_heads()}
-        names = {(each.plan.id, each.silo) for each in files.ledger_sharers()}
-    else:
-        first, heads = listed.bodies[0], set()
-        names = {(FederationId(first.federation), SiloId(first.silo))} if isinstance(first, Enrol) else set()
-    return heads.union(*(held.get(name, set()) for name in names))
+    by_key = witnessed_heads(witnesses)
+    held = {head for key in listed.public_keys for head in by_key.get(key, ())}
+    if not (ledger / CONFIG_FILE).is_file():
+        return held
+    return held | {head for _, head in SiloFiles.open(ledger).witnessed_heads()}
 
 
 def _listing(ledger: Path) -> Listing:

@@ -1,0 +1,36 @@
+"""Runs last: what all ledgers of this test run were charged for, checked by a third accountant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cachefl_secure.privacy.accountants import pld_epsilon
+from tests.every_ledger import FOUND, SEEN, compare
+from tests.privacy.examples import distributed, local, new_ledger, spend
+
+
+@pytest.mark.claim("C7")
+@pytest.mark.claim("C10")
+def test_pld_prv_and_rdp_agree_on_every_ledger_of_this_run(tmp_path: Path) -> None:
+    """At least on these two, when this test runs alone."""
+    with new_ledger(tmp_path / "distributed.jsonl") as ledger:
+        spend(ledger, 1, distributed())
+        spend(ledger, 2, distributed())
+    with new_ledger(tmp_path / "mixed.jsonl") as ledger:
+        spend(ledger, 1, local(sampling_rate=0.25))
+        spend(ledger, 2, local())
+    histories = sorted(charged for charged, ledgers in SEEN.items() if ledgers > 0 and charged[0])
+    assert len(histories) >= 3
+    opinions = compare(histories)
+    FOUND.append(opinions)
+    assert opinions.contradictions == []
+    assert opinions.agreeing >= 3
+
+
+def test_an_epsilon_that_is_too_small_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.every_ledger.pld_epsilon", lambda *setting: pld_epsilon(*setting) - 0.05)
+    opinions = compare([(((0.25, 4.0, 10),), 1e-5)])
+    assert len(opinions.contradictions) == 1
+    assert opinions.agreeing == 0
