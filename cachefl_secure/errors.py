@@ -82,14 +82,17 @@ class PrivacyError(CacheflError):
 
 
 class BudgetExhausted(PrivacyError):
-    """The next spend would pass the cap. All three are epsilons at the ledger's delta."""
+    """The next spend would pass a cap. The numbers are epsilons of one view, at the ledger's delta."""
 
-    def __init__(self, spent: float, asked: float, cap: float) -> None:
-        super().__init__(spent, asked, cap)
-        self.spent, self.asked, self.cap = spent, asked, cap
+    def __init__(self, spent: float, asked: float, cap: float, view: str) -> None:
+        super().__init__(spent, asked, cap, view)
+        self.spent, self.asked, self.cap, self.view = spent, asked, cap, view
 
     def __str__(self) -> str:
-        return f"has spent {self.spent:.4g} of {self.cap:.4g}; another round would make {self.asked:.4g}"
+        return (
+            f"has spent {self.spent:.4g} of {self.cap:.4g} of {self.view} epsilon; "
+            f"another round would make {self.asked:.4g}"
+        )
 
 
 class CohortExhausted(PrivacyError):

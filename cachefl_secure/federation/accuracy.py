@@ -16,6 +16,7 @@ from cachefl_secure.cache.images import open_image
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.plan import FederationPlan
+from cachefl_secure.privacy.accounting import Cost
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.encoder import Encoder
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RoundAccuracy:
-    """The model after a round; ``epsilon`` is the most that any silo can have spent by then."""
+    """The model after a round; ``cost`` is the most that any silo can have spent by then."""
 
     round: int
-    epsilon: float
+    cost: Cost
     accuracy: Accuracy
 
 
@@ -65,8 +66,7 @@ def evaluate_rounds(chain: Chain, records: FeatureSet, *, every_round: bool) -> 
     points = []
     for number, model in chain.models():
         if every_round or number in (0, last):
-            epsilon = chain.epsilon_by(number)
-            points.append(RoundAccuracy(number, epsilon, evaluate(model, records)))
+            points.append(RoundAccuracy(number, chain.cost_by(number), evaluate(model, records)))
     return Evaluation(zero_shot(chain.initial_model(), records), tuple(points))
 
 

@@ -8,27 +8,34 @@ from pathlib import Path
 
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.names import SiloId
-from cachefl_secure.privacy.accounting import Rounds, epsilon_spent, local_statement, rounds_within
-from cachefl_secure.privacy.mechanism import Mechanism, mechanism_of
+from cachefl_secure.privacy.accounting import Cost, charged, rounds_within
+from cachefl_secure.privacy.mechanism import View
 
 _PROJECTION_ROUNDS = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """A silo's privacy budget. Epsilons are local: they hold without assuming a secure sum."""
+    """A silo's privacy budget, in both views."""
 
     silo: SiloId
     rounds_charged: int
-    epsilon: float
-    delta: float
-    cap: float
+    """Of all federations that share the ledger."""
+    federations: int
+    """Plans under which rounds were charged."""
+    spent: Cost
+    delta: Cost
+    """What either epsilon may be claimed at; see ``LedgerReport.delta_of``."""
+    caps: Cost
     rounds_left: int
-    """Rounds of the plan's mechanism that still fit under the cap."""
-    epsilon_projected: float
+    """Rounds of the plan's mechanism that still fit under both caps."""
+    projected: Cost
     """After ten more rounds, or after as many as still fit."""
     rounds_projected: int
-    statement: str
+    insecure_rounds: int
+    """Charged with noise out of a test's repeatable streams: nothing is claimed then."""
+    statements: tuple[str, str]
+    """The two sentences that may be said, local first."""
 
 
 def silo_budget(root: Path) -> Budget:
@@ -38,30 +45,25 @@ def silo_budget(root: Path) -> Budget:
         LedgerError: the ledger does not verify.
     """
     files = SiloFiles.open(root)
-    report = files.verified_ledger()
-    privacy, cap = files.plan.privacy, files.config.epsilon_cap
-    mechanism, delta = mechanism_of(privacy), min(report.delta, privacy.delta)
-    charged = [(spend.mechanism, 1) for spend in report.spends]
-    left = 0 if math.isinf(cap) else _rounds_left(charged, mechanism, delta, cap)
+    report, terms = files.verified_ledger(), files.terms
+    earlier = [(spend.mechanism, 1) for spend in report.spends]
+    delta, order = min(report.delta, terms.delta), report.rdp_order or terms.rdp_order
+    left = 0
+    if not math.isinf(terms.caps.local):
+        left = rounds_within(terms.mechanism, delta, terms.caps, earlier=earlier, rdp_order=order)
     ahead = min(_PROJECTION_ROUNDS, left)
+    projected = charged([*earlier, (terms.mechanism, ahead)], delta, order) if ahead else report.spent
+    alone, together = (report.delta_of(view) if earlier else terms.delta for view in View)
     return Budget(
         silo=files.silo,
-        rounds_charged=len(charged),
-        epsilon=report.epsilon,
-        delta=delta,
-        cap=cap,
+        rounds_charged=len(earlier),
+        federations=len(report.plans),
+        spent=report.spent,
+        delta=Cost(alone, together),
+        caps=terms.caps,
         rounds_left=left,
-        epsilon_projected=epsilon_spent([*charged, (mechanism, ahead)], delta) if ahead else report.epsilon,
+        projected=projected.at_least(report.spent),
         rounds_projected=ahead,
-        statement=local_statement(files.silo, report.epsilon, delta),
+        insecure_rounds=report.insecure_rounds,
+        statements=report.statements(files.silo, terms),
     )
-
-
-def _rounds_left(charged: Rounds, mechanism: Mechanism, delta: float, cap: float) -> int:
-    """The most further rounds whose total stays at or below the cap."""
-    fitting, beyond = 0, rounds_within(mechanism, delta, cap) + 1
-    while beyond - fitting > 1:
-        middle = (fitting + beyond) // 2
-        fits = epsilon_spent([*charged, (mechanism, middle)], delta) <= cap
-        fitting, beyond = (middle, beyond) if fits else (fitting, middle)
-    return fitting

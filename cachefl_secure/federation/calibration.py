@@ -14,7 +14,7 @@ import msgspec
 
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.plan import FederationPlan, SecureSumPlan
-from cachefl_secure.privacy.accounting import ORDERS, epsilon_spent, noise_multiplier_for
+from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
 from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
 
@@ -35,7 +35,7 @@ _DELTA = 1e-5
 
 def default_delta(expected_records: int) -> float:
     """1e-5, or less if a silo is expected to have so many records that this is not far below one over them."""
-    return min(_DELTA, 1.0 / (10 * expected_records))
+    return min(_DELTA, 1.0 / (10 * max(expected_records, 1)))  # 0 is refused elsewhere, by name
 
 
 MechanismName = Literal["distributed", "local", "none"]
@@ -135,9 +135,9 @@ def recalibrated(section: PrivacyPlan, epsilon: float, sizes: Sizes) -> PrivacyP
     else:
         noise = _noise(section, epsilon, View.LOCAL, sizes)
         made = msgspec.structs.replace(section, noise_multiplier=noise, epsilon_local=epsilon)
-    return msgspec.structs.replace(
-        made, learning_rate=learning_rate_for(made, sizes), rdp_order=_best_order(made, sizes)
-    )
+    steps = made.rounds * made.steps_per_round
+    order = rdp_order_for(made.sampling_rate, made.noise_multiplier, steps, made.delta)
+    return msgspec.structs.replace(made, learning_rate=learning_rate_for(made, sizes), rdp_order=order)
 
 
 def as_local(section: PrivacyPlan) -> PrivacyPlan:
@@ -161,9 +161,10 @@ def _noise(section: DistributedPlan | LocalPlan, epsilon: float, view: View, siz
     """The least noise multiplier, to four digits, whose epsilon in this view is at most the target."""
     shares = sizes.honest_survivors if view is View.AGGREGATE else 1
     steps = section.rounds * section.steps_per_round
-    noise = noise_multiplier_for(epsilon, section.delta, section.sampling_rate, steps) / math.sqrt(shares)
-    noise = _upward(noise, 5)
-    while _cost(section, noise, view, sizes) > epsilon:  # the price of integers, and rounding
+    hardly = min(1e-5, epsilon / 100)  # what integers cost: looked up below
+    noise = noise_multiplier_for(epsilon, section.delta, section.sampling_rate, steps, slack=hardly)
+    noise = _upward(noise / math.sqrt(shares), 5)
+    while _cost(section, noise, view, sizes) > epsilon:
         noise = _upward(noise * 1.0005, 5)
     return noise
 
@@ -180,15 +181,6 @@ def _mechanism(section: PrivacyPlan, sizes: Sizes) -> Mechanism:
         feature_dim=sizes.feature_dim,
         honest_survivors=sizes.honest_survivors,
     )
-
-
-def _best_order(section: DistributedPlan | LocalPlan, sizes: Sizes) -> int:
-    """The Renyi order that suits these rounds best, for the filter that a ledger may need one day."""
-    from dp_accounting import rdp
-
-    accountant = rdp.RdpAccountant(ORDERS)
-    accountant.compose(_mechanism(section, sizes).event(View.LOCAL), section.rounds)
-    return int(accountant.get_epsilon_and_optimal_order(section.delta)[1])
 
 
 def _without_noise(section: PrivacyPlan) -> NoPrivacyPlan:

@@ -5,8 +5,9 @@ messages and masks, which cancel exactly, and, with ``local``, without the round
 with them. "Without noise" is the same training with noise 0: it still clips. Nothing is charged to any ledger,
 because nothing leaves; the data must be data that whoever runs this may see together.
 
-An epsilon here is aggregate where the plan says ``distributed``, and local else. A silo that trains alone has
-nobody whose noise would help: for it the two are the same.
+An epsilon here is aggregate where the plan says ``distributed``, and local else. What the local one then becomes is
+told beside it, uncapped: a cap would compare something else. A silo that trains alone has nobody whose noise
+would help: for it the two are the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from cachefl_secure.cache.evaluate import evaluate, zero_shot
@@ -24,7 +26,9 @@ from cachefl_secure.federation.calibration import Sizes, as_local, recalibrated
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.privacy.mechanism import step_mechanism
 from cachefl_secure.privacy.training import change_of_keys, train_privately
-from cachefl_secure.privacy_plan import PrivacyPlan
+from cachefl_secure.privacy_plan import DistributedPlan, NoPrivacyPlan, PrivacyPlan
+
+_NO_CAP = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class GridPoint:
     """Accuracies in [0, 1] after all rounds at one epsilon; infinity means no noise."""
 
     epsilon: float
+    epsilon_local: float
+    """Of each silo of the federation; the same with ``local``."""
     noise_multiplier: float
     together: float
     alone: tuple[float, ...]
@@ -48,6 +54,8 @@ class Comparison:
 
     rounds: int
     delta: float
+    view: str
+    """``aggregate`` or ``local``: which epsilon the grid is of."""
     zero_shot: float
     synthetic_cache: float
     non_private: tuple[float, ...]
@@ -110,14 +118,22 @@ def compare(
     for epsilon in epsilons:
         by_itself = calibrated(as_local(privacy), epsilon, 1)
         alone = tuple(final([records], by_itself) for records in silos)
-        together = calibrated(privacy, epsilon, len(silos))
-        grid.append(GridPoint(epsilon, together.noise_multiplier, final(silos, together), alone))
+        together = calibrated(_uncapped(privacy), epsilon, len(silos))
+        local = epsilon if isinstance(together, NoPrivacyPlan) else together.epsilon_local
+        grid.append(GridPoint(epsilon, local, together.noise_multiplier, final(silos, together), alone))
     progress(total, total, "compare")
     return Comparison(
         rounds=privacy.rounds,
         delta=privacy.delta,
+        view="aggregate" if isinstance(privacy, DistributedPlan) else "local",
         zero_shot=zero_shot(model, held_out).top1,
         synthetic_cache=evaluate(model, held_out).top1,
         non_private=non_private,
         grid=tuple(grid),
     )
+
+
+def _uncapped(privacy: PrivacyPlan) -> PrivacyPlan:
+    if isinstance(privacy, DistributedPlan):
+        return msgspec.structs.replace(privacy, epsilon_local=_NO_CAP)
+    return privacy

@@ -30,6 +30,7 @@ from cachefl_secure.federation.state_dir import StateDir, round_file, round_numb
 from cachefl_secure.federation.synchronising import Attendance, Synchroniser
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
+from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.coordinator import CoordinatorSession
 from cachefl_secure.protocol.encoding import decode_sum
@@ -51,8 +52,8 @@ class RoundOutcome:
     attendance: Attendance
     enrolled: int
     """Silos of the roster, whether they took part or not."""
-    epsilon: float
-    """Most that any silo can have spent by now; see ``Records.epsilon_by``."""
+    cost: Cost
+    """Most that any silo can have spent by now; see ``Records.cost_by``."""
 
 
 class CoordinatorService:
@@ -80,12 +81,15 @@ class CoordinatorService:
     def run_round(
         self, cohort: set[SiloId], attendance: Attendance, progress: Progress = silent
     ) -> RoundOutcome:
-        """One round with these silos.
+        """One round with these silos, less those whose caps allow none: the federation goes on without them.
 
         Raises:
             RoundAborted: fewer silos than the threshold. Run it again: the same noised updates are re-sent
                 and nothing more is charged, unless unmasking had begun.
         """
+        left_out = cohort & attendance.exhausted
+        attendance.declined.update(dict.fromkeys(left_out, "budget-exhausted"))
+        cohort = cohort - left_out
         needed = smallest_cohort(self._chain.plan, self._chain.roster)
         if len(cohort) < needed:
             raise RoundAborted(len(cohort), needed)
@@ -171,7 +175,7 @@ class CoordinatorService:
         self._chain.extend(raw, content, None)
         self._state.remove(round_file(manifest.round, _UNMASKING))
         progress(len(PHASES), len(PHASES), f"round {manifest.round}")
-        return RoundOutcome(record, attendance, len(self._keys), self._chain.epsilon_by(record.round))
+        return RoundOutcome(record, attendance, len(self._keys), self._chain.cost_by(record.round))
 
     def _give_up(self, number: int) -> None:
         self._state.write(round_file(number, _GIVEN_UP), b"")

@@ -73,7 +73,7 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     from cachefl_secure.cache.model import cache_to_bytes
 
     StateDir.refuse_occupied(root)
-    _check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
+    check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
     choices.privacy.draft()
     encoder = load_source(choices.clip, device=choices.device)
     privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
@@ -99,7 +99,11 @@ def _sizes(choices: FoundingChoices, feature_dim: int) -> Sizes:
     )
 
 
-def _check_secure_sum(section: SecureSumPlan) -> None:
+def check_secure_sum(section: SecureSumPlan) -> None:
+    """
+    Raises:
+        ConfigError: a number out of range, or more colluders than a sum of the fewest silos can bear.
+    """
     checked(lambda: section)
     most = section.minimum_cohort - 2
     if section.colluders > most:

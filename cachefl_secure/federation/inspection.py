@@ -28,9 +28,10 @@ from cachefl_secure.federation.countersigning import kept_countersignatures
 from cachefl_secure.federation.enrolment import read_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
-from cachefl_secure.names import Digest, PublicKeyHex, SiloId
-from cachefl_secure.privacy.accounting import rounded_up
+from cachefl_secure.names import Digest, FederationId, PublicKeyHex, SiloId
+from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
+from cachefl_secure.privacy.statements import rounded_up
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 
@@ -86,33 +87,43 @@ def open_chain(root: Path) -> Chain:
     return Chain(files.state, files.plan, read_roster(files.state, files.plan))
 
 
-def witnessed_heads(roots: Sequence[Path]) -> dict[SiloId, set[Digest]]:
+Witnessed = Mapping[tuple[FederationId, SiloId], set[Digest]]
+"""Heads of silos' ledgers that others hold. The same name in two federations may be two institutions."""
+
+
+def witnessed_heads(roots: Sequence[Path]) -> Witnessed:
     """Heads of silos' ledgers that any of these directories holds: in its records, or in a silo's receipt."""
-    heads: dict[SiloId, set[Digest]] = {}
+    heads: dict[tuple[FederationId, SiloId], set[Digest]] = {}
     for root in roots:
         if not (root / ROSTER_FILE).is_file():
             continue
         chain = open_chain(root)
         for member in chain.roster.members:
-            heads.setdefault(member.silo, set()).update(chain.ledger_heads_of(member.silo))
+            named = heads.setdefault((chain.plan.id, SiloId(member.silo)), set())
+            named.update(chain.ledger_heads_of(SiloId(member.silo)))
         if not is_silo(root):
             for silo, receipts in verified_receipts(CoordinatorFiles.open(root), chain).items():
-                heads.setdefault(silo, set()).update(Digest(receipt.ledger_head) for receipt in receipts)
+                named = heads.setdefault((chain.plan.id, silo), set())
+                named.update(Digest(receipt.ledger_head) for receipt in receipts)
     return heads
 
 
-def audit_silo(root: Path, witnessed: Mapping[SiloId, set[Digest]]) -> Audit:
+def audit_silo(root: Path, witnessed: Witnessed) -> Audit:
     """Steps (1) to (4) of the module's docstring, with the heads that others witnessed.
+
+    Of a shared ledger, the heads of all federations that write into it.
 
     Raises:
         LedgerError, RecordRejected, ConfigError: the step that does not hold.
     """
     files = SiloFiles.open(root)
+    heads = {head for _, head in files.witnessed_heads()}
+    for each in files.ledger_sharers():
+        heads |= witnessed.get((each.plan.id, each.silo), set())
     if not files.state.has(ROSTER_FILE):
-        report = files.verified_ledger(witnessed.get(files.silo, set()))
+        report = files.verified_ledger(heads)
         return Audit(f"silo {files.silo}", (_ledger_step(report),), report)
     chain = open_chain(root)  # (2)
-    heads = witnessed.get(files.silo, set()) | set(chain.ledger_heads_of(files.silo))
     report = files.verified_ledger(heads)  # (1) (3)
     steps = (
         _ledger_step(report),
@@ -171,13 +182,16 @@ def _silo_status(root: Path) -> Status:
     rounds = open_chain(root).position.round if enrolled else 0
     waiting = "the coordinator: hand over join-request.toml"
     files.records()  # raises if what a round needs is gone
-    charged = [spend.round for spend in files.verified_ledger().spends]
+    report, plan = files.verified_ledger(), plan_digest(files.plan)
+    charged = [spend.round for spend in report.spends if spend.plan_digest == plan]
     if enrolled:
         waiting = "the coordinator's next round"
     if charged and charged[-1] > rounds:
         waiting += f" (round {charged[-1]} is charged and not finished: repeating it costs nothing)"
     elif rounds >= files.plan.privacy.rounds:
         waiting = "nobody: all planned rounds are done"
+    elif not report.allows(files.terms):
+        waiting = "nobody: its caps allow no further round; the federation goes on without it"
     return Status(
         role=f"silo {files.silo}",
         federation=files.plan.name,
@@ -227,20 +241,33 @@ def _receipts(files: CoordinatorFiles) -> dict[SiloId, list[letters.Receipt]]:
 
 
 def _ledger_step(report: LedgerReport) -> AuditStep:
+    spent, second = report.spent, report.second
     finding = (
-        f"{report.entries} entries, {len(report.spends)} rounds charged; epsilon "
-        f"{rounded_up(report.epsilon)} by PLD, {rounded_up(report.epsilon_rdp)} by RDP (an upper bound), delta {report.delta!r}"
+        f"{report.entries} entries, {len(report.spends)} rounds charged; local epsilon {rounded_up(spent.local)}, "
+        f"aggregate {rounded_up(spent.aggregate)}; by a second accountant {rounded_up(second.local)} and "
+        f"{rounded_up(second.aggregate)}; delta {report.delta!r}"
     )
-    caps = [f"{spend.cap:g} from round {spend.round}" for spend in _cap_changes(report)]
+    if len(report.plans) > 1:
+        finding += f"; {len(report.plans)} plans share this ledger"
+    if len(report.data_commitments) > 1:
+        finding += f"; {len(report.data_commitments)} sets of records, added up as if they were one"
+    caps = [
+        f"{spend.caps.local:g} and {spend.caps.aggregate:g} from round {spend.round}"
+        for spend in _cap_changes(report)
+    ]
     if len(caps) > 1:
-        finding += f"; the silo changed its cap: {', '.join(caps)}"
+        finding += f"; the silo changed its caps: {', '.join(caps)}"
+    if report.insecure_rounds:
+        finding += (
+            f"; NOT PRIVATE: {report.insecure_rounds} rounds drew noise from a test's repeatable streams"
+        )
     return AuditStep(1, "privacy ledger", finding)
 
 
 def _cap_changes(report: LedgerReport) -> list[Spend]:
-    """The first spend under each cap."""
+    """The first spend under each pair of caps."""
     spends = report.spends
-    return [s for i, s in enumerate(spends) if i == 0 or spends[i - 1].cap != s.cap]
+    return [s for i, s in enumerate(spends) if i == 0 or spends[i - 1].caps != s.caps]
 
 
 def _roster_step(state: StateDir, chain: Chain) -> AuditStep:

@@ -8,120 +8,38 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import msgspec
-from msgspec import Meta
+from typing import TYPE_CHECKING
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.clip_source import ClipSource, open_encoder
-from cachefl_secure.federation.enrolment import read_invite, read_roster, write_join_request
+from cachefl_secure.federation.enrolment import read_invite, write_join_request
 from cachefl_secure.federation.ports import Progress, silent
-from cachefl_secure.federation.records import Records
-from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
-from cachefl_secure.fields import Hex64
+from cachefl_secure.federation.shared_ledger import add_sharing_directory
+from cachefl_secure.federation.silo_files import (
+    CONFIG_FILE,
+    FEATURES_FILE,
+    INVITE_FILE,
+    LEDGER_FILE,
+    REQUEST_FILE,
+    SALT_FILE,
+    SiloConfig,
+    SiloFiles,
+)
+from cachefl_secure.federation.state_dir import StateDir, utc_now
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
-from cachefl_secure.plan import FederationPlan, encode_toml, plan_digest, read_toml
+from cachefl_secure.plan import FederationPlan, encode_toml, read_toml
+from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
-from cachefl_secure.privacy.ledger import Anchor, Ledger, LedgerReport, verify_ledger
-from cachefl_secure.privacy.mechanism import mechanism_of
+from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy.terms import planned_cost
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.features import FeatureSet
 
-CONFIG_FILE, INVITE_FILE, REQUEST_FILE = "silo.toml", "invite.toml", "join-request.toml"
-LEDGER_FILE, FEATURES_FILE, SALT_FILE = "ledger/ledger.jsonl", "features.safetensors", "keys/commitment.salt"
-
-
-class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """silo.toml: what is this silo's own business. Never sent."""
-
-    silo: str
-    features_digest: Hex64
-    """What the features were extracted from: encoder, preprocessing and files."""
-    clip: str
-    """Where this silo has the encoder's weights, as given to ``--clip``."""
-    epsilon_cap: Annotated[float, Meta(ge=0.0)]
-    """This silo refuses a round that would take its epsilon beyond this. Infinite with ``none``."""
-    data_commitment: Hex64
-    """Names the records in the ledger; made at join, with the salt in keys/."""
-    training_device: Literal["cpu", "cuda"] = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class SiloFiles:
-    """A silo's directory, opened and checked."""
-
-    state: StateDir
-    plan: FederationPlan
-    config: SiloConfig
-
-    @classmethod
-    def open(cls, root: Path) -> SiloFiles:
-        """
-        Raises:
-            ConfigError: not a silo's directory, or a file in it does not parse.
-        """
-        if not (root / CONFIG_FILE).is_file():
-            raise ConfigError(str(root), "", "no silo's directory; join makes one")
-        if not StateDir(root).is_finished:
-            raise ConfigError(str(root), "", "join was interrupted; run it again with the same directory")
-        config = read_toml(root / CONFIG_FILE, SiloConfig)
-        parse_silo_id(config.silo, file=str(root / CONFIG_FILE))
-        return cls(StateDir(root), read_invite(root / INVITE_FILE), config)
-
-    @property
-    def silo(self) -> SiloId:
-        return SiloId(self.config.silo)
-
-    def records(self) -> FeatureSet:
-        """The features that ``join`` extracted.
-
-        Raises:
-            ConfigError: the file is damaged, or does not fit the plan.
-        """
-        from cachefl_secure.cache.features import load_features
-
-        path = self.state.path(FEATURES_FILE)
-        records, digest = load_features(path)
-        if digest != self.config.features_digest:
-            raise ConfigError(str(path), "digest", "not the features that join extracted")
-        if len(records) and records.features.shape[1] != self.plan.encoder.feature_dim:
-            raise ConfigError(str(path), "features", "another feature dimension than the plan's")
-        return records
-
-    def rounds(self) -> Records | None:
-        """The records this silo holds, verified; None before it was admitted."""
-        if not self.state.has(ROSTER_FILE):
-            return None
-        return Records(self.state, self.plan, read_roster(self.state, self.plan))
-
-    def witnessed_heads(self) -> tuple[Anchor, ...]:
-        """Heads of this silo's ledger that the coordinator signed into records: none may be missing."""
-        rounds = self.rounds()
-        return () if rounds is None else tuple((None, head) for head in rounds.ledger_heads_of(self.silo))
-
-    def ledger(self) -> Ledger:
-        """The ledger, open for appending.
-
-        Raises:
-            LedgerError: it does not verify, or lacks a head that a record names: it was rolled back.
-        """
-        path = self.state.path(LEDGER_FILE)
-        return Ledger.open(path, self.state.signing_key(), anchors=self.witnessed_heads())
-
-    def verified_ledger(self, witnessed: Collection[Digest] = ()) -> LedgerReport:
-        """The ledger, verified in all the steps of ``privacy.verification``.
-
-        ``witnessed`` are heads that others hold, besides those in this silo's own records.
-        """
-        anchors = (*self.witnessed_heads(), *((None, head) for head in witnessed))
-        key = self.state.signing_key().public_key
-        return verify_ledger(self.state.path(LEDGER_FILE), key, anchors=anchors)
+__all__ = ["CONFIG_FILE", "LEDGER_FILE", "SiloConfig", "SiloFiles", "establish_silo", "join_federation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +51,12 @@ class Joined:
     classes_present: int
     skipped: tuple[str, ...]
     plan: FederationPlan
-    epsilon_cap: float
+    caps: Cost
     fingerprint: str
     coordinator_fingerprint: str
     request: Path
+    has_other_records: bool
+    """The shared ledger has names of other records only. What both cost is added up all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +68,10 @@ class JoinChoices:
     clip: ClipSource
     expect: str | None = None
     epsilon_cap: float | None = None
+    """For the local epsilon; None: what the plan's rounds cost, or with a shared ledger its owner's."""
+    epsilon_cap_aggregate: float | None = None
+    ledger: Path | None = None
+    """A silo of the same institution over the same records: its ledger, key and caps are shared."""
     not_private: bool = False
     skip_unreadable: bool = False
     device: str = "cpu"
@@ -169,7 +93,8 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     silo = parse_silo_id(choices.name)
     StateDir.refuse_occupied(root)
     plan = read_invite(invite, expect=choices.expect)
-    _check_cap(plan, choices)
+    _check_caps(plan, choices)
+    owner = _owner(choices)
     images = image_folder(choices.images, plan.classes)
     if not len(images):
         raise ConfigError(str(choices.images), "", "holds no images")
@@ -188,6 +113,8 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     file_digests = [hashlib.sha256((images.root / path).read_bytes()).hexdigest() for path in images.paths]
     digest = features_digest(images, encoder)
     features = Features(records, digest, tuple(map(Digest, file_digests)), skipped)
+    if owner is not None:
+        owner.ledger().close()  # verifies it, and that nobody has it open
     return establish_silo(root, invite.read_bytes(), silo, features, choices)
 
 
@@ -210,26 +137,28 @@ def establish_silo(
     from cachefl_secure.cache.features import features_to_bytes
 
     StateDir.discard_unfinished(root)  # of an interrupted join: nothing had been handed over
-    state = StateDir.create(root)
+    owner = _owner(choices)
+    state = StateDir.create(root, None if owner is None else owner.state.signing_key())
     state.write(INVITE_FILE, invite)
     plan, key = read_invite(root / INVITE_FILE), state.signing_key()
     state.write(FEATURES_FILE, features_to_bytes(features.records, features.digest), private=True)
-    commitment = _commit_to_data(state, features.file_digests)
-    config = _config(silo, plan, choices, commitment, features.digest)
-    _create_ledger(state, plan, silo, config.epsilon_cap)
+    commitment = _commit_to_data(state, features.file_digests, owner)
     state.write(REQUEST_FILE, write_join_request(silo, plan, key))
-    state.write(CONFIG_FILE, encode_toml(config))
+    state.write(CONFIG_FILE, encode_toml(_config(silo, plan, choices, commitment, features.digest, owner)))
+    files = SiloFiles(state, plan, read_toml(root / CONFIG_FILE, SiloConfig))
+    _agree_to_plan(files)
     state.finish()
     return Joined(
         silo=silo,
         records=len(features.records),
         skipped=features.skipped,
         plan=plan,
-        epsilon_cap=config.epsilon_cap,
+        caps=files.caps,
         classes_present=len(set(features.records.labels.tolist())),
         fingerprint=fingerprint(key.public_key),
         coordinator_fingerprint=fingerprint(PublicKeyHex(plan.coordinator_public_key)),
         request=root / REQUEST_FILE,
+        has_other_records=owner is not None and commitment not in _commitments(owner),
     )
 
 
@@ -244,42 +173,72 @@ def check_delta(plan: FederationPlan, records: int) -> None:
         raise ConfigError("invite", "plan.privacy.delta", reason)
 
 
-def _check_cap(plan: FederationPlan, choices: JoinChoices) -> None:
+def _check_caps(plan: FederationPlan, choices: JoinChoices) -> None:
     if plan.privacy.mechanism == "none" and not choices.not_private:
         reason = "its updates carry no noise and reveal records; confirm with --not-private"
         raise ConfigError("invite", "plan.privacy.mechanism", reason)
-    if choices.epsilon_cap is not None and not choices.epsilon_cap > 0:
-        raise ConfigError("--epsilon-cap", "", "must be positive")
+    for option, cap in (
+        ("--epsilon-cap", choices.epsilon_cap),
+        ("--epsilon-cap-aggregate", choices.epsilon_cap_aggregate),
+    ):
+        if cap is not None and not cap > 0:
+            raise ConfigError(option, "", "must be positive")
+
+
+def _owner(choices: JoinChoices) -> SiloFiles | None:
+    """The silo whose ledger is shared, at its first owner."""
+    return None if choices.ledger is None else SiloFiles.open(choices.ledger).ledger_owner()
 
 
 def _config(
-    silo: SiloId, plan: FederationPlan, choices: JoinChoices, commitment: Digest, features: Digest
+    silo: SiloId,
+    plan: FederationPlan,
+    choices: JoinChoices,
+    commitment: Digest,
+    features: Digest,
+    owner: SiloFiles | None,
 ) -> SiloConfig:
-    planned = math.inf if plan.privacy.mechanism == "none" else plan.privacy.epsilon
-    cap = planned if choices.epsilon_cap is None else choices.epsilon_cap
+    # With a shared ledger the owner's caps bind in any case: this plan alone says nothing about the sum.
+    planned = planned_cost(plan) if owner is None else Cost(math.inf, math.inf)
+    local, aggregate = choices.epsilon_cap, choices.epsilon_cap_aggregate
     return SiloConfig(
         data_commitment=commitment,
         silo=silo,
         features_digest=features,
         clip=choices.clip.text,
-        epsilon_cap=float(cap),
+        epsilon_cap_local=float(planned.local if local is None else local),
+        epsilon_cap_aggregate=float(planned.aggregate if aggregate is None else aggregate),
+        ledger="" if owner is None else str(owner.state.root.resolve()),
         # Training needs float64, which Apple's GPU lacks; the cache is small, so the processor does.
         training_device="cuda" if choices.device == "cuda" else "cpu",
     )
 
 
-def _commit_to_data(state: StateDir, file_digests: tuple[Digest, ...]) -> Digest:
-    """A name for this silo's records that shows nothing about them; the salt stays here."""
-    salt = CommitmentSalt.generate()
+def _commit_to_data(state: StateDir, file_digests: tuple[Digest, ...], owner: SiloFiles | None) -> Digest:
+    """A name for this silo's records that shows nothing about them; the salt stays here.
+
+    Under the salt of a shared ledger, so that the same records have the same name.
+    """
+    salt = CommitmentSalt.generate() if owner is None else CommitmentSalt(owner.state.read(SALT_FILE))
     state.write(SALT_FILE, salt.reveal(), private=True)
     return data_commitment(file_digests, salt)
 
 
-def _create_ledger(state: StateDir, plan: FederationPlan, silo: SiloId, cap: float) -> None:
-    path = state.path(LEDGER_FILE)
+def _commitments(owner: SiloFiles) -> set[str]:
+    """Names of the records of all silos that share the ledger already."""
+    return {files.config.data_commitment for files in owner.ledger_sharers()}
+
+
+def _agree_to_plan(files: SiloFiles) -> None:
+    """A new ledger with the plan in it, or the plan in the one that is shared."""
+    if files.config.ledger:
+        add_sharing_directory(files.ledger_owner().state, files.state.root)
+        with files.ledger() as shared:
+            shared.note_plan(files.terms, timestamp=utc_now())
+        return
+    path = files.state.path(LEDGER_FILE)
     path.parent.mkdir(mode=0o700)
     with Ledger.create(
-        path, state.signing_key(), silo=silo, federation=plan.id, timestamp=utc_now()
+        path, files.state.signing_key(), silo=files.silo, federation=files.plan.id, timestamp=utc_now()
     ) as ledger:
-        mechanism = mechanism_of(plan.privacy)
-        ledger.note_plan(plan_digest(plan), mechanism, delta=plan.privacy.delta, cap=cap, timestamp=utc_now())
+        ledger.note_plan(files.terms, timestamp=utc_now())

@@ -64,6 +64,8 @@ class Standing(Message, frozen=True):
     has_cache: bool
     round: Annotated[int, Meta(ge=0)]
     record_digest: Hex64
+    has_budget: bool
+    """Whether the silo's caps allow it to take part in another round."""
 
 
 class Countersignature(Message, frozen=True):

@@ -12,7 +12,7 @@ from cachefl_secure.federation.record import Position, RoundRecord, check_record
 from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import FederationPlan
-from cachefl_secure.privacy.accounting import epsilon_spent
+from cachefl_secure.privacy.accounting import Cost, cost_of
 from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.protocol.messages import Roster
 
@@ -59,13 +59,13 @@ class Records:
         records = (held.record for held in self.verified)
         return tuple(Digest(record.ledger_heads[silo]) for record in records if silo in record.ledger_heads)
 
-    def epsilon_by(self, round_number: int) -> float:
+    def cost_by(self, round_number: int) -> Cost:
         """Most that any silo's ledger can have charged for this plan by this round.
 
         Every round number is charged at most once, the ones that were given up included, so the number
         and not the count of records bounds it. What a silo really spent is in its own ledger.
         """
-        return epsilon_spent([(mechanism_of(self._plan.privacy), round_number)], self._plan.privacy.delta)
+        return cost_of([(mechanism_of(self._plan), round_number)], self._plan.privacy.delta)
 
     def _committed(self) -> list[int]:
         return [n for n in round_numbers(self._state) if self._state.has(round_file(n, "record.json"))]

@@ -180,7 +180,12 @@ class SiloAttempt:
             state.write(round_file(manifest.round, _SENT), manifest.roster_digest.encode())
             transcript = manifest_digest(manifest)
             self.ledger.note_sent(
-                manifest.round, manifest.attempt, sealed.digest, transcript, timestamp=utc_now()
+                manifest.plan_digest,
+                manifest.round,
+                manifest.attempt,
+                sealed.digest,
+                transcript,
+                timestamp=utc_now(),
             )
         return self.session.on_share_delivery(content, encoding, head)
 
@@ -200,7 +205,13 @@ class SiloAttempt:
     def abandon(self, reason: str) -> None:
         """Another attempt or round begins: a masked input that was sent and left no record stays charged."""
         if self.session.ledger_head is not None:
-            self.ledger.note_abort(self.manifest.round, self.manifest.attempt, reason, timestamp=utc_now())
+            self.ledger.note_abort(
+                self.manifest.plan_digest,
+                self.manifest.round,
+                self.manifest.attempt,
+                reason,
+                timestamp=utc_now(),
+            )
 
     def _complete(self) -> None:
         """Notes that belong to replies in the journal, which a crash may have cut off."""
@@ -225,14 +236,11 @@ class SiloAttempt:
         mechanism, model, records = mechanism_of(plan), self.chain.model(), self.files.records()
         self.trainer.check(config.training_device)
         spend = self.ledger.reserve(
-            mechanism,
+            self.files.terms,
             round=manifest.round,
             attempt=manifest.attempt,
-            plan_digest=manifest.plan_digest,
             cache_digest=manifest.cache_digest,
             data_commitment=Digest(config.data_commitment),
-            delta=plan.privacy.delta,
-            cap=config.epsilon_cap,
             timestamp=utc_now(),
         )
         if spend.update_digest is not None or self.files.state.has(round_file(manifest.round, _SENT)):

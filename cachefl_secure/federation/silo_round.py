@@ -25,6 +25,7 @@ from cachefl_secure.errors import (
     ConfigError,
     LedgerRolledBack,
     LocalProtocolError,
+    PrivacyError,
 )
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.certified import check_against_signed, signed_statement
@@ -47,7 +48,6 @@ from cachefl_secure.federation.state_dir import ROSTER_FILE, round_numbers, utc_
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import Ledger
-from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.attempt import open_manifest
 from cachefl_secure.protocol.messages import (
@@ -134,6 +134,7 @@ class SiloService:
             has_cache=self._files.state.has("models/0000.safetensors"),
             round=position.round,
             record_digest=position.record_digest,
+            has_budget=self._has_budget(position.round),
         )
         return wire.encode(standing)
 
@@ -177,8 +178,10 @@ class SiloService:
         seen = self._attempt.participation if self._attempt else None
         record = chain.extend(synced.record, synced.aggregate, seen)
         if record.round > before:
-            if self._ledger.spend_of(plan_digest(self._files.plan), record.round) is not None:
-                self._ledger.note_receipt(record.round, chain.position.record_digest, timestamp=utc_now())
+            plan = plan_digest(self._files.plan)
+            if self._ledger.spend_of(plan, record.round) is not None:
+                head = chain.position.record_digest
+                self._ledger.note_receipt(plan, record.round, head, timestamp=utc_now())
             self._discard(record.round)
             self._attempt = None
 
@@ -262,10 +265,19 @@ class SiloService:
 
     def _check_budget(self, round_number: int) -> None:
         """Declines before the round starts what ``reserve`` would refuse later; charges nothing."""
-        plan = self._files.plan
-        if self._ledger.spend_of(plan_digest(plan), round_number) is None:
-            cap = self._files.config.epsilon_cap
-            self._ledger.check(mechanism_of(plan.privacy), delta=plan.privacy.delta, cap=cap)
+        if self._ledger.spend_of(plan_digest(self._files.plan), round_number) is None:
+            self._ledger.check(self._files.terms)
+
+    def _has_budget(self, after_round: int) -> bool:
+        """Whether the caps allow another round, or one is charged already and not over."""
+        plan = plan_digest(self._files.plan)
+        if any(spend.plan_digest == plan and spend.round > after_round for spend in self._ledger.spends):
+            return True
+        try:
+            self._ledger.check(self._files.terms)
+        except PrivacyError:
+            return False
+        return True
 
     def _running(self) -> SiloAttempt:
         if self._attempt is None:

@@ -49,10 +49,11 @@ class StateDir:
     root: Path
 
     @classmethod
-    def create(cls, root: Path) -> StateDir:
+    def create(cls, root: Path, identity: SigningKey | None = None) -> StateDir:
         """A directory with identity and storage keys, marked unfinished until ``finish``.
 
-        A directory that an interrupted command left unfinished is taken up again with its keys.
+        A directory that an interrupted command left unfinished is taken up again with its keys. ``identity`` is
+        an institution's key that it has already; None makes a new one.
 
         Raises:
             ConfigError: occupied, or cannot be created.
@@ -65,6 +66,8 @@ class StateDir:
             raise ConfigError(str(root), "", error.strerror or "cannot be created") from None
         state = cls(root)
         state.write(_UNFINISHED, b"")
+        if identity is not None:
+            state.write(_SIGNING_KEY, identity.reveal(), private=True)
         for name, key in ((_SIGNING_KEY, SigningKey), (_STORAGE_KEY, AtRestKey)):
             if not state.has(name):
                 state.write(name, key.generate().reveal(), private=True)

@@ -29,9 +29,12 @@ class Attendance:
     absent: set[SiloId] = field(default_factory=set)
     declined: dict[SiloId, str] = field(default_factory=dict)
     rejected: dict[SiloId, str] = field(default_factory=dict)
+    exhausted: set[SiloId] = field(default_factory=set)
+    """Silos whose caps allow no further round. They get all records and are in no cohort."""
 
     def include(self, other: Attendance) -> None:
         self.absent |= other.absent
+        self.exhausted |= other.exhausted
         self.declined.update(other.declined)
         self.rejected.update(other.rejected)
 
@@ -49,7 +52,7 @@ class Synchroniser:
         self._countersigned = kept_countersignatures(state, chain.roster)
 
     def synchronise(self, attendance: Attendance) -> set[SiloId]:
-        """Returns the silos that hold everything.
+        """Returns the silos that hold everything, those without budget for another round among them.
 
         The first time it takes two passes: one collects the countersignatures, the other hands them out.
         """
@@ -76,6 +79,9 @@ class Synchroniser:
                 standings[silo] = wire.decode(body, Standing, limit_bytes=1 << 12, peer=silo)
             except MalformedMessage as error:
                 attendance.rejected[silo] = str(error)
+                continue
+            if not standings[silo].has_budget:
+                attendance.exhausted.add(silo)
         return standings
 
     def _lacking(self, standing: Standing) -> Sync:

@@ -1,130 +1,178 @@
-"""The privacy cost of a sequence of rounds. No torch, no Opacus: the coordinator and an auditor run this.
+"""The privacy cost of rounds, in both views. No torch, no Opacus: the coordinator and an auditor run this.
 
-Google's ``dp-accounting`` PLD decides, rounded pessimistically on a grid of 1e-3, so the true epsilon is
-never above the reported one. RDP is the second opinion of the ledger's verification; tests compare with
-Opacus' PRV accountant and, for full batch, with the closed form. The central-limit "GDP" accountant is
-not offered: it reports 11.99 where PLD says 13.36.
+What a mechanism's noise is worth in a view comes from the mechanism; what that costs, from ``accountants``.
+PLD decides, RDP is the second opinion of the ledger's verification; tests compare with Opacus' PRV accountant
+(``prv``) and, for full batch, with the closed form. The central-limit "GDP" accountant is not offered: it
+reports 11.99 where PLD says 13.36. Never amplified by which silos take part: the coordinator sees who does.
 
-Never amplified by which silos take part: participation is visible to the coordinator.
+The noise is discrete and the accountants are for real Gaussians. So every epsilon here is theirs at
+``_FOR_GAUSSIANS`` of delta, plus the most that the two can differ over all steps; the rest of delta
+pays for the tails. A history for which that exceeds ``MAX_SLACK`` is not accounted: it costs infinity.
+
+An accountant's epsilon is one thing, a rule by which rounds may be *chosen* one after the other is another.
+``cost_of`` is for rounds that were fixed beforehand. ``charged`` is what a ledger says of rounds that were chosen
+after seeing results; the cap it is compared with is what holds however they were chosen (decision 0025):
+
+  one setting      of sampling rate and noise, and only the number of rounds is open: PLD
+  all full batch   however the noise is chosen: Gaussians, whose losses depend on sum(1 / noise^2) alone: PLD
+  otherwise        sampled Gaussians are not ordered (Regehr et al. 2026, arXiv 2602.15815), PLD is no filter: RDP at
+                   the one order that the ledger's first plan fixed (Feldman and Zrnic 2021, arXiv 2008.11193)
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
 
 from cachefl_secure.errors import UnaccountedMechanism
-from cachefl_secure.names import SiloId
-from cachefl_secure.privacy.mechanism import LocalMechanism, Mechanism, NoMechanism
-
-GRID = 1e-3
-"""Coarsest discretisation of the privacy loss: reports at most 8e-4 above 1e-4, ten times faster."""
-
-_FINEST_GRID = 1e-5
-
-ORDERS = (*range(2, 65), 80, 128, 256, 512, 1024)
-"""Renyi orders of the second accountant: integers, whose sums are finite; fractional ones may not converge."""
+from cachefl_secure.privacy.accountants import (
+    GRID,
+    ORDERS,
+    Runs,
+    best_order,
+    epsilon_closed_form,
+    pld_epsilon,
+    rdp_epsilon,
+)
+from cachefl_secure.privacy.mechanism import (
+    DistributedMechanism,
+    LocalMechanism,
+    Mechanism,
+    NoisedMechanism,
+    NoMechanism,
+    StatisticsMechanism,
+    View,
+)
 
 MAX_ROUNDS = 100_000
 """As many as a plan may hold."""
 
-Rounds = Sequence[tuple[Mechanism, int]]
+MAX_SLACK = 1e-3
+"""Most that discreteness may add to epsilon. Far above what any plan's lattice gives."""
+
+_FOR_GAUSSIANS = 0.999
+
+Rounds = Iterable[tuple[Mechanism, int]]
 """(mechanism, number of rounds), in any order."""
 
-_Runs = tuple[tuple[float, float, int], ...]  # (sampling rate, noise multiplier, steps), sorted
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A pair of epsilons, one for each view: spent, asked for, or a cap."""
+
+    local: float
+    aggregate: float
+
+    def of(self, view: View) -> float:
+        return self.local if view is View.LOCAL else self.aggregate
+
+    def within(self, caps: Cost) -> bool:
+        """Whether neither passes its cap; NaN is within nothing."""
+        return self.local <= caps.local and self.aggregate <= caps.aggregate
+
+    def at_least(self, other: Cost) -> Cost:
+        """The larger of both, view by view."""
+        return Cost(max(self.local, other.local), max(self.aggregate, other.aggregate))
+
+    def at_most(self, other: Cost) -> Cost:
+        """The smaller of both, view by view."""
+        return Cost(min(self.local, other.local), min(self.aggregate, other.aggregate))
+
+
+NOTHING = Cost(0.0, 0.0)
 
 
 @lru_cache(1)
 def accountant_name() -> str:
     """What the ledger writes beside every epsilon."""
-    return f"dp-accounting {version('dp-accounting')} PLD grid <= {GRID!r} add-or-remove-one"
+    library = f"dp-accounting {version('dp-accounting')}"
+    return f"{library} PLD grid {GRID!r} or RDP, {_FOR_GAUSSIANS!r} of delta, add-or-remove-one"
 
 
-def epsilon_spent(rounds: Rounds, delta: float) -> float:
-    """Epsilon after all rounds at ``delta``; infinity if a round was not private.
+def epsilon_spent(rounds: Rounds, delta: float, view: View = View.LOCAL) -> float:
+    """Epsilon after all rounds, fixed beforehand, at ``delta``; infinity if a round was not private.
 
     Raises:
         UnaccountedMechanism: a kind that this version cannot account for.
     """
-    runs = _runs(rounds)
-    return math.inf if runs is None else _pld_epsilon(runs, delta)
+    runs, slack = _history(rounds, view)
+    return slack if math.isinf(slack) else pld_epsilon(runs, _FOR_GAUSSIANS * delta) + slack
 
 
-def epsilon_rdp(rounds: Rounds, delta: float) -> float:
-    """The same by Renyi DP (Mironov 2017; best of ``ORDERS``). Not below PLD's, up to PLD's grid."""
-    runs = _runs(rounds)
-    return math.inf if runs is None else _rdp_epsilon(runs, delta)
+def cost_of(rounds: Rounds, delta: float) -> Cost:
+    """``epsilon_spent`` in both views."""
+    listed = list(rounds)
+    return Cost(epsilon_spent(listed, delta, View.LOCAL), epsilon_spent(listed, delta, View.AGGREGATE))
 
 
-@lru_cache(256)
-def _rdp_epsilon(runs: _Runs, delta: float) -> float:
-    from dp_accounting import rdp
-
-    if not runs:
-        return 0.0
-    total = sum(steps * _rdp_of_step(rate, noise_multiplier) for rate, noise_multiplier, steps in runs)
-    return float(rdp.compute_epsilon(ORDERS, total, delta)[0])
+def epsilon_rdp(rounds: Rounds, delta: float, view: View = View.LOCAL, order: int | None = None) -> float:
+    """The same by Renyi DP, at one order or the best of ``ORDERS``. Not below PLD's, up to PLD's grid."""
+    runs, slack = _history(rounds, view)
+    orders = ORDERS if order is None else (order,)
+    return slack if math.isinf(slack) else rdp_epsilon(runs, _FOR_GAUSSIANS * delta, orders) + slack
 
 
-def epsilon_closed_form(noise_multiplier: float, steps: int, delta: float) -> float:
-    """Exact epsilon of full-batch steps: Gaussian DP with mu = sqrt(steps) / noise_multiplier.
+def charged(rounds: Rounds, delta: float, rdp_order: int) -> Cost:
+    """What a ledger says of rounds that were chosen one after the other: see the module's docstring.
 
-    Balle and Wang (2018), Theorem 8. ``math.inf`` is never needed: any delta in (0, 1) has a finite epsilon.
+    Once settings are mixed the RDP bound over *everything* counts, whose order was fixed before anything was seen.
     """
-    from scipy.optimize import brentq
-    from scipy.special import log_ndtr
+    listed = list(rounds)
 
-    mu = math.sqrt(steps) / noise_multiplier
+    def epsilon(view: View) -> float:
+        if is_mixed(listed, view):
+            return epsilon_rdp(listed, delta, view, rdp_order)
+        return epsilon_spent(listed, delta, view)
 
-    def excess(epsilon: float) -> float:
-        # e^epsilon * Phi(..) in logarithms: the factor alone overflows.
-        return (
-            math.exp(log_ndtr(mu / 2 - epsilon / mu))
-            - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu))
-            - delta
-        )
-
-    if excess(0.0) <= 0.0:
-        return 0.0
-    highest = mu * mu / 2 + mu * (1.0 + math.sqrt(2.0 * math.log(1.0 / delta)))
-    return float(brentq(excess, 0.0, highest, xtol=1e-12))
+    return Cost(epsilon(View.LOCAL), epsilon(View.AGGREGATE))
 
 
-def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, total_steps: int) -> float:
-    """A noise multiplier of five digits with which ``total_steps`` cost 99.5 to 100 % of ``epsilon``.
+def second_opinion(rounds: Rounds, delta: float) -> Cost:
+    """By the accountant that did not decide in ``charged``: RDP as a rule, PLD once settings are mixed."""
+    listed = list(rounds)
 
-    Calibrated with the accountant that decides, so a plan never overruns its own cap.
-    """
-    if not (0.0 < epsilon < math.inf and 0.0 < delta < 1.0):
-        raise ValueError("epsilon must be positive and finite, delta in (0, 1)")
+    def epsilon(view: View) -> float:
+        return (epsilon_spent if is_mixed(listed, view) else epsilon_rdp)(listed, delta, view)
 
-    def cost(noise_multiplier: float) -> float:
-        return _pld_epsilon(((sampling_rate, noise_multiplier, total_steps),), delta)
-
-    # Full batch costs more than any sampling, so its closed form is a start from above.
-    enough = _full_batch_noise(epsilon, delta, total_steps)
-    while cost(enough) > epsilon:
-        enough *= 1.01
-    factor = 1.002
-    while cost(too_little := enough / factor) <= epsilon:
-        enough, factor = too_little, min(factor * factor, 2.0)
-    while enough / too_little > 1.0003:
-        middle = math.sqrt(enough * too_little)
-        enough, too_little = (middle, too_little) if cost(middle) <= epsilon else (enough, middle)
-    while cost(rounded := _round_up(enough, 5)) > epsilon:  # PLD is monotone up to its grid only
-        enough *= 1.0001
-    return rounded
+    return Cost(epsilon(View.LOCAL), epsilon(View.AGGREGATE))
 
 
-def rounds_within(mechanism: Mechanism, delta: float, cap: float) -> int:
-    """T_max: the most rounds of this mechanism with an epsilon of at most ``cap``, up to ``MAX_ROUNDS``."""
+def contradicts(second: Cost, first: Cost, rounds: Rounds) -> bool:
+    """Whether a second opinion shows the first to be wrong: RDP must not be below PLD, whichever decided."""
+    listed = list(rounds)
+
+    def fault(view: View) -> bool:
+        rdp, pld = second.of(view), first.of(view)
+        if is_mixed(listed, view):
+            rdp, pld = pld, rdp
+        return rdp < pld - GRID  # PLD may be up to its grid above the true value
+
+    return fault(View.LOCAL) or fault(View.AGGREGATE)
+
+
+def runs_of(rounds: Rounds, view: View) -> Runs:
+    """The rounds as the accountants take them; those without noise are left out."""
+    return _history(rounds, view)[0]
+
+
+def is_mixed(rounds: Rounds, view: View) -> bool:
+    """Whether sampled steps stand beside steps of another setting, so that PLD is no filter."""
+    settings = {(rate, noise) for rate, noise, _ in runs_of(rounds, view)}
+    return len(settings) > 1 and any(rate < 1.0 for rate, _ in settings)
+
+
+def rounds_within(
+    mechanism: Mechanism, delta: float, caps: Cost, *, earlier: Rounds = (), rdp_order: int = 0
+) -> int:
+    """T_max: the most rounds of this mechanism, after those ``earlier``, within both caps, up to ``MAX_ROUNDS``."""
+    before = list(earlier)
 
     def fits(rounds: int) -> bool:
-        return epsilon_spent([(mechanism, rounds)], delta) <= cap
+        return charged([*before, (mechanism, rounds)], delta, rdp_order).within(caps)
 
     fitting, beyond = 0, 1
     while beyond <= MAX_ROUNDS and fits(beyond):
@@ -136,109 +184,70 @@ def rounds_within(mechanism: Mechanism, delta: float, cap: float) -> int:
     return fitting
 
 
-def may_follow(mechanism: Mechanism, earlier: Sequence[Mechanism]) -> bool:
-    """Whether testing the epsilon of all rounds against a cap stays a valid filter when this one is added.
+def noise_multiplier_for(
+    epsilon: float, delta: float, sampling_rate: float, total_steps: int, *, slack: float = MAX_SLACK
+) -> float:
+    """A noise multiplier of five digits with which ``total_steps`` cost 99.5 to 100 % of ``epsilon``, less ``slack``.
 
-    A PLD is a filter when the parameters are fixed and only the number of rounds is open, and for pure
-    Gaussians however they are chosen; not for sampled Gaussians chosen after seeing results (Regehr et al.
-    2026, arXiv 2602.15815). Infinity is infinity in any order.
+    Calibrated with the accountant that decides, so a plan never overruns its own cap. ``slack`` is room for the
+    discreteness of the noise: by default the most that is ever accounted for.
     """
-    settings: set[tuple[float, float]] = set()
-    for each in (*earlier, mechanism):
-        match each:
-            case LocalMechanism():
-                settings.add((each.sampling_rate, each.noise_multiplier))
-            case NoMechanism():
-                pass
-            case _:  # a kind that nobody has thought about fits no filter
-                return False
-    return len(settings) <= 1 or all(rate == 1.0 for rate, _ in settings)
+    if not (slack < epsilon < math.inf and 0.0 < delta < 1.0):
+        raise ValueError(f"epsilon must be more than {slack!r} and finite, delta in (0, 1)")
+    target, delta = epsilon - slack, _FOR_GAUSSIANS * delta
+
+    def cost(noise_multiplier: float) -> float:
+        return pld_epsilon(((sampling_rate, noise_multiplier, total_steps),), delta)
+
+    # Full batch costs more than any sampling, so its closed form is a start from above.
+    enough = _full_batch_noise(target, delta, total_steps)
+    while cost(enough) > target:
+        enough *= 1.01
+    factor = 1.002
+    while cost(too_little := enough / factor) <= target:
+        enough, factor = too_little, min(factor * factor, 2.0)
+    while enough / too_little > 1.0003:
+        middle = math.sqrt(enough * too_little)
+        enough, too_little = (middle, too_little) if cost(middle) <= target else (enough, middle)
+    while cost(rounded := _round_up(enough, 5)) > target:  # PLD is monotone up to its grid only
+        enough *= 1.0001
+    return rounded
 
 
-def local_statement(silo: SiloId, epsilon: float, delta: float) -> str:
-    """The one privacy sentence that is printed, with against whom it holds.
-
-    The second statement of the design, epsilon_aggregate under a secure sum, is not printed yet. It needs
-    the honest survivors' noise of every completed round, and for several local steps it holds for the
-    last step of a round only; until the ledger records that, printing a smaller number would be a claim
-    without a proof. Epsilon is rounded up. Computational: the noise is an AES-256-CTR stream.
-    """
-    if math.isinf(epsilon):
-        return f"Silo {silo} released updates without noise: no differential privacy is claimed."
-    return (
-        "Against the coordinator and all other institutions together, without assuming secure aggregation, "
-        f"every record of silo {silo} has ({rounded_up(epsilon)}, {delta!r})-DP."
-    )
+def rdp_order_for(sampling_rate: float, noise_multiplier: float, total_steps: int, delta: float) -> int:
+    """The order for a plan's ``rdp_order``: the best one for its own steps."""
+    return best_order(((sampling_rate, noise_multiplier, total_steps),), _FOR_GAUSSIANS * delta)
 
 
-def rounded_up(epsilon: float, decimals: int = 3) -> str:
-    """How an epsilon is written for people: never smaller than it is."""
-    if math.isinf(epsilon):
-        return "infinity"
-    scale = 10**decimals
-    return f"{math.ceil(epsilon * scale) / scale:.{decimals}f}"
+def discretisation_slack(scale: float, dimension: int, steps: int) -> float:
+    """Most that epsilon can grow because noise of ``scale`` integer steps is discrete."""
+    tail = 100.0
+    return 2 * steps * (math.sqrt(dimension * tail) + tail) / (4 * scale**2)
 
 
-def _runs(rounds: Rounds) -> _Runs | None:
-    """Steps by setting, sorted, so that equal histories are accounted and cached alike. None: not private."""
+def _history(rounds: Rounds, view: View) -> tuple[Runs, float]:
+    """Steps by setting as one view has them, and the slack of all; infinite if a round was not accountable."""
     steps: Counter[tuple[float, float]] = Counter()
-    private = True
+    slack = 0.0
     for mechanism, count in rounds:
         if count < 0:
             raise ValueError("a number of rounds is negative")
         match mechanism:
-            case LocalMechanism():
-                steps[mechanism.sampling_rate, mechanism.noise_multiplier] += count * mechanism.steps
+            case DistributedMechanism() | LocalMechanism() | StatisticsMechanism():
+                steps[mechanism.sampling_rate, mechanism.noise_multiplier_in(view)] += count * mechanism.steps
+                slack += _slack(mechanism, count, view)
             case NoMechanism():
-                private = private and count == 0
+                slack += math.inf if count else 0.0
             case _:  # not reachable for a typed caller; a wrong object must never be free
                 raise UnaccountedMechanism(type(mechanism).__name__)
-    if not private:
-        return None
-    return tuple((rate, noise, n) for (rate, noise), n in sorted(steps.items()) if n)
+    runs = tuple((rate, noise, n) for (rate, noise), n in sorted(steps.items()) if n)
+    return runs, slack if slack <= MAX_SLACK else math.inf
 
 
-@lru_cache(maxsize=4096)
-def _pld_epsilon(runs: _Runs, delta: float) -> float:
-    import dp_accounting
-    from dp_accounting import pld
-
-    accountant = pld.PLDAccountant(
-        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=_grid(runs)
-    )
-    for sampling_rate, noise_multiplier, steps in runs:
-        accountant.compose(_step_event(sampling_rate, noise_multiplier), steps)
-    return float(accountant.get_epsilon(delta))
-
-
-def _grid(runs: _Runs) -> float:
-    # A sampled step's loss is about rate / noise. A grid coarser than that rounds every step up, and
-    # hundreds of them add up; a finer one costs nothing, because the losses span less. Full-batch steps
-    # are one Gaussian whatever their number.
-    sampled = (rate / noise_multiplier / 2 for rate, noise_multiplier, _ in runs if rate < 1.0)
-    return max(_FINEST_GRID, min((GRID, *sampled)))
-
-
-@lru_cache(maxsize=256)
-def _rdp_of_step(sampling_rate: float, noise_multiplier: float) -> Any:
-    """One step's Renyi divergences at ``ORDERS``, as an array."""
-    from dp_accounting import rdp
-
-    accountant = rdp.RdpAccountant(ORDERS)
-    accountant.compose(_step_event(sampling_rate, noise_multiplier))
-    return accountant.rdp
-
-
-def _step_event(sampling_rate: float, noise_multiplier: float) -> Any:
-    """One step's event, made by the mechanism itself; what does not matter for accounting is set to 1."""
-    return LocalMechanism(
-        sampling_rate=sampling_rate,
-        noise_multiplier=noise_multiplier,
-        clip_norm=1.0,
-        steps=1,
-        expected_records=1,
-        learning_rate=1.0,
-    ).event()
+def _slack(mechanism: NoisedMechanism, rounds: int, view: View) -> float:
+    # In the aggregate the noise is a sum of discrete Gaussians: one of the larger scale, to less than 1e-1000.
+    scale = mechanism.noise_scale * mechanism.noise_multiplier_in(view) / mechanism.noise_multiplier
+    return discretisation_slack(scale, mechanism.dimension, rounds * mechanism.steps)
 
 
 def _full_batch_noise(epsilon: float, delta: float, steps: int) -> float:

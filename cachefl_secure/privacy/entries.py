@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from cachefl_secure.crypto.sign import SigningKey, verify
 from cachefl_secure.errors import BadSignature
-from cachefl_secure.fields import Hex64
+from cachefl_secure.fields import Count, Hex64
 from cachefl_secure.names import Digest, PublicKeyHex, digest_of
 
 GENESIS = Digest("0" * 64)
@@ -34,6 +34,9 @@ Number = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[0-9a-z.+-]
 
 Text = Annotated[str, Meta(max_length=200, pattern=r"^[ -~]*\Z")]
 Round = Annotated[int, Meta(ge=0, le=2**32)]
+
+Randomness = Literal["os", "insecure-test"]
+"""Where noise and sampling came from: keys of the operating system, or streams that a test repeats."""
 
 
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
@@ -55,30 +58,38 @@ class Enrol(Body, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="en
     federation: Text
 
 
-class Plan(Body, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="plan"):
-    """The silo agreed to this plan, under this cap."""
+class _Agreed(Body, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Terms of a plan: see ``terms.Terms``."""
 
     plan: Hex64
     mechanism: dict[str, str]
     delta: Number
-    cap: Number
+    survivors: Count
+    colluders: Annotated[int, Meta(ge=0, le=1_000_000)]
+    rdp_order: Annotated[int, Meta(ge=0, le=1024)]
+    """The one in force in this ledger, whatever the plan says."""
+    local_cap: Number
+    aggregate_cap: Number
 
 
-class SpendEntry(Body, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="spend"):
+class Plan(_Agreed, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="plan"):
+    """The silo agreed to this plan, under these caps."""
+
+
+class SpendEntry(_Agreed, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="spend"):
     """A round is charged. Written before training; there is no entry that takes it back."""
 
-    plan: Hex64
     round: Round
     attempt: Round
     cache: Hex64
     data: Hex64
-    mechanism: dict[str, str]
     adjacency: Literal["add-or-remove-one-record"] = "add-or-remove-one-record"
-    delta: Number
-    epsilon_before: Number
-    epsilon_after: Number
-    cap: Number
+    local_before: Number
+    local_after: Number
+    aggregate_before: Number
+    aggregate_after: Number
     accountant: Text
+    randomness: Randomness
 
 
 class Sent(Body, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="sent"):

@@ -114,7 +114,8 @@ def _quick_squares(rows: Tensor) -> Tensor:
 
 def _squares(rows: Tensor) -> Tensor:
     """(b,) float64: squared norms of whole numbers, exactly: below 2^50, the root of a sum is close enough to find it."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square_().round_()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square_().round_()
 
 
 class IntegerSum:

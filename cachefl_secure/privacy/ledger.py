@@ -11,6 +11,7 @@ signed round record; ``verify_ledger`` and ``Ledger.open`` take such heads as an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,14 +24,14 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import BudgetExhausted, LocalProtocolError, PeerError, UnaccountedMechanism
 from cachefl_secure.names import COORDINATOR, Digest, FederationId, SiloId
 from cachefl_secure.privacy import append_only, entries
-from cachefl_secure.privacy.accounting import accountant_name, epsilon_spent, may_follow
-from cachefl_secure.privacy.entries import AnyBody, EntryRejected, exact
-from cachefl_secure.privacy.mechanism import Mechanism, mechanism_fields
+from cachefl_secure.privacy.accounting import Cost, accountant_name
+from cachefl_secure.privacy.entries import AnyBody, EntryRejected, Randomness, exact
+from cachefl_secure.privacy.ledger_report import LedgerReport, Spend
+from cachefl_secure.privacy.mechanism import NoMechanism, View, mechanism_fields
+from cachefl_secure.privacy.terms import Terms
 from cachefl_secure.privacy.verification import (
     Anchor,
     History,
-    LedgerReport,
-    Spend,
     check_anchors,
     read_history,
     verify_ledger,
@@ -130,9 +131,9 @@ class Ledger:
         return len(self._history.hashes) - 1
 
     @property
-    def epsilon_spent(self) -> float:
-        """Total, at the smallest delta of any spend; 0.0 without spends."""
-        return self._history.epsilon
+    def spent(self) -> Cost:
+        """Totals, at the smallest delta of any spend."""
+        return self._history.spent
 
     @property
     def spends(self) -> tuple[Spend, ...]:
@@ -142,34 +143,33 @@ class Ledger:
         """The charge of a round, or None. With an ``update_digest``, its update may have left the silo."""
         return self._history.spend_of(plan_digest, round)
 
-    def check(self, mechanism: Mechanism, *, delta: float, cap: float) -> tuple[float, float]:
-        """Epsilon before and after one more round, at the smallest delta so far. Writes nothing.
+    def check(self, terms: Terms) -> tuple[Cost, Cost]:
+        """Both epsilons before and after one more round, at the smallest delta so far. Writes nothing.
 
         Raises:
-            BudgetExhausted: after would pass ``cap``. A mechanism without noise passes any finite cap.
-            UnaccountedMechanism: unknown, or its sampling or noise differs from earlier rounds in a way
-                that no filter covers.
+            BudgetExhausted: after would pass one of the caps. A mechanism without noise passes any finite cap.
+            UnaccountedMechanism: unknown, or its noise is too coarse a lattice's for what accountants assume.
         """
-        earlier, delta = self._history.rounds(), min(delta, self._history.delta)
-        before = epsilon_spent(earlier, delta)
-        after = epsilon_spent([*earlier, (mechanism, 1)], delta)
-        if not after <= cap:
-            raise BudgetExhausted(before, after, cap)
-        if not may_follow(mechanism, [m for m, _ in earlier]):
-            raise UnaccountedMechanism(f"{mechanism.kind} with sampling or noise changed midway")
+        delta = min(terms.delta, self._history.delta)
+        before, after = self._history.forecast(terms.mechanism, delta, terms.rdp_order)
+        if math.isinf(after.local) and not (
+            math.isinf(before.local) or isinstance(terms.mechanism, NoMechanism)
+        ):
+            raise UnaccountedMechanism(f"{terms.mechanism.kind} with noise of too few integer steps")
+        for view in View:
+            if not after.of(view) <= terms.caps.of(view):
+                raise BudgetExhausted(before.of(view), after.of(view), terms.caps.of(view), view.value)
         return before, after
 
     def reserve(
         self,
-        mechanism: Mechanism,
+        terms: Terms,
         *,
         round: int,
         attempt: int,
-        plan_digest: Digest,
         cache_digest: Digest,
         data_commitment: Digest,
-        delta: float,
-        cap: float,
+        randomness: Randomness = "os",
         timestamp: str = "",
     ) -> Spend:
         """Charges one round. The charge is on disk when this returns; train only then.
@@ -180,47 +180,53 @@ class Ledger:
 
         Raises:
             BudgetExhausted, UnaccountedMechanism: as ``check``; nothing was written.
-            PeerError: the round was charged for another cache, other records or another mechanism.
+            PeerError: the round was charged for another cache, other records, another mechanism or randomness.
             ConfigError: not durable (disk full, say). Do not train; open the ledger again.
         """
-        asked = (mechanism, cache_digest, data_commitment)
-        if (held := self.spend_of(plan_digest, round)) is not None:
-            if asked != (held.mechanism, held.cache_digest, held.data_commitment):
+        asked = (terms.mechanism, cache_digest, data_commitment, randomness)
+        if (held := self.spend_of(terms.plan_digest, round)) is not None:
+            if asked != (held.mechanism, held.cache_digest, held.data_commitment, held.randomness):
                 raise PeerError(COORDINATOR, f"round {round} was charged for something else")
             return held
-        before, after = self.check(mechanism, delta=delta, cap=cap)
+        before, after = self.check(terms)
+        agreed = self._agreed(terms) | {"delta": exact(min(terms.delta, self._history.delta))}
         self._append(
             entries.SpendEntry,
             timestamp,
-            plan=plan_digest,
+            **agreed,
             round=round,
             attempt=attempt,
             cache=cache_digest,
             data=data_commitment,
-            mechanism=mechanism_fields(mechanism),
-            delta=exact(min(delta, self._history.delta)),
-            epsilon_before=exact(before),
-            epsilon_after=exact(after),
-            cap=exact(cap),
+            local_before=exact(before.local),
+            local_after=exact(after.local),
+            aggregate_before=exact(before.aggregate),
+            aggregate_after=exact(after.aggregate),
             accountant=accountant_name(),
+            randomness=randomness,
         )
         return self._history.spends[-1]
 
-    def note_plan(
-        self, plan_digest: Digest, mechanism: Mechanism, *, delta: float, cap: float, timestamp: str = ""
-    ) -> None:
-        """The silo agreed to a plan."""
-        self._append(
-            entries.Plan,
-            timestamp,
-            plan=plan_digest,
-            mechanism=mechanism_fields(mechanism),
-            delta=exact(delta),
-            cap=exact(cap),
-        )
+    def note_plan(self, terms: Terms, *, timestamp: str = "") -> None:
+        """The silo agreed to a plan. The first one fixes the order of this ledger's Renyi filter."""
+        self._append(entries.Plan, timestamp, **self._agreed(terms))
+
+    def _agreed(self, terms: Terms) -> dict[str, Any]:
+        """The terms as entries hold them."""
+        return {
+            "plan": terms.plan_digest,
+            "mechanism": mechanism_fields(terms.mechanism),
+            "delta": exact(terms.delta),
+            "survivors": terms.survivors,
+            "colluders": terms.colluders,
+            "rdp_order": self._history.rdp_order or terms.rdp_order,
+            "local_cap": exact(terms.caps.local),
+            "aggregate_cap": exact(terms.caps.aggregate),
+        }
 
     def note_sent(
         self,
+        plan_digest: Digest,
         round: int,
         attempt: int,
         update_digest: Digest,
@@ -230,38 +236,37 @@ class Ledger:
     ) -> None:
         """Call before the masked update leaves: binds the round to this one update for ever.
 
-        The round is the one of the plan that was charged last.
-
         Raises:
             LocalProtocolError: the round was not reserved, or is bound to another update.
         """
-        plan = self._latest_plan(round)
+        self._check_reserved(plan_digest, round)
         self._append(
             entries.Sent,
             timestamp,
-            plan=plan,
+            plan=plan_digest,
             round=round,
             attempt=attempt,
             update=update_digest,
             transcript=transcript_digest,
         )
 
-    def note_receipt(self, round: int, record_digest: Digest, *, timestamp: str = "") -> None:
+    def note_receipt(
+        self, plan_digest: Digest, round: int, record_digest: Digest, *, timestamp: str = ""
+    ) -> None:
         """The round's signed record was verified."""
-        self._append(
-            entries.Receipt, timestamp, plan=self._latest_plan(round), round=round, record=record_digest
-        )
+        self._check_reserved(plan_digest, round)
+        self._append(entries.Receipt, timestamp, plan=plan_digest, round=round, record=record_digest)
 
-    def note_abort(self, round: int, attempt: int, reason: str, *, timestamp: str = "") -> None:
+    def note_abort(
+        self, plan_digest: Digest, round: int, attempt: int, reason: str, *, timestamp: str = ""
+    ) -> None:
         """An attempt ended without a record; its charge stays. ``reason``: up to 200 of printable ASCII."""
-        plan = self._latest_plan(round)
-        self._append(entries.Abort, timestamp, plan=plan, round=round, attempt=attempt, reason=reason)
+        self._check_reserved(plan_digest, round)
+        self._append(entries.Abort, timestamp, plan=plan_digest, round=round, attempt=attempt, reason=reason)
 
-    def _latest_plan(self, round: int) -> Digest:
-        for spend in reversed(self._history.spends):
-            if spend.round == round:
-                return spend.plan_digest
-        raise LocalProtocolError(f"round {round} was not reserved")
+    def _check_reserved(self, plan_digest: Digest, round: int) -> None:
+        if self.spend_of(plan_digest, round) is None:
+            raise LocalProtocolError(f"round {round} was not reserved")
 
     def _append(self, kind: type[Any], timestamp: str, **fields: Any) -> None:
         if not self._usable:

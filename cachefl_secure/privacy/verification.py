@@ -7,9 +7,11 @@
  (5) every hash is that of its content
  (6) every signature verifies under one public key, the one expected
  (7) a round of a plan is spent once; sent, receipt and abort refer to a spent round; a round has one update
- (8) every mechanism is accountable, and no setting was changed in a way that voids the accounting
- (9) epsilon before and after each spend is what PLD gives again, does not fall, and is within the cap
-(10) RDP, the second accountant, agrees: its epsilon is not below PLD's
+ (8) every mechanism is accountable and counts on the noise of no more silos than survivors less colluders;
+     the order of the Renyi filter is the same throughout
+ (9) both epsilons, before and after each spend, are what the deciding accountant gives again (PLD, or RDP at that
+     order once settings are mixed: ``accounting``), do not fall, and are within both caps
+(10) the other of the two accountants does not contradict, in either view
 (11) every head that others witnessed is in the chain
 
 The file alone cannot show that its tail was cut off, or that its owner wrote another history: (11) does,
@@ -19,54 +21,22 @@ with heads from signed round records. No ledger can show that noise was really d
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cachefl_secure.errors import ConfigError, LedgerCorrupt, LedgerRolledBack, UnaccountedMechanism
 from cachefl_secure.names import Digest, PublicKeyHex
 from cachefl_secure.privacy import entries
-from cachefl_secure.privacy.accounting import GRID, epsilon_rdp, epsilon_spent, may_follow
+from cachefl_secure.privacy.accounting import NOTHING, Cost, charged, contradicts, second_opinion
 from cachefl_secure.privacy.entries import AnyBody, EntryRejected, SpendEntry
-from cachefl_secure.privacy.mechanism import Mechanism, mechanism_from_fields
+from cachefl_secure.privacy.ledger_report import LedgerReport, Spend
+from cachefl_secure.privacy.mechanism import Mechanism, View, mechanism_from_fields
+from cachefl_secure.privacy.terms import NO_ORDER, has_order, relies_on
 
 Anchor = tuple[int | None, Digest]
 """A head that somebody else witnessed. Its sequence may be unknown: the hash binds it anyway."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """One charged round. Epsilons are totals of the ledger at ``delta``, not costs of the round."""
-
-    sequence: int
-    plan_digest: Digest
-    round: int
-    attempt: int
-    cache_digest: Digest
-    data_commitment: Digest
-    mechanism: Mechanism
-    delta: float
-    epsilon_before: float
-    epsilon_after: float
-    cap: float
-    update_digest: Digest | None = None
-    """The one update of the round, once ``sent`` has bound it."""
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerReport:
-    """A ledger in which every step held."""
-
-    silo: str
-    entries: int
-    head: Digest
-    delta: float
-    """The smallest delta of any spend; both epsilons hold at it. 1.0 without spends."""
-    epsilon: float
-    epsilon_rdp: float
-    spends: tuple[Spend, ...]
-    epsilons_rdp: tuple[float, ...]
-    """By the second accountant, after each spend."""
 
 
 def verify_ledger(path: Path, public_key: PublicKeyHex, *, anchors: Sequence[Anchor] = ()) -> LedgerReport:
@@ -83,16 +53,16 @@ def verify_ledger(path: Path, public_key: PublicKeyHex, *, anchors: Sequence[Anc
         raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
     history = read_history(raw, public_key, file=str(path))
     check_anchors(history, anchors, file=str(path))
-    second = [epsilon_rdp(history.rounds(n + 1), history.spends[n].delta) for n in range(len(history.spends))]
     return LedgerReport(
         silo=history.silo,
         entries=len(history.hashes),
         head=history.head,
         delta=history.delta,
-        epsilon=history.epsilon,
-        epsilon_rdp=second[-1] if second else 0.0,
+        spent=history.spent,
+        second=history.second_opinions[-1] if history.spends else NOTHING,
         spends=tuple(history.spends),
-        epsilons_rdp=tuple(second),
+        second_opinions=tuple(history.second_opinions),
+        rdp_order=history.rdp_order,
     )
 
 
@@ -133,8 +103,11 @@ class History:
     def __init__(self) -> None:
         self.hashes: list[Digest] = []
         self.spends: list[Spend] = []
+        self.second_opinions: list[Cost] = []
+        self.rdp_order = NO_ORDER
         self.silo = ""
         self._positions: dict[tuple[Digest, int], int] = {}
+        self._rounds: Counter[Mechanism] = Counter()
 
     @property
     def head(self) -> Digest:
@@ -145,13 +118,22 @@ class History:
         return self.spends[-1].delta if self.spends else 1.0
 
     @property
-    def epsilon(self) -> float:
-        """Total at ``delta``: 0.0 without spends."""
-        return self.spends[-1].epsilon_after if self.spends else 0.0
+    def spent(self) -> Cost:
+        """Total at ``delta``: nothing without spends."""
+        return self.spends[-1].after if self.spends else NOTHING
 
-    def rounds(self, count: int | None = None) -> list[tuple[Mechanism, int]]:
-        """The first ``count`` spends as the accountants take them."""
-        return [(spend.mechanism, 1) for spend in self.spends[:count]]
+    def rounds(self) -> list[tuple[Mechanism, int]]:
+        """All spends as the accountants take them."""
+        return list(self._rounds.items())
+
+    def forecast(self, mechanism: Mechanism, delta: float, rdp_order: int) -> tuple[Cost, Cost]:
+        """Totals before and after one more round, at this delta; they never fall.
+
+        ``rdp_order`` counts only while the ledger has none.
+        """
+        order, earlier = self.rdp_order or rdp_order, self.rounds()
+        before = charged(earlier, delta, order).at_least(self.spent)
+        return before, charged([*earlier, (mechanism, 1)], delta, order).at_least(before)
 
     def spend_of(self, plan_digest: Digest, round_number: int) -> Spend | None:
         position = self._positions.get((plan_digest, round_number))
@@ -165,8 +147,7 @@ class History:
         """
         match body:
             case entries.Plan():
-                _accountable(body.mechanism)
-                _numbers(body.delta, body.cap)
+                self._check_terms(body)
             case SpendEntry():
                 self._check_spend(body)
             case entries.Sent():
@@ -186,35 +167,51 @@ class History:
         match body:
             case entries.Enrol():
                 self.silo = body.silo
+            case entries.Plan():
+                self.rdp_order = self.rdp_order or body.rdp_order
             case SpendEntry():
-                self._positions[Digest(body.plan), body.round] = len(self.spends)
-                self.spends.append(_spend(body))
+                spend = _spend(body)
+                self.rdp_order = self.rdp_order or body.rdp_order
+                self._positions[spend.plan_digest, spend.round] = len(self.spends)
+                self.spends.append(spend)
+                self._rounds[spend.mechanism] += 1
+                self.second_opinions.append(second_opinion(self.rounds(), spend.delta))
             case entries.Sent():
                 position = self._positions[Digest(body.plan), body.round]
                 self.spends[position] = replace(self.spends[position], update_digest=Digest(body.update))
         self.hashes.append(digest)
 
+    def _check_terms(self, body: entries.Plan | SpendEntry) -> Mechanism:
+        # (8) the mechanism, the shares of noise that it counts on, the order of the filter
+        try:
+            mechanism = mechanism_from_fields(body.mechanism)
+        except (UnaccountedMechanism, ValueError) as error:
+            raise EntryRejected(8, str(error)) from None
+        if not relies_on(mechanism, survivors=body.survivors, colluders=body.colluders):
+            raise EntryRejected(8, "counts on other shares of noise than survivors less colluders")
+        if not has_order(mechanism, body.rdp_order) or (self.rdp_order or body.rdp_order) != body.rdp_order:
+            raise EntryRejected(8, "the order of the Renyi filter is missing or was changed")
+        _numbers(body.delta, body.local_cap, body.aggregate_cap)
+        return mechanism
+
     def _check_spend(self, body: SpendEntry) -> None:
         # (7) once a round
         if (Digest(body.plan), body.round) in self._positions:
             raise EntryRejected(7, f"round {body.round} is spent twice")
-        # (8) the mechanism, alone and after the others
-        mechanism = _accountable(body.mechanism)
-        if not may_follow(mechanism, [spend.mechanism for spend in self.spends]):
-            raise EntryRejected(8, "sampling or noise was changed after results were seen")
+        mechanism = self._check_terms(body)
         # (9) the numbers
-        delta, before, after, cap = _numbers(body.delta, body.epsilon_before, body.epsilon_after, body.cap)
+        (delta,) = _numbers(body.delta)
         if not 0.0 < delta < 1.0 or delta > self.delta:
             raise EntryRejected(9, "delta grew or is out of range")
-        rounds = [*self.rounds(), (mechanism, 1)]
-        if not (
-            _same(before, epsilon_spent(rounds[:-1], delta)) and _same(after, epsilon_spent(rounds, delta))
-        ):
+        spend = _spend(body)
+        before, after = self.forecast(mechanism, delta, body.rdp_order)
+        if not (_same(spend.before, before) and _same(spend.after, after)):
             raise EntryRejected(9, "epsilon is not what the accountant gives")
-        if after > cap or after < self.epsilon:
-            raise EntryRejected(9, "epsilon passes the cap or falls")
-        # (10) a second opinion; PLD may be up to its grid above the true value
-        if epsilon_rdp(rounds, delta) < after - GRID:
+        if not spend.after.within(spend.caps) or not self.spent.within(spend.after):
+            raise EntryRejected(9, "epsilon passes a cap or falls")
+        # (10) a second opinion
+        rounds = [*self.rounds(), (mechanism, 1)]
+        if contradicts(second_opinion(rounds, delta), after, rounds):
             raise EntryRejected(10, "the second accountant contradicts the first")
 
     def _spent(self, plan: str, round_number: int) -> Spend:
@@ -225,6 +222,15 @@ class History:
 
 
 def _spend(body: SpendEntry) -> Spend:
+    """
+    Raises:
+        EntryRejected: (9) a number is not exact.
+    """
+    delta, *epsilons = _numbers(
+        body.delta,
+        *(body.local_before, body.aggregate_before, body.local_after, body.aggregate_after),
+        *(body.local_cap, body.aggregate_cap),
+    )
     return Spend(
         sequence=body.sequence,
         plan_digest=Digest(body.plan),
@@ -233,18 +239,14 @@ def _spend(body: SpendEntry) -> Spend:
         cache_digest=Digest(body.cache),
         data_commitment=Digest(body.data),
         mechanism=mechanism_from_fields(body.mechanism),
-        delta=entries.number(body.delta),
-        epsilon_before=entries.number(body.epsilon_before),
-        epsilon_after=entries.number(body.epsilon_after),
-        cap=entries.number(body.cap),
+        delta=delta,
+        survivors=body.survivors,
+        colluders=body.colluders,
+        before=Cost(*epsilons[:2]),
+        after=Cost(*epsilons[2:4]),
+        caps=Cost(*epsilons[4:]),
+        randomness=body.randomness,
     )
-
-
-def _accountable(fields: dict[str, str]) -> Mechanism:
-    try:
-        return mechanism_from_fields(fields)
-    except (UnaccountedMechanism, ValueError) as error:
-        raise EntryRejected(8, str(error)) from None
 
 
 def _numbers(*texts: str) -> list[float]:
@@ -254,6 +256,8 @@ def _numbers(*texts: str) -> list[float]:
         raise EntryRejected(9, str(error)) from None
 
 
-def _same(recorded: float, recomputed: float) -> bool:
+def _same(recorded: Cost, recomputed: Cost) -> bool:
     # Another FFT library may differ in the last bits; the grid is a thousand times coarser.
-    return math.isclose(recorded, recomputed, rel_tol=1e-6, abs_tol=1e-9)
+    return all(
+        math.isclose(recorded.of(view), recomputed.of(view), rel_tol=1e-6, abs_tol=1e-9) for view in View
+    )

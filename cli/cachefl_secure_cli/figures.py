@@ -19,7 +19,7 @@ _BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#6666
 def accuracy_by_round(path: Path, evaluation: Evaluation, title: str) -> None:
     """One line, accuracy after each round, with the epsilon spent on a second scale."""
     figure, axes = _canvas(title)
-    _private_line(axes, [(p.round, p.accuracy.top1, p.epsilon) for p in evaluation.rounds])
+    _private_line(axes, [(p.round, p.accuracy.top1, p.cost.aggregate) for p in evaluation.rounds])
     _level(axes, 100 * evaluation.zero_shot.top1, "zero-shot CLIP", _GREY, ":")
     _level(axes, 100 * evaluation.rounds[0].accuracy.top1, "synthetic cache (epsilon 0)", _ORANGE, "--")
     _finish(figure, axes, path, "round", "accuracy on held-out images, %")
@@ -37,8 +37,11 @@ def demo_picture(path: Path, summary: dict[str, Any], epsilon: float) -> None:
         lw=1.8,
         label="same federation without noise (not private)",
     )
-    points = [{"round": 0, "accuracy": summary["synthetic_cache"], "epsilon": 0.0}, *summary["private"]]
-    _private_line(axes, [(p["round"], p["accuracy"], p["epsilon"]) for p in points])
+    points = [
+        {"round": 0, "accuracy": summary["synthetic_cache"], "epsilon_aggregate": 0.0},
+        *summary["private"],
+    ]
+    _private_line(axes, [(p["round"], p["accuracy"], p["epsilon_aggregate"]) for p in points])
     _level(axes, 100 * summary["local_only"], f"a silo alone (mean), epsilon {epsilon:g}", _PURPLE, "-.")
     _level(axes, synthetic, "synthetic cache (epsilon 0)", _ORANGE, "--")
     _level(axes, 100 * summary["zero_shot"], "zero-shot CLIP", _GREY, ":")
@@ -62,7 +65,9 @@ def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
     axes.set_xscale("log")
     axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
     axes.minorticks_off()
-    what = f"local epsilon of a silo after {comparison.rounds} rounds (delta {comparison.delta:g})"
+    what = (
+        f"{comparison.view} epsilon of a silo after {comparison.rounds} rounds (delta {comparison.delta:g})"
+    )
     _finish(figure, axes, path, what, "accuracy on held-out images, %")
 
 
@@ -83,13 +88,13 @@ def _private_line(axes: Any, points: Sequence[tuple[int, float, float]]) -> None
 
 
 def _epsilon_scale(axes: Any, numbers: Sequence[int], epsilons: Sequence[float]) -> None:
-    """The local epsilon spent, written along the top at the rounds where ticks are."""
+    """The aggregate epsilon spent, written along the top at the rounds where ticks are."""
     shown = [index for index, number in enumerate(numbers) if number % max(1, len(numbers) // 5) == 0]
     top = axes.secondary_xaxis("top")
     top.set_xticks(
         [numbers[index] for index in shown], [f"{math.ceil(10 * epsilons[index]) / 10:g}" for index in shown]
     )
-    top.set_xlabel("local epsilon spent by each silo", color=_GREY, fontsize=9)
+    top.set_xlabel("aggregate epsilon spent by each silo", color=_GREY, fontsize=9)
     top.tick_params(colors=_GREY, labelsize=8)
 
 

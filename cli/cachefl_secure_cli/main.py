@@ -7,6 +7,7 @@ import importlib
 import typer
 
 _COMMANDS = (
+    "plan",
     "init",
     "join",
     "admit",
@@ -19,6 +20,8 @@ _COMMANDS = (
     "compare",
     "demo",
 )
+
+_GROUPS = ("ledger",)
 
 # Local variables must never reach a terminal: one of them may be a seed.
 app = typer.Typer(
@@ -37,6 +40,8 @@ app = typer.Typer(
 for _name in _COMMANDS:
     _module = importlib.import_module(f"cachefl_secure_cli.commands.{_name}")
     app.command(_name)(_module.command)
+for _name in _GROUPS:
+    app.add_typer(importlib.import_module(f"cachefl_secure_cli.commands.{_name}").group, name=_name)
 
 
 def _version(show: bool) -> None:

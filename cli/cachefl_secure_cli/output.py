@@ -93,7 +93,7 @@ def percent(fraction: float) -> str:
 
 def epsilon_text(epsilon: float) -> str:
     """Rounded up: a printed epsilon is never smaller than the real one."""
-    from cachefl_secure.privacy.accounting import rounded_up
+    from cachefl_secure.privacy.statements import rounded_up
 
     return "not private" if epsilon == float("inf") else rounded_up(epsilon)
 

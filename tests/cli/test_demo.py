@@ -10,14 +10,25 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["init", *["join"] * 5, "admit", "round", "status", "budget", "audit", "compare", "evaluate"]
+COMMANDS = [
+    "init",
+    "plan",
+    *["join"] * 5,
+    "admit",
+    "round",
+    "status",
+    "budget",
+    "audit",
+    "compare",
+    "evaluate",
+]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The directory of a demo run at epsilon 8, and what it printed."""
+    """The directory of a demo run at aggregate epsilon 2, and what it printed."""
     directory = tmp_path_factory.mktemp("demo") / "run"
-    command = [sys.executable, "-m", "cachefl_secure_cli", "demo", str(directory), "--epsilons", "8"]
+    command = [sys.executable, "-m", "cachefl_secure_cli", "demo", str(directory), "--epsilons", "2"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "COLUMNS": "200"}
     offline |= {"https_proxy": "http://127.0.0.1:9"}
     ran = subprocess.run(command, capture_output=True, text=True, env=offline, timeout=600)
@@ -40,9 +51,10 @@ def test_private_rounds_beat_the_synthetic_cache_and_a_silo_alone(demo: tuple[Pa
     }
     private = summary["private"]
     assert [point["round"] for point in private] == list(range(1, 21))
-    epsilons = [point["epsilon"] for point in private]
+    epsilons = [(point["epsilon_aggregate"], point["epsilon_local"]) for point in private]
     assert epsilons == sorted(epsilons)
-    assert 7.96 < epsilons[-1] <= 8.0
+    assert 1.99 < epsilons[-1][0] <= 2.0
+    assert 4.3 < epsilons[-1][1] < 4.5  # each silo's share is half of the noise: four are in every sum
     assert summary["delta"] == 1e-5
     assert private[-1]["accuracy"] > summary["synthetic_cache"] + 0.06
     assert private[-1]["accuracy"] > summary["local_only"]

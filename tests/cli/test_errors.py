@@ -123,6 +123,12 @@ def test_a_plan_with_a_local_encoder_asks_where_it_is(federation: SmallFederatio
     )
 
 
+def test_a_mechanism_that_there_is_not_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    result = invoke("init", tmp_path / "c", "--mechanism", "magic")
+    assert result.exit_code == 2
+    assert all(name in result.stderr for name in ("distributed", "local", "none"))
+
+
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
@@ -133,7 +139,6 @@ def test_a_plan_with_a_local_encoder_asks_where_it_is(federation: SmallFederatio
         ("--sampling-rate", "1.5", "sampling_rate"),
         ("--rounds", "0", "rounds"),
         ("--expected-records", "0", "expected_records"),
-        ("--mechanism", "magic", "neither 'local' nor 'none'"),
         ("--mechanism", "none", "confirm with --not-private"),
         ("--minimum-cohort", "2", "minimum_cohort"),
         ("--colluders", "200", "colluders"),
@@ -221,7 +226,8 @@ def test_budget_shows_what_the_plan_says_it_costs(federation: SmallFederation) -
     (silo,) = json.loads(result.stdout)["result"]["silos"]
     assert silo["rounds_charged"] == 1
     assert silo["rounds_left"] == 3
-    assert 0 < silo["epsilon"] < silo["epsilon_projected"] <= silo["cap"] == 8.0
+    for view in ("local", "aggregate"):
+        assert 0 < silo["spent"][view] < silo["projected"][view] <= silo["caps"][view] == 8.0
 
 
 def test_an_unexpected_error_is_not_swallowed_and_shows_no_local_variable() -> None:

@@ -20,7 +20,7 @@ from cachefl_secure.federation.enrolment import (
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.protocol.messages import Member
-from tests.small_federation import found, found_coordinator, join_with_random_features
+from tests.small_federation import found, found_coordinator, join_with_random_features, small_privacy
 
 
 @pytest.fixture
@@ -143,10 +143,7 @@ def test_a_delta_that_allows_publishing_a_record_is_refused_at_join(tmp_path: Pa
     from cachefl_secure.federation.joining import check_delta
 
     plan = read_invite(
-        found_coordinator(
-            tmp_path / "c", privacy=PrivacyChoices(delta=1e-3).plan(feature_dim=16, cohort_size=3)
-        )
-        / "invite.toml"
+        found_coordinator(tmp_path / "c", privacy=small_privacy(PrivacyChoices(delta=1e-3))) / "invite.toml"
     )
     check_delta(plan, 999)
     with pytest.raises(ConfigError, match="1000 records"):

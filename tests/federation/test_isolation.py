@@ -19,7 +19,7 @@ from cachefl_secure.privacy import training
 from cachefl_secure.privacy.training import train_privately
 from cachefl_secure.transport.in_process import InProcessNetwork
 from cachefl_secure.transport.local_federation import run_local_rounds
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, NoisedUpdate
 from tests.small_federation import SmallFederation, found
 
 _opened: list[tuple[str, str]] | None = (
@@ -98,7 +98,7 @@ def test_no_feature_update_or_key_of_a_silo_is_in_what_it_sends_or_in_an_unseale
     federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[bytes] = []
-    updates: list[PrivateUpdate] = []
+    updates: list[NoisedUpdate] = []
     genuine = InProcessNetwork.exchange
 
     def exchange(
@@ -108,14 +108,14 @@ def test_no_feature_update_or_key_of_a_silo_is_in_what_it_sends_or_in_an_unseale
         sent.extend(answers.values())
         return answers
 
-    def recording(*arguments: Any, **options: Any) -> PrivateUpdate:
+    def recording(*arguments: Any, **options: Any) -> NoisedUpdate:
         updates.append(train_privately(*arguments, **options))
         return updates[-1]
 
     monkeypatch.setattr(InProcessNetwork, "exchange", exchange)
     monkeypatch.setattr(training, "train_privately", recording)
     run(federation)
-    planted = [value for update in updates for value in _needles(update.values.tobytes(), 8)]
+    planted = [value for update in updates for value in _needles(bytes_of(update), 8)]
     for path in federation.silos.values():
         files = SiloFiles.open(path)
         planted += [key.reveal() for key in (files.state.signing_key(), files.state.storage_key())]
@@ -125,6 +125,10 @@ def test_no_feature_update_or_key_of_a_silo_is_in_what_it_sends_or_in_an_unseale
     for needle in planted:
         for form in (needle, needle.hex().encode()):
             assert not any(form in hay for hay in haystack)
+
+
+def bytes_of(update: NoisedUpdate) -> bytes:
+    return (update.integers if isinstance(update, IntegerUpdate) else update.values).tobytes()
 
 
 def _needles(content: bytes, size: int) -> list[bytes]:

@@ -11,13 +11,15 @@ import pytest
 
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.errors import CohortExhausted, ConfigError, LedgerRolledBack, RecordRejected, RoundAborted
-from cachefl_secure.federation import letters, silo_attempt
+from cachefl_secure.federation import letters
 from cachefl_secure.federation.budget import silo_budget
+from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_silo, open_chain, status, witnessed_heads
 from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
@@ -25,20 +27,20 @@ from cachefl_secure.privacy import training
 from cachefl_secure.privacy.training import check_device
 from cachefl_secure.protocol import parameters as parameters_module
 from cachefl_secure.protocol import wire
-from cachefl_secure.protocol.encoding import RoundingSeed, encode
 from cachefl_secure.protocol.graph import Ring
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure.updates import PrivateUpdate
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, found, small_privacy
 
 Handle = Callable[[SiloService, str, bytes], bytes]
 
 
-@pytest.fixture
-def federation(tmp_path: Path) -> SmallFederation:
-    return found(tmp_path)
+@pytest.fixture(params=["local", "distributed"])
+def federation(tmp_path: Path, request: pytest.FixtureRequest) -> SmallFederation:
+    choices = PrivacyChoices(mechanism=request.param, rounds=4, expected_records=15)
+    return found(tmp_path, privacy=small_privacy(choices))
 
 
 def run(
@@ -62,13 +64,16 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[EncodedUpdate]:
     """Every update that a silo encodes, in the clear, as only the silo sees it."""
     encoded: list[EncodedUpdate] = []
 
-    def recording(
-        update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed
-    ) -> EncodedUpdate:
-        encoded.append(encode(update, parameters, rounding))
+    genuine = SealedUpdate.encoding
+
+    def recording(self: SealedUpdate, parameters: RoundParameters) -> EncodedUpdate:
+        encoding = genuine(self, parameters)
+        words, counters = np.empty(parameters.dimension, parameters.word), encoding.counters.copy()
+        counters[0] += encoding.entries_from(0)(words)
+        encoded.append(EncodedUpdate(words, counters))
         return encoded[-1]
 
-    monkeypatch.setattr(silo_attempt, "Encoding", recording)
+    monkeypatch.setattr(SealedUpdate, "encoding", recording)
     return encoded
 
 
@@ -534,9 +539,10 @@ def test_the_printed_epsilon_counts_a_round_that_was_charged_and_given_up(
         with pytest.raises(RoundAborted):
             run(federation)
     (outcome,) = run(federation, give_up=True)
-    spent = [silo_budget(path).epsilon for path in federation.silos.values()]
+    spent = [silo_budget(path).spent for path in federation.silos.values()]
     assert outcome.record.round == 3
-    assert outcome.epsilon == max(spent)
+    assert outcome.cost.local == max(cost.local for cost in spent)
+    assert outcome.cost.aggregate == max(cost.aggregate for cost in spent)
 
 
 @pytest.mark.claim("C10")

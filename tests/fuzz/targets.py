@@ -173,7 +173,7 @@ def _letters() -> list[bytes]:
             wire.encode,
             (
                 letters.Hello(_HEX64, _HEX64),
-                letters.Standing(True, True, True, 3, _HEX64),
+                letters.Standing(True, True, True, 3, _HEX64, True),
                 letters.Sync(b"", b"", (letters.SyncedRound(b"{}", b"sum"),), (countersigned,)),
                 receipt,
                 letters.Reply(b"answer"),

@@ -12,13 +12,16 @@ from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.names import Digest, FederationId, SiloId
+from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.ledger import Ledger, Spend
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
     LocalMechanism,
     Mechanism,
     NoMechanism,
+    StatisticsMechanism,
 )
+from cachefl_secure.privacy.terms import Terms
 
 SIGNING_KEY = SigningKey(bytes(range(32)))
 PLAN = Digest("a" * 64)
@@ -54,7 +57,7 @@ def local(**changes: Any) -> LocalMechanism:
     public: dict[str, Any] = {
         "sampling_rate": 1.0,
         "clip_norm": 0.1,
-        "noise_multiplier": 8.9167,
+        "noise_multiplier": 8.9211,
         "steps": 1,
         "expected_records": 40,
         "learning_rate": 0.5,
@@ -68,13 +71,23 @@ def distributed(**changes: Any) -> DistributedMechanism:
     public: dict[str, Any] = {
         "sampling_rate": 1.0,
         "clip_norm": 0.1,
-        "noise_multiplier": 4.4584,
+        "noise_multiplier": 4.4606,
         "honest_survivors": 4,
         "expected_records": 40,
         "learning_rate": 0.5,
         **LATTICE,
     }
     return DistributedMechanism(**(public | changes))
+
+
+def statistics(**changes: Any) -> StatisticsMechanism:
+    usual: dict[str, Any] = {
+        "noise_multiplier": 4.0,
+        "honest_survivors": 4,
+        "feature_bits": 9,
+        "dimension": 16 * 21,
+    }
+    return StatisticsMechanism(**(usual | changes))
 
 
 def without_noise(mechanism: LocalMechanism | DistributedMechanism) -> NoMechanism:
@@ -87,18 +100,29 @@ def without_noise(mechanism: LocalMechanism | DistributedMechanism) -> NoMechani
     )
 
 
+def terms(mechanism: Mechanism | None = None, **changes: Any) -> Terms:
+    """One colluder among as few survivors as the mechanism allows, order 10, caps of 2 and 2, unless changed."""
+    mechanism = mechanism or local()
+    usual: dict[str, Any] = {
+        "plan_digest": PLAN,
+        "mechanism": mechanism,
+        "delta": DELTA,
+        "survivors": getattr(mechanism, "honest_survivors", 4) + 1,
+        "colluders": 1,
+        "rdp_order": 10,
+        "caps": Cost(2.0, 2.0),
+    }
+    return Terms(**(usual | changes))
+
+
 def new_ledger(path: Path) -> Ledger:
     return Ledger.create(path, SIGNING_KEY, silo=SiloId("clinic"), federation=FederationId("0" * 32))
 
 
 def spend(ledger: Ledger, round_number: int, mechanism: Mechanism | None = None, **changes: Any) -> Spend:
-    """Reserves a round with the usual digests and a cap of 2, unless changed."""
-    usual: dict[str, Any] = {
-        "attempt": 1,
-        "plan_digest": PLAN,
-        "cache_digest": CACHE,
-        "data_commitment": DATA,
-        "delta": DELTA,
-        "cap": 2.0,
-    }
-    return ledger.reserve(mechanism or local(), round=round_number, **(usual | changes))
+    """Reserves a round with the usual digests and terms, unless changed; ``cap`` is for both views."""
+    usual: dict[str, Any] = {"attempt": 1, "cache_digest": CACHE, "data_commitment": DATA}
+    if "cap" in changes:
+        changes["caps"] = Cost(*2 * (changes.pop("cap"),))
+    agreed = {name: changes.pop(name) for name in Terms.__slots__ if name in changes}
+    return ledger.reserve(terms(mechanism, **agreed), round=round_number, **(usual | changes))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cachefl_secure.errors import ConfigError, LedgerCorrupt
 from cachefl_secure.privacy.ledger import Ledger, verify_ledger
-from tests.privacy.examples import SIGNING_KEY, TRANSCRIPT, UPDATE, new_ledger, spend
+from tests.privacy.examples import PLAN, SIGNING_KEY, TRANSCRIPT, UPDATE, new_ledger, spend
 
 pytestmark = pytest.mark.claim("C9")
 
@@ -22,7 +25,7 @@ def two_rounds(path: Path) -> tuple[bytes, bytes]:
     """A ledger with round 1, and what the append of round 2's spend adds to it."""
     with new_ledger(path) as ledger:
         spend(ledger, 1)
-        ledger.note_sent(1, 1, UPDATE, TRANSCRIPT)
+        ledger.note_sent(PLAN, 1, 1, UPDATE, TRANSCRIPT)
         before = path.read_bytes()
         spend(ledger, 2)
     return before, path.read_bytes()[len(before) :]
@@ -122,3 +125,56 @@ def test_a_crash_while_creating_leaves_no_ledger_or_a_whole_one(
         assert not path.exists()
     new_ledger(path).close()
     Ledger.open(path, SIGNING_KEY).close()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cachefl_secure.privacy.ledger import Ledger
+from tests.privacy.examples import SIGNING_KEY, spend
+path, call, when = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+ledger, calls = Ledger.open(path, SIGNING_KEY), 0
+
+def killing(really, halve):
+    def watched(file, *content):
+        global calls
+        calls += 1
+        if calls == call and when == "half":
+            really(file, *halve(content))
+        if calls == call and when == "after":
+            really(file, *content)
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return really(file, *content)
+    return watched
+
+os.write = killing(os.write, lambda content: [content[0][: len(content[0]) // 2]])
+os.fsync = killing(os.fsync, lambda content: content)
+spend(ledger, 2)
+print("returned", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "when", "charged"),
+    [(1, "before", False), (1, "half", False), (1, "after", True), (2, "before", True), (2, "after", True)],
+)
+def test_a_process_killed_at_any_write_of_a_charge_leaves_a_ledger_that_goes_on(
+    path: Path, call: int, when: str, charged: bool
+) -> None:
+    """kill -9 between the two calls that a charge makes of the disk, in a process of its own."""
+    with new_ledger(path) as ledger:
+        spend(ledger, 1)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), str(call), when],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stdout == ""  # reserve had not returned: nothing was trained on the charge
+    with Ledger.open(path, SIGNING_KEY) as ledger:
+        assert [s.round for s in ledger.spends] == ([1, 2] if charged else [1])
+        assert (ledger.recovered is not None) == (when == "half")
+        assert spend(ledger, 2).after.local > ledger.spends[0].after.local
+    assert len(verify_ledger(path, SIGNING_KEY.public_key).spends) == 2

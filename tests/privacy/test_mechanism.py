@@ -2,79 +2,131 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import dp_accounting
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefl_secure.errors import UnaccountedMechanism
-from cachefl_secure.plan import PrivacyPlan
-from cachefl_secure.privacy.accounting import epsilon_spent
+from cachefl_secure.privacy.accounting import Cost, cost_of, epsilon_spent
 from cachefl_secure.privacy.mechanism import (
+    DistributedMechanism,
     LocalMechanism,
     Mechanism,
+    NoisedMechanism,
     NoMechanism,
+    StatisticsMechanism,
+    StepMechanism,
+    View,
     mechanism_fields,
     mechanism_from_fields,
-    mechanism_of,
+    step_mechanism,
 )
-from tests.privacy.examples import local, without_noise
+from cachefl_secure.privacy_plan import PrivacyPlan
+from tests.privacy.examples import distributed, local, statistics, without_noise
 
 positive = st.floats(1e-9, 1e9)
-mechanisms = st.builds(
-    LocalMechanism,
-    sampling_rate=st.floats(1e-6, 1.0),
-    clip_norm=positive,
-    noise_multiplier=positive,
-    steps=st.integers(1, 10_000),
-    expected_records=st.integers(1, 10**6),
-    learning_rate=positive,
+steps: dict[str, Any] = {
+    "sampling_rate": st.floats(1e-6, 1.0),
+    "clip_norm": positive,
+    "noise_multiplier": positive,
+    "expected_records": st.integers(1, 10**6),
+    "learning_rate": positive,
+    "feature_bits": st.integers(1, 9),
+    "gradient_bits": st.integers(1, 8),
+    "dimension": st.integers(1, 10**8),
+}
+mechanisms: st.SearchStrategy[Mechanism] = st.one_of(
+    st.builds(LocalMechanism, **steps, steps=st.integers(1, 10_000)),
+    st.builds(DistributedMechanism, **steps, honest_survivors=st.integers(1, 1000)),
+    st.builds(
+        StatisticsMechanism,
+        noise_multiplier=positive,
+        honest_survivors=st.integers(1, 1000),
+        feature_bits=st.integers(7, 12),
+        dimension=st.integers(1, 10**8),
+    ),
+    st.builds(without_noise, st.builds(LocalMechanism, **steps, steps=st.integers(1, 10_000))),
 )
 
 
-def plan(**changes: object) -> PrivacyPlan:
+def section(kind: str = "local", **changes: object) -> PrivacyPlan:
     usual: dict[str, object] = {
-        "mechanism": "local",
+        "mechanism": kind,
         "clip_norm": 0.1,
-        "noise_multiplier": 8.9167,
         "sampling_rate": 0.5,
-        "steps_per_round": 3,
         "expected_records": 200,
         "learning_rate": 0.7,
         "rounds": 20,
         "delta": 1e-5,
-        "epsilon": 2.0,
     }
-    return PrivacyPlan(**(usual | changes))  # type: ignore[arg-type]
+    if kind != "none":
+        usual |= {"noise_multiplier": 8.9211, "epsilon_local": 2.0, "rdp_order": 10}
+    usual |= {"epsilon_aggregate": 1.0} if kind == "distributed" else {"steps_per_round": 3}
+    made: PrivacyPlan = msgspec.convert(usual | changes, PrivacyPlan)
+    return made
 
 
-def test_the_plan_and_its_mechanism_take_the_same_step() -> None:
-    mechanism = mechanism_of(plan())
-    assert isinstance(mechanism, LocalMechanism)
-    assert mechanism.step_length == plan().step_length
-    assert (mechanism.steps, mechanism.noise_multiplier) == (3, 8.9167)
+def mechanism(plan: PrivacyPlan) -> StepMechanism:
+    return step_mechanism(plan, number_of_keys=15, feature_dim=16, honest_survivors=3)
 
 
-def test_a_plan_without_privacy_gives_a_mechanism_without_noise() -> None:
-    mechanism = mechanism_of(plan(mechanism="none", noise_multiplier=0.0, epsilon=0.0))
-    assert isinstance(mechanism, NoMechanism)
-    assert mechanism.noise_multiplier == 0.0
+@pytest.mark.parametrize("kind", ["local", "distributed", "none"])
+def test_the_plan_and_its_mechanism_take_the_same_step(kind: str) -> None:
+    plan = section(kind)
+    made = mechanism(plan)
+    assert (made.kind, made.step_length) == (kind, plan.step_length)
+    assert made.steps == plan.steps_per_round
+    assert made.noise_multiplier == plan.noise_multiplier
 
 
-@settings(max_examples=200, deadline=None)
+def test_a_distributed_mechanism_relies_on_the_plans_honest_survivors() -> None:
+    made = mechanism(section("distributed"))
+    assert isinstance(made, DistributedMechanism)
+    assert made.honest_survivors == 3
+    assert made.dimension == 15 * 16
+
+
+@settings(max_examples=300, deadline=None)
 @given(mechanisms)
-def test_ledger_fields_give_back_the_exact_mechanism(mechanism: LocalMechanism) -> None:
-    for each in (mechanism, without_noise(mechanism)):
-        fields = mechanism_fields(each)
-        assert mechanism_from_fields(fields) == each
-        assert all(isinstance(value, str) for value in fields.values())
+def test_ledger_fields_give_back_the_exact_mechanism(mechanism: Mechanism) -> None:
+    fields = mechanism_fields(mechanism)
+    assert mechanism_from_fields(fields) == mechanism
+    assert all(isinstance(value, str) for value in fields.values())
+
+
+@pytest.mark.claim("C8")
+@settings(max_examples=300, deadline=None)
+@given(mechanisms.filter(lambda each: not isinstance(each, NoMechanism)))
+def test_no_view_counts_on_more_noise_than_there_is(mechanism: NoisedMechanism) -> None:
+    alone, together = (mechanism.noise_multiplier_in(view) for view in View)
+    assert alone == mechanism.noise_multiplier  # whatever happens to the others, one's own noise is there
+    shares = mechanism.honest_survivors if hasattr(mechanism, "honest_survivors") else 1
+    assert together == pytest.approx(alone * math.sqrt(shares))
+
+
+@pytest.mark.claim("C8")
+def test_credit_for_others_noise_on_several_local_steps_cannot_be_expressed() -> None:
+    """It is false: later steps depend on what the silo's own noise left of the earlier ones (evidence, 3.2 C)."""
+    with pytest.raises(TypeError):
+        local(steps=5, honest_survivors=3)
+    with pytest.raises(TypeError):
+        distributed(steps=5)
+    with pytest.raises((AttributeError, TypeError)):
+        distributed().steps = 5  # type: ignore[misc]
+    assert distributed().steps == 1
+    fields = mechanism_fields(local(steps=5)) | {"honest_survivors": "3"}
+    with pytest.raises(ValueError, match="fields of mechanism 'local' differ"):
+        mechanism_from_fields(fields)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"noise_multiplier": "8.91670"},
+        {"noise_multiplier": "8.92110"},
         {"noise_multiplier": "nan"},
         {"noise_multiplier": "-1.0"},
         {"noise_multiplier": "inf"},
@@ -114,16 +166,31 @@ def test_an_unknown_mechanism_is_never_free() -> None:
 
 def test_a_mechanism_without_noise_costs_infinity() -> None:
     nothing: Mechanism = without_noise(local())
-    assert epsilon_spent([(local(), 3), (nothing, 1)], 1e-5) == math.inf
+    assert cost_of([(local(), 3), (nothing, 1)], 1e-5) == Cost(math.inf, math.inf)
     assert isinstance(nothing.event(), dp_accounting.NonPrivateDpEvent)
-    assert epsilon_spent([(nothing, 0)], 1e-5) == 0.0
+    assert cost_of([(nothing, 0)], 1e-5) == Cost(0.0, 0.0)
 
 
 def test_the_event_is_one_rounds_steps() -> None:
-    full = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(8.9167), 4)
+    full = dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(8.9211), 4)
     assert local(steps=4).event() == full
-    sampled = dp_accounting.PoissonSampledDpEvent(0.25, dp_accounting.GaussianDpEvent(8.9167))
+    sampled = dp_accounting.PoissonSampledDpEvent(0.25, dp_accounting.GaussianDpEvent(8.9211))
     assert local(steps=4, sampling_rate=0.25).event() == dp_accounting.SelfComposedDpEvent(sampled, 4)
+
+
+@pytest.mark.claim("C7")
+@pytest.mark.parametrize("view", View)
+@pytest.mark.parametrize(
+    "mechanism",
+    [local(steps=4), local(steps=4, sampling_rate=0.25), distributed(sampling_rate=0.25), statistics()],
+    ids=lambda each: each.kind,
+)
+def test_the_event_costs_what_accounting_says(mechanism: NoisedMechanism, view: View) -> None:
+    accountant = dp_accounting.pld.PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(mechanism.event(view), 7)
+    assert epsilon_spent([(mechanism, 7)], 1e-5, view) == pytest.approx(
+        accountant.get_epsilon(0.999e-5), rel=1e-3
+    )
 
 
 def test_a_private_mechanism_has_noise() -> None:

@@ -103,7 +103,8 @@ def slow_integers(
     total = (u.T @ v).reshape(-1).astype(np.int64)
     noise = np.zeros(total.size, np.int32)
     DiscreteGaussian(mechanism.noise_scale).add_to(noise, streams.noise)
-    return -(np.clip(total, -mechanism.sum_bound, mechanism.sum_bound) + noise)
+    clamped: NDArray[np.int64] = np.clip(total, -mechanism.sum_bound, mechanism.sum_bound)
+    return -(clamped + noise)
 
 
 def update(records: FeatureSet, mechanism: StepMechanism) -> NDArray[np.float64]:
@@ -336,7 +337,8 @@ def test_a_forked_silo_does_not_repeat_an_update() -> None:
     childs = [released_in_child(streams), released_in_child(streams)]
     parents = train_privately(cache_of(), records_of(0), distributed(), streams)
     assert isinstance(parents, IntegerUpdate)
-    for one, other in [(childs[0], childs[1]), (childs[0], parents.integers), (childs[1], parents.integers)]:
+    own = parents.integers.astype(np.int64)
+    for one, other in [(childs[0], childs[1]), (childs[0], own), (childs[1], own)]:
         assert one.shape == other.shape == (240,)
         assert float((np.abs(one) == np.abs(other)).mean()) < 0.05
 

@@ -278,4 +278,4 @@ def test_integer_updates_do_not_print_their_values() -> None:
     update = an_integer_update(chosen, 0, entry=77_777)
     assert "77777" not in f"{update!r} {IntegerEncoding(update, chosen)!r}"
     with pytest.raises(ValueError, match="int32"):
-        IntegerUpdate(np.zeros(3, np.int64))  # type: ignore[arg-type]
+        IntegerUpdate(np.zeros(3, np.int64))

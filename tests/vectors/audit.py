@@ -155,19 +155,42 @@ class Federation:
             check_signature(self.keys[silo], purpose, text, each)
         self.quorum = (len(self.keys) + self.plan["secure_sum"]["colluders"]) // 2 + 1
 
-    def encoding(self, silos: int) -> tuple[float, float, int]:
-        """(grid step, largest entry, bytes of a word) of a cohort of so many silos."""
-        privacy = self.plan["privacy"]
-        signal = privacy["learning_rate"] * privacy["steps_per_round"]
-        if privacy["mechanism"] == "none":
-            clamp, step = signal, 2 * signal / 65536
+    def encoding(self, silos: int) -> tuple[float, int, int, int]:
+        """(grid step, largest entry, largest noise in a sum, bytes of a word) of a cohort of so many silos."""
+        privacy, tail = self.plan["privacy"], 0
+        if privacy["mechanism"] == "distributed":
+            step, largest, noise = self.integers()
+            entries = self.keys_and_dimension()[0] * self.keys_and_dimension()[1]
+            tail = math.ceil(math.sqrt(2 * math.log(2 * entries * 2.0**40)) * noise * math.sqrt(silos))
+            clamp = largest * step
         else:
+            signal = privacy["learning_rate"] * privacy["steps_per_round"]
             gradients = privacy["sampling_rate"] * privacy["expected_records"] * privacy["clip_norm"]
-            noise = privacy["learning_rate"] / gradients * privacy["noise_multiplier"] * privacy["clip_norm"]
-            noise *= math.sqrt(privacy["steps_per_round"])
-            clamp, step = 8 * noise + signal, noise / 32
-        bits = (2 * silos * (math.ceil(clamp / step) + 1)).bit_length()
-        return step, clamp + step, 2 if bits <= 16 else 4
+            if privacy["mechanism"] == "none":
+                clamp, step = signal, 2 * signal / 65536
+            else:
+                length = privacy["learning_rate"] / gradients
+                deviation = length * privacy["noise_multiplier"] * privacy["clip_norm"]
+                deviation *= math.sqrt(privacy["steps_per_round"])
+                clamp, step = 8 * deviation + signal, deviation / 32
+        largest = math.ceil(clamp / step) + 1
+        bits = (2 * (silos * largest + tail)).bit_length()
+        return step, largest, tail, 2 if bits <= 16 else 4
+
+    def keys_and_dimension(self) -> tuple[int, int]:
+        keys = len(self.plan["classes"]) * self.plan["cache"]["images_per_class"]
+        return keys, self.plan["encoder"]["feature_dim"]
+
+    def integers(self) -> tuple[float, int, float]:
+        """(grid step, clamp, noise of one silo) of integer gradients, the last two in steps."""
+        privacy, (keys, dimension) = self.plan["privacy"], self.keys_and_dimension()
+        features = min(max(7, math.ceil(math.log2(dimension) / 2) + 2), 9)
+        unit = 2 ** (features + min(max(7, math.ceil(math.log2(keys) / 2) + 2), 17 - features))
+        drawn = privacy["sampling_rate"] * privacy["expected_records"]
+        length = privacy["learning_rate"] / (drawn * privacy["clip_norm"])
+        noise = privacy["noise_multiplier"] * unit
+        clamp = min(math.ceil(drawn) * unit, math.ceil(128 * privacy["noise_multiplier"] * unit))
+        return length * (privacy["clip_norm"] / unit), clamp, noise
 
 
 def audit(root: Path) -> list[str]:
@@ -230,18 +253,15 @@ def certified(record: dict[str, Any], agreed: Federation) -> None:
 def mean(record: dict[str, Any], total: bytes, agreed: Federation, entries: int) -> list[float]:
     """The update that the sum gives."""
     silos, survivors = len(record["cohort"]), len(record["survivors"])
-    step, largest, width = agreed.encoding(silos)
+    step, largest, tail, width = agreed.encoding(silos)
     require(named("cachefl-secure/aggregate/1", total) == record["aggregate_digest"], "another sum")
     require(len(total) == entries * width + 8, "a sum of another size")
     words = [
         int.from_bytes(total[i : i + width], "little", signed=True) for i in range(0, entries * width, width)
     ]
-    require(
-        max(map(abs, words)) * step <= survivors * largest * (1 + 1e-12),
-        "beyond what the survivors can have sent",
-    )
-    saturated = int.from_bytes(total[-8:], "little")
-    require(saturated == record["saturated"] <= silos * entries, "another count of clamped entries")
+    require(max(map(abs, words)) <= survivors * largest + tail, "beyond what the survivors can have sent")
+    saturated, most = int.from_bytes(total[-8:], "little"), 0 if tail else silos * entries
+    require(saturated == record["saturated"] <= most, "another count of clamped entries")
     return [word * step / survivors for word in words]
 
 

@@ -9,21 +9,23 @@ from typing import Any
 import msgspec
 import pytest
 
+from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.record import open_record, sign_record
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.transport.local_federation import run_local_rounds
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, found, small_privacy
 from tests.vectors.audit import Refused, audit, canonical
 
 PUBLIC = ("invite.toml", "roster.bin", "countersignatures.bin", "models/0000.safetensors")
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> SmallFederation:
+@pytest.fixture(scope="module", params=["local", "distributed"])
+def played(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SmallFederation:
     """Two rounds."""
-    federation = found(tmp_path_factory.mktemp("audit"))
+    privacy = small_privacy(PrivacyChoices(mechanism=request.param, rounds=4, expected_records=15))
+    federation = found(tmp_path_factory.mktemp("audit"), privacy=privacy)
     run_local_rounds(
         federation.coordinator,
         list(federation.silos.values()),

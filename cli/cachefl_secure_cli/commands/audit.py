@@ -54,11 +54,17 @@ def _plain(audit: Audit) -> dict[str, Any]:
             "entries": report.entries,
             "head": report.head,
             "delta": report.delta,
-            "epsilon": report.epsilon,
-            "epsilon_second_accountant": report.epsilon_rdp,
+            "epsilons": dataclasses.asdict(report.spent),
+            "epsilons_second_accountant": dataclasses.asdict(report.second),
+            "insecure_rounds": report.insecure_rounds,
             "rounds": [
-                {"round": spend.round, "epsilon": spend.epsilon_after, "epsilon_second_accountant": second}
-                for spend, second in zip(report.spends, report.epsilons_rdp, strict=True)
+                {
+                    "plan": spend.plan_digest,
+                    "round": spend.round,
+                    "epsilons": dataclasses.asdict(spend.after),
+                    "epsilons_second_accountant": dataclasses.asdict(second),
+                }
+                for spend, second in zip(report.spends, report.second_opinions, strict=True)
             ],
         }
     steps = [dataclasses.asdict(step) for step in audit.steps]

@@ -34,17 +34,19 @@ def command(
         (
             str(b.silo),
             str(b.rounds_charged),
-            epsilon_text(b.epsilon),
-            f"{b.cap:g}",
+            f"{epsilon_text(b.spent.aggregate)} of {b.caps.aggregate:g}",
+            f"{epsilon_text(b.spent.local)} of {b.caps.local:g}",
             str(b.rounds_left),
-            f"{epsilon_text(b.epsilon_projected)} after {b.rounds_projected} more"
+            f"{epsilon_text(b.projected.aggregate)}, {epsilon_text(b.projected.local)} "
+            f"after {b.rounds_projected} more"
             if b.rounds_projected
             else "-",
         )
         for b in budgets
     ]
-    columns = ("silo", "rounds charged", "local epsilon", "cap", "rounds left", "projected")
-    delta = ", ".join(sorted({f"{b.delta:g}" for b in budgets}))
+    columns = ("silo", "rounds charged", "aggregate epsilon", "local epsilon", "rounds left", "projected")
+    delta = ", ".join(sorted({f"{delta:g}" for b in budgets for delta in (b.delta.local, b.delta.aggregate)}))
     console().print(table("privacy budget", columns, rows, caption=f"delta {delta}; adjacency: one record"))
     for budget in budgets:
-        console().print(budget.statement)
+        for statement in budget.statements:
+            console().print(statement)

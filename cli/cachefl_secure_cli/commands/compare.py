@@ -34,7 +34,10 @@ def command(
     ],
     held_out: Annotated[Path, typer.Option(help="Images to measure on.", show_default=False)],
     epsilons: Annotated[
-        str, typer.Option(help="Local epsilons after all rounds, separated by commas.")
+        str,
+        typer.Option(
+            help="Epsilons after all rounds, separated by commas: aggregate ones if the plan is distributed, else local."
+        ),
     ] = "1,2,4,8",
     figure: Annotated[Path | None, typer.Option(help="Also draw accuracy by epsilon into this PNG.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write every figure into this JSON file.")] = None,
@@ -91,21 +94,22 @@ def _epsilons(text: str) -> list[float]:
 
 def _table(found: Comparison) -> Any:
     rows = [
-        ("zero-shot CLIP", "-", percent(found.zero_shot), "-"),
-        ("synthetic cache", "0", percent(found.synthetic_cache), "-"),
+        ("zero-shot CLIP", "-", "-", percent(found.zero_shot), "-"),
+        ("synthetic cache", "0", "0", percent(found.synthetic_cache), "-"),
     ]
     rows += [
         (
             f"noise multiplier {p.noise_multiplier:g}",
             epsilon_text(p.epsilon),
+            epsilon_text(p.epsilon_local),
             percent(p.together),
             percent(p.alone_mean),
         )
         for p in found.grid
     ]
-    rows.append(("no noise", "not private", percent(found.non_private[-1]), "-"))
-    caption = f"{found.rounds} rounds, delta {found.delta:g}; fresh noise on every run"
-    columns = ("model", "local epsilon", "together", "alone (mean)")
+    rows.append(("no noise", "not private", "not private", percent(found.non_private[-1]), "-"))
+    caption = f"{found.rounds} rounds, delta {found.delta:g}; fresh noise on every run; alone: both epsilons are the first"
+    columns = ("model", "aggregate epsilon", "local epsilon", "together", "alone (mean)")
     return table("what privacy costs", columns, rows, caption=caption)
 
 

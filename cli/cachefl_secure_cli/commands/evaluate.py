@@ -64,21 +64,35 @@ def command(
         print_json("evaluate", _plain(evaluation))
         return
     rows = [
-        ("zero-shot CLIP", "-", percent(evaluation.zero_shot.top1), percent(evaluation.zero_shot.macro_f1))
+        (
+            "zero-shot CLIP",
+            "-",
+            "-",
+            percent(evaluation.zero_shot.top1),
+            percent(evaluation.zero_shot.macro_f1),
+        )
     ]
     for point in evaluation.rounds:
         what = "synthetic cache" if point.round == 0 else f"after round {point.round}"
-        epsilon = "0" if point.round == 0 else epsilon_text(point.epsilon)
-        rows.append((what, epsilon, percent(point.accuracy.top1), percent(point.accuracy.macro_f1)))
+        spent = ("0", "0")
+        if point.round:
+            spent = epsilon_text(point.cost.aggregate), epsilon_text(point.cost.local)
+        rows.append((what, *spent, percent(point.accuracy.top1), percent(point.accuracy.macro_f1)))
     caption = f"{evaluation.zero_shot.records} images; delta {plan.privacy.delta:g}"
-    console().print(table("accuracy", ("model", "local epsilon", "top-1", "macro F1"), rows, caption=caption))
+    columns = ("model", "aggregate epsilon", "local epsilon", "top-1", "macro F1")
+    console().print(table("accuracy", columns, rows, caption=caption))
     if figure is not None:
         console().print(f"figure: {figure}")
 
 
 def _plain(evaluation: Evaluation) -> dict[str, Any]:
     rounds = [
-        {"round": point.round, "epsilon": point.epsilon, **dataclasses.asdict(point.accuracy)}
+        {
+            "round": point.round,
+            "epsilon_aggregate": point.cost.aggregate,
+            "epsilon_local": point.cost.local,
+            **dataclasses.asdict(point.accuracy),
+        }
         for point in evaluation.rounds
     ]
     return {"zero_shot": dataclasses.asdict(evaluation.zero_shot), "rounds": rounds}

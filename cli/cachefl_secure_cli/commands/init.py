@@ -83,12 +83,11 @@ def command(
     Example: cachefl-secure init coordinator --classes cat,dog,horse --generator ./my-generator --clip RN50
     --pretrained openai
     """
-    from cachefl_secure.privacy.terms import planned_cost
-
     from cachefl_secure.errors import ConfigError
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.founding import FoundingChoices, found_federation
     from cachefl_secure.plan import SecureSumPlan
+    from cachefl_secure.privacy.terms import planned_cost
 
     if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")

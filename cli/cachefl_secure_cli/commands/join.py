@@ -28,6 +28,17 @@ def command(
     epsilon_cap: Annotated[
         float | None, typer.Option(help="Refuse rounds beyond this local epsilon. Default: the plan's.")
     ] = None,
+    epsilon_cap_aggregate: Annotated[
+        float | None,
+        typer.Option(help="Refuse rounds beyond this aggregate epsilon. Default: the plan's."),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="A silo's directory of this institution over the same records: share its ledger, key and caps.",
+            show_default=False,
+        ),
+    ] = None,
     not_private: Annotated[
         bool,
         typer.Option("--not-private", help="Join although the plan adds no noise: updates reveal records."),
@@ -55,6 +66,8 @@ def command(
         clip=ClipSource.of_plan(plan.encoder, clip),
         expect=expect,
         epsilon_cap=epsilon_cap,
+        epsilon_cap_aggregate=epsilon_cap_aggregate,
+        ledger=ledger,
         not_private=not_private,
         skip_unreadable=skip_unreadable,
         device=resolve_device(device),
@@ -69,7 +82,8 @@ def command(
                 "records": joined.records,
                 "classes_present": joined.classes_present,
                 "skipped": list(joined.skipped),
-                "epsilon_cap": joined.epsilon_cap,
+                "epsilon_caps": {"local": joined.caps.local, "aggregate": joined.caps.aggregate},
+                "has_other_records": joined.has_other_records,
                 "delta": joined.plan.privacy.delta,
                 "rounds_planned": joined.plan.privacy.rounds,
                 "fingerprint": joined.fingerprint,
@@ -88,6 +102,8 @@ def command(
     console().print(table(f"silo {joined.silo}", ("", ""), rows))
     if joined.skipped:
         say(f"{len(joined.skipped)} unreadable images left out: {', '.join(joined.skipped)}")
+    if joined.has_other_records:
+        say("the shared ledger names other records; their costs are added up as if they were the same")
     if expect is None:
         say("compare the coordinator's fingerprint by phone; `--expect` does it for you")
 
@@ -96,4 +112,5 @@ def _promise(joined: Joined) -> str:
     privacy = joined.plan.privacy
     if privacy.mechanism == "none":
         return "nothing: this plan is NOT PRIVATE"
-    return f"epsilon {joined.epsilon_cap:g} at delta {privacy.delta!r} ({privacy.rounds} rounds planned)"
+    caps = f"local epsilon {joined.caps.local:g} or aggregate epsilon {joined.caps.aggregate:g}"
+    return f"{caps} at delta {privacy.delta!r} ({privacy.rounds} rounds planned)"

@@ -83,17 +83,18 @@ def _table(outcomes: list[RoundOutcome]) -> Any:
             str(outcome.record.round),
             f"{len(outcome.record.survivors)} of {outcome.enrolled}",
             str(outcome.record.saturated),
-            epsilon_text(outcome.epsilon),
+            epsilon_text(outcome.cost.aggregate),
+            epsilon_text(outcome.cost.local),
             outcome.record.cache_after[:16],
         )
         for outcome in outcomes
     ]
-    columns = ("round", "silos in the sum", "clamped entries", "local epsilon", "cache")
+    columns = ("round", "silos in the sum", "clamped entries", "aggregate epsilon", "local epsilon", "cache")
     return table(
         "rounds",
         columns,
         rows,
-        caption="local epsilon: the most any silo can have spent by then; `budget` has its own",
+        caption="the most any silo can have spent by then; `budget` has its own, and against whom each holds",
     )
 
 
@@ -103,7 +104,8 @@ def _plain(outcome: RoundOutcome) -> dict[str, Any]:
         "round": record.round,
         "attempt": record.attempt,
         "survivors": list(record.survivors),
-        "epsilon": outcome.epsilon,
+        "epsilon_local": outcome.cost.local,
+        "epsilon_aggregate": outcome.cost.aggregate,
         "cache": record.cache_after,
         "saturated": record.saturated,
         "declined": dict(outcome.attendance.declined),

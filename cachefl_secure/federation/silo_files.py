@@ -1,0 +1,157 @@
+"""A silo's own files: what it joined, its records, its terms, and the ledger that they are charged to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.enrolment import read_invite, read_roster
+from cachefl_secure.federation.records import Records
+from cachefl_secure.federation.shared_ledger import sharing_directories
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.fields import Hex64
+from cachefl_secure.names import Digest, SiloId, parse_silo_id
+from cachefl_secure.plan import FederationPlan, read_toml
+from cachefl_secure.privacy.accounting import Cost
+from cachefl_secure.privacy.ledger import Anchor, Ledger, LedgerReport, verify_ledger
+from cachefl_secure.privacy.terms import Terms, terms_of
+
+if TYPE_CHECKING:
+    from cachefl_secure.cache.features import FeatureSet
+
+CONFIG_FILE, INVITE_FILE, REQUEST_FILE = "silo.toml", "invite.toml", "join-request.toml"
+LEDGER_FILE, FEATURES_FILE, SALT_FILE = "ledger/ledger.jsonl", "features.safetensors", "keys/commitment.salt"
+
+
+_Cap = Annotated[float, Meta(ge=0.0)]
+
+
+class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """silo.toml: what is this silo's own business. Never sent."""
+
+    silo: str
+    features_digest: Hex64
+    """What the features were extracted from: encoder, preprocessing and files."""
+    clip: str
+    """Where this silo has the encoder's weights, as given to ``--clip``."""
+    epsilon_cap_local: _Cap
+    """This silo refuses a round that would take its local epsilon beyond this. Infinite with ``none``."""
+    epsilon_cap_aggregate: _Cap
+    """The same for the epsilon that holds while the secure sum does."""
+    data_commitment: Hex64
+    """Names the records in the ledger; made at join, with the salt in keys/."""
+    ledger: str = ""
+    """Directory of the silo whose ledger, key and caps this one shares; empty: its own."""
+    training_device: Literal["cpu", "cuda"] = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class SiloFiles:
+    """A silo's directory, opened and checked."""
+
+    state: StateDir
+    plan: FederationPlan
+    config: SiloConfig
+
+    @classmethod
+    def open(cls, root: Path) -> SiloFiles:
+        """
+        Raises:
+            ConfigError: not a silo's directory, or a file in it does not parse.
+        """
+        if not (root / CONFIG_FILE).is_file():
+            raise ConfigError(str(root), "", "no silo's directory; join makes one")
+        if not StateDir(root).is_finished:
+            raise ConfigError(str(root), "", "join was interrupted; run it again with the same directory")
+        config = read_toml(root / CONFIG_FILE, SiloConfig)
+        parse_silo_id(config.silo, file=str(root / CONFIG_FILE))
+        return cls(StateDir(root), read_invite(root / INVITE_FILE), config)
+
+    @property
+    def silo(self) -> SiloId:
+        return SiloId(self.config.silo)
+
+    def records(self) -> FeatureSet:
+        """The features that ``join`` extracted.
+
+        Raises:
+            ConfigError: the file is damaged, or does not fit the plan.
+        """
+        from cachefl_secure.cache.features import load_features
+
+        path = self.state.path(FEATURES_FILE)
+        records, digest = load_features(path)
+        if digest != self.config.features_digest:
+            raise ConfigError(str(path), "digest", "not the features that join extracted")
+        if len(records) and records.features.shape[1] != self.plan.encoder.feature_dim:
+            raise ConfigError(str(path), "features", "another feature dimension than the plan's")
+        return records
+
+    def rounds(self) -> Records | None:
+        """The records this silo holds, verified; None before it was admitted."""
+        if not self.state.has(ROSTER_FILE):
+            return None
+        return Records(self.state, self.plan, read_roster(self.state, self.plan))
+
+    @property
+    def caps(self) -> Cost:
+        """Of both epsilons. With a shared ledger the owner's caps bind as well: they are for the sum of all."""
+        own = Cost(self.config.epsilon_cap_local, self.config.epsilon_cap_aggregate)
+        return own.at_most(self.ledger_owner().caps) if self.config.ledger else own
+
+    @property
+    def terms(self) -> Terms:
+        """What a round of this federation is charged under."""
+        return terms_of(self.plan, self.caps)
+
+    def ledger_owner(self) -> SiloFiles:
+        """The silo that the ledger was made for: this one, unless it shares another's.
+
+        Raises:
+            ConfigError: the directory named in silo.toml is gone, or is another institution's.
+        """
+        if not self.config.ledger:
+            return self
+        owner = SiloFiles.open(Path(self.config.ledger))
+        if owner.state.signing_key().public_key != self.state.signing_key().public_key:
+            reason = f"{owner.state.root} has another key: a ledger is shared under one key only"
+            raise ConfigError(str(self.state.path(CONFIG_FILE)), "ledger", reason)
+        return owner
+
+    def ledger_sharers(self) -> tuple[SiloFiles, ...]:
+        """All silos of this institution that write into the same ledger, the owner first."""
+        owner = self.ledger_owner()
+        return (owner, *(SiloFiles.open(root) for root in sharing_directories(owner.state)))
+
+    def witnessed_heads(self) -> tuple[Anchor, ...]:
+        """Heads of this silo's ledger that a coordinator signed into records: none may be missing."""
+        return tuple((None, head) for files in self.ledger_sharers() for head in files.recorded_heads())
+
+    def recorded_heads(self) -> tuple[Digest, ...]:
+        """The heads in this federation's records."""
+        rounds = self.rounds()
+        return () if rounds is None else rounds.ledger_heads_of(self.silo)
+
+    def ledger(self) -> Ledger:
+        """The ledger, open for appending.
+
+        Raises:
+            LedgerError: it does not verify, or lacks a head that a record names: it was rolled back.
+        """
+        path = self.ledger_owner().state.path(LEDGER_FILE)
+        return Ledger.open(path, self.state.signing_key(), anchors=self.witnessed_heads())
+
+    def verified_ledger(self, witnessed: Collection[Digest] = ()) -> LedgerReport:
+        """The ledger, verified in all the steps of ``privacy.verification``.
+
+        ``witnessed`` are heads that others hold, besides those in this silo's own records.
+        """
+        anchors = (*self.witnessed_heads(), *((None, head) for head in witnessed))
+        key = self.state.signing_key().public_key
+        return verify_ledger(self.ledger_owner().state.path(LEDGER_FILE), key, anchors=anchors)

@@ -1,0 +1,215 @@
+"""ledger show, verify, export: for the silo that owns a ledger and for anybody who audits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cachefl_secure_cli.failures import explained, say
+from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
+
+if TYPE_CHECKING:
+    from cachefl_secure.names import Digest
+    from cachefl_secure.privacy.entries import AnyBody
+    from cachefl_secure.privacy.ledger_report import LedgerReport
+    from cachefl_secure.privacy.listing import Listing
+
+group = typer.Typer(
+    no_args_is_help=True,
+    help="Show, verify or export a silo's privacy ledger. None of these writes to it, and none needs torch.",
+)
+
+LedgerPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SILO", help="A silo's directory, or a ledger file that was handed over.", show_default=False
+    ),
+]
+
+
+@group.command("show")
+@explained
+def show(ledger: LedgerPath, json: Json = False) -> None:
+    """List every entry: what was agreed, charged, sent, received and aborted.
+
+    Form, chain and signatures are checked; `ledger verify` checks what the entries claim.
+    """
+    found = _listing(ledger)
+    if json:
+        print_json("ledger show", {"public_key": found.public_key, "entries": found.plain()})
+        return
+    rows = [_row(body) for body in found.bodies]
+    columns = ("entry", "what", "round", "aggregate epsilon", "local epsilon", "time")
+    console().print(table("privacy ledger", columns, rows, caption=f"head {found.hashes[-1]}"))
+
+
+@group.command("verify")
+@explained
+def verify(
+    ledger: LedgerPath,
+    witness: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A directory of somebody else (the coordinator, another silo) whose records and receipts "
+            "name heads of this ledger; repeat for several. Without, a shortened or rewritten ledger is not noticed.",
+            show_default=False,
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A head of this ledger that you wrote down earlier, 64 hex digits.", show_default=False
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="The public key that must have signed it, 64 hex digits, from a source of your own.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Verify a ledger in numbered steps and compute every epsilon again, by two accountants and in both views."""
+    from cachefl_secure.names import Digest
+    from cachefl_secure.privacy.ledger import verify_ledger
+
+    listed, file = _listing(ledger), _file(ledger)
+    heads = {Digest(_hex64(text, "--head")) for text in head or []} | _witnessed(
+        ledger, listed, witness or []
+    )
+    expected = listed.public_key if key is None else _hex64(key, "--key")
+    report = verify_ledger(file, expected, anchors=[(None, each) for each in sorted(heads)])  # type: ignore[arg-type]
+    if json:
+        print_json(
+            "ledger verify",
+            {**_plain(report), "public_key": listed.public_key, "witnessed_heads": len(heads)},
+        )
+        return
+    for line in _steps(report, len(heads)):
+        console().print(line)
+    _advice(listed, key, bool(heads))
+
+
+@group.command("export")
+@explained
+def export(
+    ledger: LedgerPath,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)],
+    format: Annotated[
+        Literal["json", "csv"], typer.Option(help="json keeps everything; csv has a row for each entry.")
+    ] = "json",
+) -> None:
+    """Write all entries into one JSON or CSV file, numbers as exact as the ledger has them."""
+    from cachefl_secure_cli.output import write_report
+
+    found = _listing(ledger)
+    if format == "csv":
+        output.write_text(found.as_csv(), encoding="utf-8", newline="")
+    else:
+        write_report(output, {"public_key": found.public_key, "entries": found.plain()})
+    console().print(f"{len(found.bodies)} entries: {output}")
+
+
+def _file(ledger: Path) -> Path:
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, LEDGER_FILE, SiloFiles
+    from cachefl_secure.privacy.listing import ledger_file
+
+    if (ledger / CONFIG_FILE).is_file():
+        ledger = SiloFiles.open(ledger).ledger_owner().state.root
+    return ledger_file(ledger, LEDGER_FILE)
+
+
+def _witnessed(ledger: Path, listed: Listing, witnesses: list[Path]) -> set[Digest]:
+    """Heads of this ledger that its own directories and the witnesses hold, in whichever federation."""
+    from cachefl_secure.federation.inspection import witnessed_heads
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, SiloFiles
+    from cachefl_secure.names import FederationId, SiloId
+    from cachefl_secure.privacy.entries import Enrol
+
+    held = witnessed_heads(witnesses)
+    if (ledger / CONFIG_FILE).is_file():
+        files = SiloFiles.open(ledger)
+        heads = {head for _, head in files.witnessed_heads()}
+        names = {(each.plan.id, each.silo) for each in files.ledger_sharers()}
+    else:
+        first, heads = listed.bodies[0], set()
+        names = {(FederationId(first.federation), SiloId(first.silo))} if isinstance(first, Enrol) else set()
+    return heads.union(*(held.get(name, set()) for name in names))
+
+
+def _listing(ledger: Path) -> Listing:
+    from cachefl_secure.privacy.listing import listing
+
+    return listing(_file(ledger))
+
+
+def _hex64(text: str, option: str) -> str:
+    from cachefl_secure.errors import ConfigError
+
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise ConfigError(option, "", f"{text[:80]!r}: write 64 lower-case hex digits")
+    return text
+
+
+def _row(body: AnyBody) -> tuple[str, ...]:
+    from cachefl_secure.privacy.entries import SpendEntry, number
+
+    kind = body.__struct_config__.tag
+    epsilons = ("", "")
+    if isinstance(body, SpendEntry):
+        epsilons = epsilon_text(number(body.aggregate_after)), epsilon_text(number(body.local_after))
+    return str(body.sequence), str(kind), str(getattr(body, "round", "")), *epsilons, body.time
+
+
+def _steps(report: LedgerReport, witnessed: int) -> list[str]:
+    """The numbered steps of ``privacy.verification``, with what each found."""
+    spent, second = report.spent, report.second
+    charged = f"{len(report.spends)} rounds charged"
+    return [
+        f"[green]ok[/green]  (1) to (6)  {report.entries} entries of silo {report.silo}: known, canonical, in one chain, all signed",
+        f"[green]ok[/green]  (7)         {charged}, none twice, each with one update",
+        "[green]ok[/green]  (8)         every mechanism is accountable, and counts on no more silos than there are",
+        f"[green]ok[/green]  (9)         epsilon, computed again: aggregate {epsilon_text(spent.aggregate)}, local "
+        f"{epsilon_text(spent.local)} at delta {report.delta!r}; never falls, within the caps",
+        f"[green]ok[/green]  (10)        second accountant: aggregate {epsilon_text(second.aggregate)}, local {epsilon_text(second.local)}",
+        f"[green]ok[/green]  (11)        {witnessed} heads that others hold are in the chain",
+        f"head        {report.head}",
+    ]
+
+
+def _advice(listed: Listing, key: str | None, witnessed: bool) -> None:
+    from cachefl_secure.crypto.sign import fingerprint
+
+    if key is None:
+        say(f"signed by {fingerprint(listed.public_key)}: compare it with the roster, or give --key")
+    if not witnessed:
+        say(
+            "no witnessed heads: a ledger that was cut short or written anew passes; give --witness or --head"
+        )
+
+
+def _plain(report: LedgerReport) -> dict[str, Any]:
+    return {
+        "silo": report.silo,
+        "entries": report.entries,
+        "head": report.head,
+        "delta": report.delta,
+        "epsilon_aggregate": report.spent.aggregate,
+        "epsilon_local": report.spent.local,
+        "second_accountant_aggregate": report.second.aggregate,
+        "second_accountant_local": report.second.local,
+        "rounds": [
+            {
+                "round": spend.round,
+                "plan": spend.plan_digest,
+                "epsilon_aggregate": spend.after.aggregate,
+                "epsilon_local": spend.after.local,
+                "second_accountant_aggregate": second.aggregate,
+                "second_accountant_local": second.local,
+            }
+            for spend, second in zip(report.spends, report.second_opinions, strict=True)
+        ],
+    }

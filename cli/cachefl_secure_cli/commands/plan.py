@@ -1,0 +1,140 @@
+"""plan: what privacy will cost, before anybody trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cachefl_secure_cli import privacy_options as options
+from cachefl_secure_cli.failures import explained
+from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
+from cachefl_secure_cli.privacy_options import MechanismChoice
+
+if TYPE_CHECKING:
+    from cachefl_secure.federation.forecasting import Forecast
+
+
+@explained
+def command(
+    invite: Annotated[
+        Path | None,
+        typer.Argument(
+            help="An invite, or a coordinator's or silo's directory: its plan is shown, and the options below do not "
+            "count. Without it: the plan that init would make of the options.",
+            show_default=False,
+        ),
+    ] = None,
+    mechanism: options.Mechanism = MechanismChoice.distributed,
+    epsilon: options.Epsilon = None,
+    epsilon_local: options.EpsilonLocal = 8.0,
+    delta: options.Delta = None,
+    rounds: options.Rounds = 20,
+    sampling_rate: options.SamplingRate = 1.0,
+    steps_per_round: options.StepsPerRound = 1,
+    clip_norm: options.ClipNorm = 0.1,
+    expected_records: options.ExpectedRecords = 250,
+    minimum_cohort: options.MinimumCohort = 3,
+    minimum_survivors: options.MinimumSurvivors = 3,
+    colluders: options.Colluders = 1,
+    number_of_classes: Annotated[int, typer.Option(help="N: classes of the task.")] = 10,
+    images_per_class: Annotated[
+        int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
+    ] = 4,
+    feature_dim: Annotated[int, typer.Option(help="C: dimension of the encoder's features.")] = 512,
+    json: Json = False,
+) -> None:
+    """Show what rounds will cost in privacy: noise, both epsilons, ten rounds beyond the plan, the most rounds there can be.
+
+    Nothing is written and nothing private is read. No torch, no network.
+
+    Example: cachefl-secure plan --epsilon 1 --rounds 30 --minimum-cohort 10 --colluders 2
+    """
+    from cachefl_secure.federation.calibration import Sizes
+    from cachefl_secure.federation.enrolment import read_invite
+    from cachefl_secure.federation.forecasting import forecast, forecast_of
+    from cachefl_secure.federation.founding import INVITE_FILE, check_secure_sum
+    from cachefl_secure.plan import SecureSumPlan
+
+    if invite is not None:
+        found = forecast_of(read_invite(invite / INVITE_FILE if invite.is_dir() else invite))
+    else:
+        secure_sum = SecureSumPlan(
+            minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
+        )
+        check_secure_sum(secure_sum)
+        sizes = Sizes(
+            number_of_keys=number_of_classes * images_per_class,
+            feature_dim=feature_dim,
+            cohort_size=minimum_cohort,
+            honest_survivors=secure_sum.honest_survivors,
+        )
+        choices = options.privacy_choices(
+            mechanism=mechanism,
+            epsilon=epsilon,
+            epsilon_local=epsilon_local,
+            delta=delta,
+            rounds=rounds,
+            sampling_rate=sampling_rate,
+            steps_per_round=steps_per_round,
+            clip_norm=clip_norm,
+            expected_records=expected_records,
+        )
+        found = forecast(choices.plan(sizes), secure_sum, sizes)
+    if json:
+        print_json("plan", _plain(found))
+        return
+    _print(found)
+
+
+def _print(found: Forecast) -> None:
+    from cachefl_secure.privacy.mechanism import View
+
+    if found.mechanism.kind == "none":
+        console().print("NOT PRIVATE: mechanism none adds no noise; every round costs infinity")
+        return
+    rows = [
+        (
+            f"{point.rounds}{_remark(point.rounds, found)}",
+            epsilon_text(point.cost.aggregate),
+            epsilon_text(point.cost.local),
+        )
+        for point in found.points
+    ]
+    local, together = found.noise_in(View.LOCAL), found.noise_in(View.AGGREGATE)
+    caption = (
+        f"mechanism {found.mechanism.kind}; delta {found.delta:g}; noise multiplier {local:g} in each silo, {together:.4g} "
+        f"behind the secure sum of at least {found.survivors} silos of which {found.colluders} collude"
+    )
+    console().print(
+        table("what rounds cost", ("rounds", "aggregate epsilon", "local epsilon"), rows, caption=caption)
+    )
+    console().print(
+        f"A silo with the planned caps, aggregate {found.caps.aggregate:g} and local {found.caps.local:g}, "
+        f"stops by itself after {found.most_rounds} rounds."
+    )
+
+
+def _remark(rounds: int, found: Forecast) -> str:
+    if rounds == found.rounds:
+        return " (the plan)"
+    return " (ten more)" if rounds > found.rounds else ""
+
+
+def _plain(found: Forecast) -> dict[str, Any]:
+    from cachefl_secure.privacy.mechanism import View, mechanism_fields
+
+    return {
+        "mechanism": mechanism_fields(found.mechanism),
+        "delta": found.delta,
+        "rounds": found.rounds,
+        "survivors": found.survivors,
+        "colluders": found.colluders,
+        "noise_multiplier_local": found.noise_in(View.LOCAL),
+        "noise_multiplier_aggregate": found.noise_in(View.AGGREGATE),
+        "points": [dataclasses.asdict(point) for point in found.points],
+        "caps": dataclasses.asdict(found.caps),
+        "most_rounds": found.most_rounds,
+    }
