@@ -109,7 +109,8 @@ def _quick_squares(rows: Tensor) -> Tensor:
 
     Whatever the order of the additions: sums of whole numbers below 2^24 are exact, and rounding keeps order.
     """
-    return torch.linalg.vecdot(rows, rows)
+    squares: Tensor = torch.linalg.vecdot(rows, rows)
+    return squares
 
 
 def _squares(rows: Tensor) -> Tensor:

@@ -219,7 +219,8 @@ class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untype
     def moved(self, start: Tensor) -> Tensor:
         """float32: cache keys that stood at ``start``, after the steps so far."""
         (parameter,) = self.params
-        return (start.double() + parameter).float()
+        moved: Tensor = (start.double() + parameter).float()
+        return moved
 
     def released(self) -> NoisedUpdate:
         """What all steps so far did."""

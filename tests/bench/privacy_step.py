@@ -18,6 +18,7 @@ discrete noise: what Opacus would draw, for comparison only. Text logits are com
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -92,8 +93,9 @@ class TorchNoise(WithoutNoise):
         import torch
 
         left, drawn = torch.from_numpy(integers), torch.empty(1 << 16)
-        for part in left.split(drawn.numel()):
-            part.add_(drawn[: part.numel()].normal_(0.0, self.scale).round_().int())
+        for start in range(0, len(left), len(drawn)):
+            part = left[start : start + len(drawn)]
+            part.add_(drawn[: len(part)].normal_(0.0, self.scale).round_().int())
 
 
 def a_model(size: Size) -> Any:
@@ -130,7 +132,8 @@ def ours(size: Size, kind: str, noise: str) -> Callable[[], object]:
     from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanism, NoMechanism
 
     if noise != "exact noise":
-        training.DiscreteGaussian = TorchNoise if noise == "torch noise" else WithoutNoise  # type: ignore[assignment, misc]
+        sampler = TorchNoise if noise == "torch noise" else WithoutNoise
+        vars(training)["DiscreteGaussian"] = sampler
     model, batch = a_model(size), a_batch(size)
     lattice = Lattice.of(model.number_of_keys, size.dim)
     public: dict[str, Any] = {
@@ -232,6 +235,8 @@ def memory_bytes(field: str) -> int:
 
 def growth_bytes(task: Callable[[], object]) -> int | None:
     """How much more memory this process had at most while the task ran; None where the system does not say."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # gives back what was freed before, or the task would be lent it unseen
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the most that it had becomes what it has
     except OSError:
