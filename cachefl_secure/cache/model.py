@@ -119,13 +119,16 @@ def logits(model: CacheModel, features: Tensor) -> Tensor:
     return _activations_and_logits(model, features)[1]
 
 
-def affinity_gradient(model: CacheModel, features: Tensor, labels: Tensor) -> Tensor:
+def affinity_gradient(
+    model: CacheModel, features: Tensor, labels: Tensor, cache_keys: Tensor | None = None
+) -> Tensor:
     """The ``a`` (b, NK) of each record's gradient ``a f^T`` of cross-entropy with respect to the cache keys.
 
     a_j = alpha * beta * A_j * (p_c - y_c) with c the class of key j, p the softmax of the logits, y one-hot.
     The gradient of a batch's summed loss is ``a.T @ features``; the norm of one record's is ||a|| * ||f||.
+    ``cache_keys`` (NK, C) stand in for the model's: gradients along a way need no model at every step of it.
     """
-    activations, scores = _activations_and_logits(model, features)
+    activations, scores = _activations_and_logits(model, features, cache_keys)
     errors = torch.softmax(scores, dim=1)
     errors[torch.arange(len(labels), device=labels.device), labels] -= 1
     errors *= model.alpha * model.beta
@@ -135,10 +138,14 @@ def affinity_gradient(model: CacheModel, features: Tensor, labels: Tensor) -> Te
     return activations.mul_(errors[:, model.key_labels.to(features.device)])
 
 
-def _activations_and_logits(model: CacheModel, features: Tensor) -> tuple[Tensor, Tensor]:
+def _activations_and_logits(
+    model: CacheModel, features: Tensor, cache_keys: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """A (b, NK) and the logits (b, N)."""
-    similarities = affinity(features, model.cache_keys.to(features))
-    activations = similarities.sub_(1.0).mul_(model.beta).exp_()
+    keys = (model.cache_keys if cache_keys is None else cache_keys).to(features)
+    # -beta + beta * affinity, then exp: two passes over b * NK numbers.
+    offset = features.new_tensor(-model.beta)
+    activations = torch.addmm(offset, features, keys.T, alpha=model.beta).exp_()
     text_logits = model.logit_scale * features @ model.text_classifier.to(features).T
     if (images := _images_per_class(model)) is not None:
         by_class = activations.view(len(features), -1, images).sum(dim=2)

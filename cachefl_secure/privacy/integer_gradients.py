@@ -19,11 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachefl_secure.errors import LocalProtocolError
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.privacy.noise import RandomStream
 
 _EXACT = 1 << 24  # float32 holds every integer up to here
-_BLOCK_ENTRIES = 1 << 20  # of the product that is in memory at once
+_BLOCK_ENTRIES = 1 << 18  # of the product that is in memory at once, beside the sum
+_BLOCK_COINS = 1 << 17  # stay in the processor's cache
 _MOST_RECORDS = 256
 _SHORTER = 0.99
 _TRIES = (
@@ -54,12 +56,13 @@ def integer_factors(
 ) -> IntegerFactors:
     """Gradients ``a f^T``, clipped to ``clip_norm``, in steps of clip_norm / unit.
 
-    ``a`` (b, NK) and ``f`` (b, C) float32, finite. ``coins`` gives as many uniform 16-bit numbers as asked for;
+    ``a`` (b, NK) and ``f`` (b, C) float32, finite. ``a`` is taken over: ``u`` is made in its memory. ``coins`` gives as many uniform 16-bit numbers as asked for;
     b * NK are taken, whatever the values are.
     """
     lengths = f.norm(dim=1)
     v = torch.round(f * (2.0**lattice.feature_bits / lengths.clamp(min=_NORM_FLOOR)).unsqueeze(1))
-    longest = lattice.unit**2 / _squares(v).clamp(min=1.0)  # of u, squared
+    # Of u, squared: and never beyond what float32 can add up, which only a feature of no length would allow.
+    longest = (lattice.unit**2 / _squares(v).clamp(min=1.0)).clamp(max=_EXACT - 1.0)
     norms = a.norm(dim=1) * lengths
     factors = (
         (clip_norm / (norms + _NORM_FLOOR)).clamp(max=1.0)
@@ -69,14 +72,13 @@ def integer_factors(
     factors = torch.nan_to_num(factors, 0.0, 0.0, 0.0) * _shrink(
         norms / clip_norm, lattice, longest, a.shape[1]
     )
-    u = torch.empty_like(a)
-    rows = max(1, _BLOCK_ENTRIES // 4 // a.shape[1])  # stay in the processor's cache
+    rows = max(1, _BLOCK_COINS // a.shape[1])
     for start in range(0, len(a), rows):
         block = slice(start, start + rows)
         drawn = torch.from_numpy(coins(a[block].numel()).astype(np.float32)).view(a[block].shape)
         coin = drawn.to(a.device).mul_(2.0**-16)
-        u[block] = _rounded(a[block], factors[block].unsqueeze(1), coin, longest[block])
-    return IntegerFactors(u, v)
+        a[block] = _rounded(a[block], factors[block].unsqueeze(1), coin, longest[block])
+    return IntegerFactors(a, v)
 
 
 def _shrink(norms: Tensor, lattice: Lattice, longest: Tensor, entries: int) -> Tensor:
@@ -93,13 +95,22 @@ def _rounded(a: Tensor, factors: Tensor, coin: Tensor, longest: Tensor) -> Tenso
     """Rows of ``a`` times their factors, at random to whole numbers, none longer than allowed (squared)."""
     rounded = torch.addcmul(coin, a, factors).floor_()
     for attempt in range(_TRIES):
-        long = (~(_squares(rounded) <= longest)).nonzero().flatten()  # NaN is never short enough
+        long = (~(_quick_squares(rounded) <= longest)).nonzero().flatten()  # NaN is never short enough
         if not len(long):
             return rounded
         shorter = factors[long] * _SHORTER ** (attempt + 1)
         rounded[long] = torch.addcmul(coin[long], a[long], shorter).floor_()
-    rounded[~(_squares(rounded) <= longest)] = 0.0
+    rounded[~(_quick_squares(rounded) <= longest)] = 0.0
     return rounded
+
+
+def _quick_squares(rows: Tensor) -> Tensor:
+    """(b,) float32: squared norms of whole numbers, exactly where below 2^24; what is at least 2^24 stays so.
+
+    Whatever the order of the additions: sums of whole numbers below 2^24 are exact, and rounding keeps order.
+    """
+    squares: Tensor = torch.linalg.vecdot(rows, rows)
+    return squares
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -111,22 +122,33 @@ def _squares(rows: Tensor) -> Tensor:
 class IntegerSum:
     """The sum of integer gradients of one step, NK x C, chunk by chunk."""
 
-    __slots__ = ("_total",)
+    __slots__ = ("_begun", "_total")
 
     def __init__(self, shape: tuple[int, int], lattice: Lattice, records: int, device: torch.device) -> None:
         """For at most ``records`` records: their number decides about memory, and about nothing else."""
         fits = records * lattice.unit < 1 << 31
-        self._total = torch.zeros(shape, dtype=torch.int32 if fits else torch.int64, device=device)
+        self._total = torch.empty(shape, dtype=torch.int32 if fits else torch.int64, device=device)
+        self._begun = False
 
     def add(self, factors: IntegerFactors) -> None:
         """At most ``records_at_once`` records: every partial sum is then a whole number that float32 holds."""
-        rows = max(1, _BLOCK_ENTRIES // self._total.shape[1])
-        for start in range(0, len(self._total), rows):
-            product = torch.mm(factors.u[:, start : start + rows].T, factors.v)
-            self._total[start : start + rows] += product.to(self._total.dtype)
+        keys, dim = self._total.shape
+        rows = min(keys, max(1, _BLOCK_ENTRIES // dim))
+        product = torch.empty(rows, dim, device=self._total.device)
+        for start in range(0, keys, rows):
+            part = self._total[start : start + rows]
+            block = product[: len(part)]
+            torch.mm(factors.u[:, start : start + rows].T, factors.v, out=block)
+            if self._begun:
+                part.add_(block.to(part.dtype))
+            else:
+                part.copy_(block)
+        self._begun = True
 
     def clamped(self, bound: int) -> Tensor:
         """int32 on the processor, every entry in [-bound, bound]. Ends this sum: its memory may be used again."""
+        if not self._begun:
+            raise LocalProtocolError("a sum of nothing, not even of an empty chunk")
         return self._total.clamp_(-bound, bound).to("cpu", torch.int32)
 
 

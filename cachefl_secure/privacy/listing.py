@@ -20,8 +20,8 @@ from cachefl_secure.privacy.entries import AnyBody, EntryRejected
 class Listing:
     """Entries whose form, chain and signatures hold; what they claim is ``verification``'s to check."""
 
-    public_key: PublicKeyHex
-    """The one in entry 0, which every later entry is signed under."""
+    public_keys: tuple[PublicKeyHex, ...]
+    """The one in entry 0, and after every ``rotate_key`` the one that it names; the last is the present one."""
     bodies: tuple[AnyBody, ...]
     hashes: tuple[Digest, ...]
 
@@ -44,7 +44,7 @@ class Listing:
 
 
 def listing(path: Path) -> Listing:
-    """Steps (1) to (6) of ``verification``, under the key that the ledger itself names: compare it with another source.
+    """Steps (1) to (6) of ``verification``, under the keys that the ledger itself names: compare them with another source.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -53,15 +53,17 @@ def listing(path: Path) -> Listing:
     *lines, rest = append_only.read(path).split(b"\n")
     if not lines or rest:
         raise LedgerCorrupt(str(path), len(lines), "step 1: an unfinished line" if rest else "step 1: empty")
-    key, bodies, hashes = _named_key(lines[0], path), list[AnyBody](), [entries.GENESIS]
+    keys, bodies, hashes = [_named_key(lines[0], path)], list[AnyBody](), [entries.GENESIS]
     for sequence, line in enumerate(lines):
         try:
-            opened = entries.open_line(line, sequence, hashes[-1], key)
+            opened = entries.open_line(line, sequence, hashes[-1], keys[-1])
         except EntryRejected as error:
             raise LedgerCorrupt(str(path), sequence, str(error)) from None
+        if isinstance(opened.body, entries.RotateKey):
+            keys.append(PublicKeyHex(opened.body.new_key))
         bodies.append(opened.body)
         hashes.append(Digest(opened.hash))
-    return Listing(key, tuple(bodies), tuple(hashes[1:]))
+    return Listing(tuple(keys), tuple(bodies), tuple(hashes[1:]))
 
 
 def _named_key(line: bytes, path: Path) -> PublicKeyHex:

@@ -31,7 +31,7 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from cachefl_secure.cache.features import FeatureSet
-from cachefl_secure.cache.model import CacheModel, affinity_gradient, with_keys
+from cachefl_secure.cache.model import CacheModel, affinity_gradient
 from cachefl_secure.errors import ConfigError, LocalProtocolError
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.integer_gradients import (
@@ -70,12 +70,13 @@ def train_privately(
     """
     _check_records(cache, records)
     streams = randomness or RandomStreams.from_system()
-    engine, trained = CachePrivacyEngine(), _KeyChange(cache, device, moves=not _is_one_sum(mechanism))
+    engine = CachePrivacyEngine()
+    trained = _KeyChange(cache, device, moves=isinstance(mechanism, NoMechanism))
     chunk = _chunk_records(mechanism)
     module, optimizer = engine.make_cache_private(trained, mechanism, streams, len(records))
     for _ in range(mechanism.steps):
         drawn = streams.sampling.coins(len(records), mechanism.sampling_rate)
-        trained.begin_step()
+        trained.take_gradients_after(optimizer)
         positions = torch.from_numpy(drawn).nonzero().flatten()
         chunks = torch.split(positions, chunk)  # none drawn: one chunk, empty
         for number, members in enumerate(chunks, 1):
@@ -122,8 +123,8 @@ def _padded(records: FeatureSet, positions: Tensor, chunk_records: int, device: 
     """The chunk's features and labels; a row of zeros has a gradient of exactly zero."""
     features = torch.zeros(chunk_records, records.features.shape[1])
     labels = torch.zeros(chunk_records, dtype=torch.int64)
-    features[: len(positions)] = records.features[positions]
-    labels[: len(positions)] = records.labels[positions]
+    torch.index_select(records.features, 0, positions, out=features[: len(positions)])
+    torch.index_select(records.labels, 0, positions, out=labels[: len(positions)])
     return features.to(device), labels.to(device)
 
 
@@ -142,8 +143,10 @@ class RankOneGradients:
     f: Tensor
 
     def __post_init__(self) -> None:
-        finite = self.a.isfinite().all(dim=1) & self.f.isfinite().all(dim=1)
-        if not bool(finite.all()):  # both factors, since 0 * inf is NaN
+        # A sum is finite only if all its terms are; a test of every number costs as much as ten sums.
+        if not bool((self.a.sum(dim=1) + self.f.sum(dim=1)).isfinite().all()):
+            finite = self.a.isfinite().all(dim=1) & self.f.isfinite().all(dim=1)
+            # both factors, since 0 * inf is NaN
             self.a = torch.where(finite.unsqueeze(1), self.a, 0.0)
             self.f = torch.where(finite.unsqueeze(1), self.f, 0.0)
 
@@ -158,35 +161,30 @@ class RankOneGradients:
         return torch.mm((a * factors.unsqueeze(1)).T, f)
 
 
-def _is_one_sum(mechanism: StepMechanism) -> bool:
-    """Whether the noised sum itself is released, and no parameter moves."""
-    return isinstance(mechanism, DistributedMechanism)
-
-
 class _KeyChange(nn.Module):
     """What is trained: how far the cache keys have moved, float64, from zero. All else is frozen.
 
-    The change and not the keys themselves, so that the released update is what the steps added up to.
+    The change and not the keys themselves, so that the released update is what the steps added up to. Steps of
+    integers add up in ``IntegerDPOptimizer`` and move no parameter.
     """
 
     def __init__(self, cache: CacheModel, device: str, *, moves: bool) -> None:
         super().__init__()
-        self._cache = self._moved = cache
-        self._start = cache.cache_keys.to(device=device, dtype=torch.float64) if moves else None
+        self._cache = cache
+        self._start = self._keys = cache.cache_keys.to(device)
         zero = torch.zeros(1, 1, dtype=torch.float64, device=device).expand(cache.cache_keys.shape)
         self.change = nn.Parameter(zero.clone() if moves else zero)  # Opacus wants a parameter in any case
 
     @torch.no_grad()
-    def begin_step(self) -> None:
-        """Fixes the cache that this step's gradients are taken at."""
-        if self._start is not None:
-            self._moved = with_keys(self._cache, (self._start + self.change).float())
+    def take_gradients_after(self, optimizer: RankOneDPOptimizer) -> None:
+        """Fixes the cache keys that the next step's gradients are taken at."""
+        self._keys = optimizer.moved(self._start)
 
     @torch.no_grad()
     def forward(self, features: Tensor, labels: Tensor) -> None:
         """Leaves the gradients where Opacus looks for them. No autograd: they have a closed form."""
-        gradients = RankOneGradients(affinity_gradient(self._moved, features, labels), features)
-        self.change.grad_sample = gradients  # type: ignore[attr-defined]  # set by Opacus
+        a = affinity_gradient(self._cache, features, labels, self._keys)
+        self.change.grad_sample = RankOneGradients(a, features)  # type: ignore[attr-defined]  # set by Opacus
 
 
 class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
@@ -218,6 +216,12 @@ class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untype
         (parameter,) = self.params
         parameter.grad, parameter.summed_grad = parameter.summed_grad, None
 
+    def moved(self, start: Tensor) -> Tensor:
+        """float32: cache keys that stood at ``start``, after the steps so far."""
+        (parameter,) = self.params
+        moved: Tensor = (start.double() + parameter).float()
+        return moved
+
     def released(self) -> NoisedUpdate:
         """What all steps so far did."""
         (parameter,) = self.params
@@ -225,7 +229,10 @@ class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untype
 
 
 class IntegerDPOptimizer(RankOneDPOptimizer):
-    """Sums integer gradients and adds discrete Gaussian noise; with ``distributed`` that sum is the release."""
+    """Sums integer gradients, adds discrete Gaussian noise, and adds up the noised sums of all steps.
+
+    No parameter moves: where the keys stand follows from that total, which is the release.
+    """
 
     def __init__(
         self,
@@ -239,10 +246,12 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         self._mechanism, self._records = mechanism, records
         self._coins, self._stream = coins_from(streams.rounding), streams.noise
         self._noise = DiscreteGaussian(mechanism.noise_scale)
-        if mechanism.sum_bound + self._noise.largest >= 1 << 31:
+        most = mechanism.sum_bound + self._noise.limit
+        if most >= 1 << 31:
             raise ValueError("more noise than 32 bits hold")
+        self._total_dtype = torch.int32 if mechanism.steps * most < 1 << 31 else torch.int64
         self._sum: IntegerSum | None = None
-        self._noised: Tensor | None = None
+        self._total: Tensor | None = None
 
     def clip_and_accumulate(self) -> None:
         """Adds the chunk's integer gradients, none longer than the unit, and takes them away."""
@@ -261,26 +270,38 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
 
     def add_noise(self) -> None:
         """Noise of standard deviation noise_multiplier * unit, once for the whole batch."""
-        (parameter,) = self.params
         if self._sum is None:
             raise LocalProtocolError("noise for a step that summed nothing")
-        self._noised, self._sum = self._sum.clamped(self._mechanism.sum_bound), None
-        self._noise.add_to(self._noised.numpy().reshape(-1), self._stream)
-        if not _is_one_sum(self._mechanism):
-            noised = self._noised.to(parameter.device, torch.float64)
-            parameter.grad = noised.mul_(self._mechanism.integer_value)
+        noised, self._sum = self._sum.clamped(self._mechanism.sum_bound), None
+        self._noise.add_to(noised.numpy().reshape(-1), self._stream)
+        if self._total is None:
+            self._total = noised.to(self._total_dtype)
+        else:
+            self._total += noised
+
+    def scale_grad(self) -> None:
+        """There is no gradient to scale: what an integer is worth is public, and applied where it is read."""
 
     def step(self, closure: Any = None) -> Any:
-        """As in Opacus; with ``distributed`` nothing moves here, the silos' sum moves the keys."""
-        return self.pre_step() if _is_one_sum(self._mechanism) else super().step(closure)
+        """Clip, noise and accounting hook in Opacus' order; there is no parameter to move."""
+        return self.pre_step()
+
+    def moved(self, start: Tensor) -> Tensor:
+        """As ``RankOneDPOptimizer.moved``, rounded twice: a function of what is released, whatever its rounding."""
+        return start if self._total is None else start.add(self._total.to(start.device), alpha=-self._value)
 
     def released(self) -> NoisedUpdate:
-        """The noised sum of the one step, negated as a descent step is; else what all steps did."""
-        if not _is_one_sum(self._mechanism):
-            return super().released()
-        if self._noised is None:
+        """The noised sums of all steps, negated as descent steps are."""
+        if self._total is None:
             raise LocalProtocolError("nothing was noised")
-        return IntegerUpdate(self._noised.neg_().numpy().reshape(-1))
+        if isinstance(self._mechanism, DistributedMechanism):
+            return IntegerUpdate(self._total.neg_().numpy().reshape(-1))
+        return PrivateUpdate(self._total.numpy() * np.float64(-self._value))
+
+    @property
+    def _value(self) -> float:
+        """What an integer moves a cache key by."""
+        return self._mechanism.step_length * self._mechanism.integer_value
 
 
 class CachePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is untyped

@@ -25,7 +25,8 @@ CPU = torch.device("cpu")
 def factors_of(
     a: Tensor, f: Tensor, lattice: Lattice, clip_norm: float = 0.1, key: bytes = b"k"
 ) -> IntegerFactors:
-    return integer_factors(a, f, clip_norm, lattice, coins_from(RandomStreams.repeatable(key).rounding))
+    coins = coins_from(RandomStreams.repeatable(key).rounding)
+    return integer_factors(a.clone(), f, clip_norm, lattice, coins)
 
 
 def whole(tensor: Tensor) -> list[list[int]]:
@@ -87,7 +88,7 @@ def test_no_integer_gradient_is_longer_than_the_unit(
 def test_coins_that_all_say_the_same_lengthen_nothing(coin: int) -> None:
     lattice, generator = Lattice(7, 8), torch.Generator().manual_seed(1)
     a, f = torch.randn(6, 1600, generator=generator), torch.randn(6, 512, generator=generator)
-    same = integer_factors(a, f, 0.1, lattice, lambda count: np.full(count, coin, np.uint16))
+    same = integer_factors(a.clone(), f, 0.1, lattice, lambda count: np.full(count, coin, np.uint16))
     assert all(square <= lattice.unit**2 for square in exact_norms_squared(same))
     assert float(same.u.abs().max()) > 0
 
@@ -174,7 +175,7 @@ def test_more_records_than_32_bits_hold_are_summed_and_clamped() -> None:
 def test_clamping_moves_no_two_sums_apart(sum_of_n: list[int], record: list[int]) -> None:
     def clamped(entries: list[int]) -> Tensor:
         total = IntegerSum((2, 2), Lattice(7, 7), 1, CPU)
-        total._total += torch.tensor(entries, dtype=torch.int32).view(2, 2)
+        total.add(IntegerFactors(torch.eye(2), torch.tensor(entries).float().view(2, 2)))
         return total.clamped(300)
 
     apart = clamped([x + y for x, y in zip(sum_of_n, record, strict=True)]) - clamped(sum_of_n)

@@ -38,7 +38,7 @@ def show(ledger: LedgerPath, json: Json = False) -> None:
     """
     found = _listing(ledger)
     if json:
-        print_json("ledger show", {"public_key": found.public_key, "entries": found.plain()})
+        print_json("ledger show", {"public_keys": list(found.public_keys), "entries": found.plain()})
         return
     rows = [_row(body) for body in found.bodies]
     columns = ("entry", "what", "round", "aggregate epsilon", "local epsilon", "time")
@@ -73,19 +73,21 @@ def verify(
     json: Json = False,
 ) -> None:
     """Verify a ledger in numbered steps and compute every epsilon again, by two accountants and in both views."""
-    from cachefl_secure.names import Digest
+    from cachefl_secure.names import Digest, PublicKeyHex
     from cachefl_secure.privacy.ledger import verify_ledger
 
     listed, file = _listing(ledger), _file(ledger)
     heads = {Digest(_hex64(text, "--head")) for text in head or []} | _witnessed(
         ledger, listed, witness or []
     )
-    expected = listed.public_key if key is None else _hex64(key, "--key")
-    report = verify_ledger(file, expected, anchors=[(None, each) for each in sorted(heads)])  # type: ignore[arg-type]
+    *earlier, present = listed.public_keys
+    expected = present if key is None else PublicKeyHex(_hex64(key, "--key"))
+    anchors = [(None, each) for each in sorted(heads)]
+    report = verify_ledger(file, expected, anchors=anchors, earlier_keys=earlier)
     if json:
         print_json(
             "ledger verify",
-            {**_plain(report), "public_key": listed.public_key, "witnessed_heads": len(heads)},
+            {**_plain(report), "public_keys": list(listed.public_keys), "witnessed_heads": len(heads)},
         )
         return
     for line in _steps(report, len(heads)):
@@ -109,7 +111,7 @@ def export(
     if format == "csv":
         output.write_text(found.as_csv(), encoding="utf-8", newline="")
     else:
-        write_report(output, {"public_key": found.public_key, "entries": found.plain()})
+        write_report(output, {"public_keys": list(found.public_keys), "entries": found.plain()})
     console().print(f"{len(found.bodies)} entries: {output}")
 
 
@@ -127,7 +129,8 @@ def _witnessed(ledger: Path, listed: Listing, witnesses: list[Path]) -> set[Dige
     from cachefl_secure.federation.inspection import witnessed_heads
     from cachefl_secure.federation.silo_files import CONFIG_FILE, SiloFiles
 
-    held = witnessed_heads(witnesses).get(listed.public_key, set())
+    by_key = witnessed_heads(witnesses)
+    held = {head for key in listed.public_keys for head in by_key.get(key, ())}
     if not (ledger / CONFIG_FILE).is_file():
         return held
     return held | {head for _, head in SiloFiles.open(ledger).witnessed_heads()}
@@ -177,7 +180,7 @@ def _advice(listed: Listing, key: str | None, witnessed: bool) -> None:
     from cachefl_secure.crypto.sign import fingerprint
 
     if key is None:
-        say(f"signed by {fingerprint(listed.public_key)}: compare it with the roster, or give --key")
+        say(f"signed by {fingerprint(listed.public_keys[-1])}: compare it with the roster, or give --key")
     if not witnessed:
         say(
             "no witnessed heads: a ledger that was cut short or written anew passes; give --witness or --head"
