@@ -6,6 +6,8 @@
 ``calibration``        noise and step length for an epsilon, from public numbers
 ``enrolment``          invites, join requests and the signed roster
 ``joining``            join: check the invite, encode, make keys and a ledger
+``silo_files``         a silo's directory, opened and checked
+``shared_ledger``      which directories of one institution write into one ledger
 ``clip_source``        where a party has the frozen CLIP, and whether it is the pinned one
 ``letters``            what is said around the messages of CF-SecAgg/1
 ``records``, ``chain``  verified rounds on disk, and the caches that follow from them

@@ -4,9 +4,12 @@ Adjacency everywhere: add or remove one record of one silo. Every constant that 
 depends on is in the agreed plan; the number of records never is.
 
 ``mechanism``     sampling, clipping, noise and steps of one round, as one frozen object that all others read
-``accounting``    the epsilon of a sequence of rounds, by two accountants; calibration; the printed statement
+``accountants``   epsilon of steps, by PLD, RDP and in closed form; ``prv`` has a fourth, for tests
+``accounting``    both epsilons of a sequence of rounds; the filters by which rounds may be chosen; calibration
+``terms``         what a silo has agreed to for every round of a plan
+``statements``    the two sentences that may be printed
 ``entries``       the ledger's line format: canonical bytes, hash, signature
-``verification``  numbered checks of a ledger that anybody with the public key can run
+``verification``  numbered checks of a ledger that anybody with the public key can run; ``ledger_report`` is what they give
 ``ledger``        charge first, durably; then train
 ``commitment``    names a silo's records without showing them
 ``noise``         Gaussian and uniform numbers from AES-256-CTR, keyed by the operating system
