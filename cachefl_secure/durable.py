@@ -47,10 +47,15 @@ def read(path: AnyPath) -> bytes:
 
 
 def is_file(path: AnyPath) -> bool:
+    """
+    Raises:
+        OSError: nobody knows. A look that fails is not "no": that nothing was sent or revealed may rest on it.
+    """
     return stat.S_ISREG(_kind(path))
 
 
 def is_folder(path: AnyPath) -> bool:
+    """As ``is_file``."""
     return stat.S_ISDIR(_kind(path))
 
 
@@ -117,15 +122,19 @@ def rewrite(path: AnyPath, content: bytes, *, start: int) -> None:
         sync(file)
 
 
-def make_folders(folder: AnyPath, mode: int = 0o700) -> None:
-    """The folder and those above it, durably; nothing if it is there."""
-    if is_folder(folder):
+def make_folders(folder: Path, below: Path, mode: int = 0o700) -> None:
+    """The folder, and those between it and ``below``, which is there, durably.
+
+    One that is there already may have been made by a call whose sync failed, or by a process that was killed before
+    it: nothing is put into a folder whose own name may be lost.
+    """
+    if folder == below:
         return
-    above = Path(folder).parent
-    make_folders(above, mode)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, mode)
-    sync_folder(above)
+    if not is_folder(folder):
+        make_folders(folder.parent, below, mode)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, mode)
+    sync_folder(folder.parent)
 
 
 def remove(path: AnyPath) -> None:
@@ -157,5 +166,5 @@ def write_all(file: int, content: bytes) -> None:
 def _kind(path: AnyPath) -> int:
     try:
         return os.stat(path).st_mode
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return 0

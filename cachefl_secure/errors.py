@@ -133,14 +133,22 @@ class LedgerCorrupt(LedgerError):
 
 
 class LedgerRolledBack(LedgerError):
-    """The ledger ends before, or differs from, a head that somebody else witnessed."""
+    """The ledger ends before, or differs from, a head that somebody else witnessed: ``witness`` names it.
 
-    def __init__(self, file: str, head: str, witnessed: str) -> None:
-        super().__init__(file, head, witnessed)
-        self.file, self.head, self.witnessed = file, head, witnessed
+    Proof against the ledger's owner only if its owner signed that head; a record alone is the coordinator's word.
+    """
+
+    def __init__(
+        self, file: str, head: str, witnessed: str, witness: str = "a receipt of its owner or a record"
+    ) -> None:
+        super().__init__(file, head, witnessed, witness)
+        self.file, self.head, self.witnessed, self.witness = file, head, witnessed, witness
 
     def __str__(self) -> str:
-        return f"{self.file}: head {self.head[:16]} does not extend the witnessed {self.witnessed[:16]}"
+        return (
+            f"{self.file}: head {self.head[:16]} does not extend the witnessed {self.witnessed[:16]}, "
+            f"named in {self.witness}"
+        )
 
 
 class RecordRejected(CacheflError):

@@ -28,7 +28,7 @@ class _Steps(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_
     """Length of the step that ``expected_records`` identical clipped gradients would take."""
     rounds: Annotated[int, Meta(ge=1, le=100_000)]
     """Rounds planned; the noise multiplier was calibrated for them."""
-    delta: Annotated[float, Meta(gt=0.0, le=1e-3)]
+    delta: Annotated[float, Meta(ge=1e-12, le=1e-3)]
     """Below one over the number of records of any silo; a silo checks that with its own number."""
 
     @property

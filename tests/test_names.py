@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.names import digest_of, parse_silo_id
+from cachefl_secure.names import digest_of, digest_of_joined, parse_silo_id
 
 
 @pytest.mark.parametrize("text", ["a", "0", "north", "site-01", "a--b", "a-", "x" * 63])
@@ -75,3 +75,10 @@ def test_a_digest_depends_on_the_label_and_on_where_the_parts_end() -> None:
     ]
     assert len(set(variants)) == len(variants)
     assert all(len(digest) == 64 for digest in variants)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=4))
+def test_a_part_in_pieces_has_the_digest_of_the_whole(pieces: list[bytes]) -> None:
+    assert digest_of_joined("label", [memoryview(piece) for piece in pieces]) == digest_of(
+        "label", b"".join(pieces)
+    )

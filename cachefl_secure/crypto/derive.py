@@ -15,10 +15,10 @@ from cachefl_secure.crypto.secret import Secret
 class Purpose(Enum):
     """What a derived secret is for. A released value is frozen; a change of meaning takes a new version."""
 
-    PAIRWISE_MASK = "cachefl-secure/CF-SecAgg/1/pairwise-mask"
-    SELF_MASK = "cachefl-secure/CF-SecAgg/1/self-mask"
+    PAIRWISE_MASK = "cachefl-secure/CF-SecAgg/1/pairwise-mask-stream"
+    SELF_MASK = "cachefl-secure/CF-SecAgg/1/self-mask-stream"
     SHARE_CHANNEL = "cachefl-secure/CF-SecAgg/1/share-channel"
-    SHARE_COEFFICIENTS = "cachefl-secure/CF-SecAgg/1/share-coefficients"
+    SHARE_COEFFICIENTS = "cachefl-secure/CF-SecAgg/1/share-coefficients-stream"
 
 
 S = TypeVar("S", bound=Secret)

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cachefl_secure.crypto.expand import Keystream
-from cachefl_secure.crypto.secret import Secret
+from cachefl_secure.crypto.expand import Keystream, StreamSeed
 
 SECRET_BYTES = 32
 LIMBS = 9
@@ -27,7 +26,7 @@ _31 = np.uint64(31)
 Field = NDArray[np.uint64]
 
 
-class CoefficientSeed(Secret):
+class CoefficientSeed(StreamSeed):
     """Expands to the coefficients of all polynomials of one ``split``."""
 
     __slots__ = ()

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from cachefl_secure.crypto.expand import gcm_is_faster
+
 MAX_THREADS = 4
 _WORTH_A_THREAD = 1 << 19  # entries; below, starting a thread costs more than it saves
-_FIRST = 1.15  # a stream read from its start comes by way of GCM and is faster than one that begins anywhere
+_FIRST = 1.15  # streams read from their start are faster by this where they come by way of GCM
 
 T = TypeVar("T")
 
@@ -25,8 +27,8 @@ def threads_for(entries: int) -> int:
 
 def slices(entries: int, threads: int, unit: int) -> list[tuple[int, int]]:
     """(start, stop) of at most ``threads`` slices, in order, none empty; all but the last end at a multiple of ``unit``."""
-    units = -(-entries // unit)
-    ends = [min(entries, round(units * (_FIRST + i) / (_FIRST + threads - 1)) * unit) for i in range(threads)]
+    units, first = -(-entries // unit), _FIRST if gcm_is_faster() else 1.0
+    ends = [min(entries, round(units * (first + i) / (first + threads - 1)) * unit) for i in range(threads)]
     return [(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if start < stop]
 
 

@@ -150,9 +150,10 @@ def as_local(section: PrivacyPlan) -> PrivacyPlan:
 
 def _distributed(section: DistributedPlan, epsilon: float, sizes: Sizes) -> DistributedPlan:
     """A silo's share is what the aggregate asks of it, or what its local epsilon asks for if that is more."""
-    together = _noise(section, epsilon, View.AGGREGATE, sizes)
-    alone = _noise(section, section.epsilon_local, View.LOCAL, sizes)
-    made = msgspec.structs.replace(section, noise_multiplier=max(together, alone), epsilon_aggregate=epsilon)
+    noise = _noise(section, epsilon, View.AGGREGATE, sizes)
+    if _cost(section, noise, View.LOCAL, sizes) > section.epsilon_local:
+        noise = _noise(section, section.epsilon_local, View.LOCAL, sizes)
+    made = msgspec.structs.replace(section, noise_multiplier=noise, epsilon_aggregate=epsilon)
     local = epsilon_spent([(_mechanism(made, sizes), made.rounds)], made.delta, View.LOCAL)
     return msgspec.structs.replace(made, epsilon_local=min(section.epsilon_local, _upward(local, 4)))
 

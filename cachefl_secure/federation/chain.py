@@ -83,7 +83,10 @@ class Chain(Records):
         yield 0, model
         for verified in self.verified:
             record = verified.record
-            parameters = RoundParameters.derive(self._plan, len(record.cohort), len(self._roster.members))
+            roster = self._rosters.named(record.roster_digest)
+            if roster is None:
+                raise RecordRejected(2, f"round {record.round}: another roster")
+            parameters = RoundParameters.derive(self._plan, len(record.cohort), len(roster.members))
             decoded = open_aggregate(self._aggregate(record.round), record, parameters)
             model = apply_aggregate(model, decoded, len(record.survivors))
             if cache_digest(model) != record.cache_after:
@@ -99,7 +102,8 @@ class Chain(Records):
         record, digest = open_record(raw, self._plan)  # (1)
         if any(digest == held.digest for held in self.verified):
             return record
-        parameters = check_record(record, self._plan, self._roster, self.position, seen)  # (2) (3) (4) (7)
+        roster = self.roster_of(record)
+        parameters = check_record(record, self._plan, roster, self.position, seen)  # (2) (3) (4) (7)
         decoded = open_aggregate(aggregate, record, parameters)  # (5)
         model = apply_aggregate(self.model(), decoded, len(record.survivors))
         if cache_digest(model) != record.cache_after:  # (6)

@@ -70,11 +70,15 @@ class CoordinatorService:
         self._state, self._chain, self._channel = state, chain, channel
         self._deadline_seconds = deadline_seconds
         self._identity: SigningKey = state.signing_key()
-        self._keys = {SiloId(m.silo): PublicKeyHex(m.public_key) for m in chain.roster.members}
+
+    @property
+    def _keys(self) -> dict[SiloId, PublicKeyHex]:
+        return self._chain.roster.public_keys  # of the present roster, which ``synchronise`` may change
 
     def synchronise(self, attendance: Attendance) -> set[SiloId]:
-        """Sends every silo the roster, the cache and the records it lacks; returns those that hold all."""
-        return Synchroniser(self._state, self._chain, self._ask).synchronise(attendance)
+        """Sends every silo the rosters, the cache and the records it lacks; returns those that hold all."""
+        synchroniser = Synchroniser(self._state, self._chain, self._ask)
+        return synchroniser.synchronise(attendance, may_change_roster=self._unfinished() is None)
 
     # --- one round
 

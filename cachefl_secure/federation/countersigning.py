@@ -1,6 +1,8 @@
 """The roster under the signature of every silo in it, so that no two can have pinned different ones unnoticed.
 
-    countersignatures.bin   at the coordinator those that it has collected, at a silo all of them
+    countersignatures.bin                of the first roster: at the coordinator those that it has collected, at a
+                                         silo all of them
+    rosters/0002.countersignatures.bin   of the roster of epoch 2, and so on
 
 A silo signs the digest of the roster that it pinned. It takes part in rounds only once it holds the signature of
 every member: a coordinator that gave two silos different rosters cannot complete either.
@@ -39,6 +41,10 @@ def check_countersignature(signed: Countersignature, roster: Roster) -> None:
     verify(key, _PURPOSE, roster_digest(roster).encode(), signed.signature, peer=signed.silo)
 
 
+def countersignatures_file(epoch: int) -> str:
+    return COUNTERSIGNATURES_FILE if epoch == 1 else f"rosters/{epoch:04d}.{COUNTERSIGNATURES_FILE}"
+
+
 def check_all_countersigned(signatures: Mapping[SiloId, Countersignature], roster: Roster) -> None:
     """
     Raises:
@@ -52,10 +58,12 @@ def check_all_countersigned(signatures: Mapping[SiloId, Countersignature], roste
         check_countersignature(signed, roster)
 
 
-def keep_countersignatures(state: StateDir, signatures: Mapping[SiloId, Countersignature]) -> None:
+def keep_countersignatures(
+    state: StateDir, signatures: Mapping[SiloId, Countersignature], epoch: int = 1
+) -> None:
     """Durable when this returns."""
     content = msgspec.msgpack.encode([signatures[silo] for silo in sorted(signatures)])
-    state.write(COUNTERSIGNATURES_FILE, content)
+    state.write(countersignatures_file(epoch), content)
 
 
 def kept_countersignatures(state: StateDir, roster: Roster) -> dict[SiloId, Countersignature]:
@@ -64,16 +72,13 @@ def kept_countersignatures(state: StateDir, roster: Roster) -> dict[SiloId, Coun
     Raises:
         ConfigError: the file is damaged.
     """
-    if not state.has(COUNTERSIGNATURES_FILE):
+    name = countersignatures_file(roster.epoch)
+    if not state.has(name):
         return {}
     try:
-        signatures = msgspec.msgpack.decode(
-            state.read(COUNTERSIGNATURES_FILE), type=tuple[Countersignature, ...]
-        )
+        signatures = msgspec.msgpack.decode(state.read(name), type=tuple[Countersignature, ...])
         for signed in signatures:
             check_countersignature(signed, roster)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadSignature):
-        raise ConfigError(
-            str(state.path(COUNTERSIGNATURES_FILE)), "", "not the roster's signatures"
-        ) from None
+        raise ConfigError(str(state.path(name)), "", "not the roster's signatures") from None
     return {SiloId(signed.silo): signed for signed in signatures}

@@ -3,12 +3,15 @@
 init  ->  invite.toml         the plan, signed by the coordinator; its fingerprint is read out by phone
 join  ->  join-request.toml   a silo's public key, signed with it, bound to the plan
 admit ->  roster.bin          all members, signed by the coordinator; fingerprints compared by people
+
+How a roster changes afterwards stands in ``roster_change``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +22,13 @@ from cachefl_secure.crypto.sign import SigningKey, fingerprint, verify
 from cachefl_secure.errors import BadSignature, ConfigError, PeerError
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.fields import Hex64
-from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId, parse_silo_id
+from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, parse_silo_id
 from cachefl_secure.plan import FederationPlan, encode_toml, plan_digest, read_toml
-from cachefl_secure.protocol.messages import Member, Roster
+from cachefl_secure.protocol.messages import Member, Message, Roster
 
 _INVITE_PURPOSE = "cachefl-secure/invite/1"
 _REQUEST_PURPOSE = "cachefl-secure/join-request/1"
+_NEW_KEY_PURPOSE = "cachefl-secure/new-key/1"
 _ROSTER_PURPOSE = "cachefl-secure/roster/1"
 
 MAX_ROSTER_BYTES = 1 << 19  # 1,024 silos with names of 63 letters take 230 KB
@@ -39,13 +43,33 @@ class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan: FederationPlan
 
 
-class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A silo asks to be admitted: its name and key, signed with that key, for this plan only."""
+class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A silo asks to be admitted: its name and key, signed with that key, for this plan only.
+
+    A member that asks for a new key signs the new one with the old one as well.
+    """
 
     silo: str
     public_key: Hex64
     plan_digest: Hex64
     signature: SignatureHex
+    signature_by_old_key: SignatureHex | None = None
+
+
+class Voucher(Message, frozen=True):
+    """A member's old key vouches for its new key, and the new one signs too."""
+
+    silo: SiloId
+    by_old_key: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    by_new_key: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """Who asks to be in the roster; with a voucher, who is in it and asks for a new key."""
+
+    member: Member
+    voucher: Voucher | None = None
 
 
 class SignedRoster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,15 +111,19 @@ def read_invite(path: Path, *, expect: str | None = None) -> FederationPlan:
     return invite.plan
 
 
-def write_join_request(silo: SiloId, plan: FederationPlan, key: SigningKey) -> bytes:
-    """The text of join-request.toml."""
+def write_join_request(
+    silo: SiloId, plan: FederationPlan, key: SigningKey, *, old_key: SigningKey | None = None
+) -> bytes:
+    """The text of join-request.toml; with ``old_key``, of a member's request for a new one."""
     digest = plan_digest(plan)
-    signature = key.sign(_REQUEST_PURPOSE, _request_bytes(silo, key.public_key, digest))
-    return encode_toml(JoinRequest(silo, key.public_key, digest, signature.hex()))
+    body = _request_bytes(silo, key.public_key, digest)
+    by_old = None if old_key is None else old_key.sign(_NEW_KEY_PURPOSE, body).hex()
+    signature = key.sign(_REQUEST_PURPOSE, body).hex()
+    return encode_toml(JoinRequest(silo, key.public_key, digest, signature, by_old))
 
 
-def read_join_request(path: Path, plan: FederationPlan) -> Member:
-    """The member that a valid request describes.
+def read_join_request(path: Path, plan: FederationPlan) -> Applicant:
+    """The silo behind a valid request. Whether its voucher is worth anything only the roster can say.
 
     Raises:
         ConfigError: unreadable, for another plan, or not signed with the key it names.
@@ -105,16 +133,32 @@ def read_join_request(path: Path, plan: FederationPlan) -> Member:
     if request.plan_digest != plan_digest(plan):
         raise ConfigError(str(path), "plan_digest", "is for another federation or an older invite")
     body = _request_bytes(silo, request.public_key, request.plan_digest)
+    signature, public_key = bytes.fromhex(request.signature), PublicKeyHex(request.public_key)
     try:
-        public_key = PublicKeyHex(request.public_key)
-        verify(public_key, _REQUEST_PURPOSE, body, bytes.fromhex(request.signature), peer=silo)
+        verify(public_key, _REQUEST_PURPOSE, body, signature, peer=silo)
     except BadSignature:
         raise ConfigError(str(path), "signature", "does not verify: the request was changed") from None
-    return Member(silo=silo, public_key=public_key)
+    member = Member(silo=silo, public_key=public_key)
+    if request.signature_by_old_key is None:
+        return Applicant(member)
+    return Applicant(member, Voucher(silo, bytes.fromhex(request.signature_by_old_key), signature))
 
 
-def make_roster(plan: FederationPlan, members: Sequence[Member]) -> Roster:
-    """The roster of these members, sorted by name.
+def check_voucher(voucher: Voucher, old_key: PublicKeyHex, member: Member, plan: FederationPlan) -> None:
+    """That the holder of ``old_key`` vouches for the member's key, and who holds that one agrees.
+
+    Raises:
+        BadSignature: one of them did not sign.
+    """
+    body = _request_bytes(member.silo, member.public_key, plan_digest(plan))
+    verify(old_key, _NEW_KEY_PURPOSE, body, voucher.by_old_key, peer=member.silo)
+    verify(member.public_key, _REQUEST_PURPOSE, body, voucher.by_new_key, peer=member.silo)
+
+
+def make_roster(
+    plan: FederationPlan, members: Sequence[Member], *, epoch: int = 1, previous: Digest | None = None
+) -> Roster:
+    """The roster of these members, sorted by name: the first, or the one that follows ``previous``.
 
     Raises:
         ConfigError: a name or a key stands twice, or there are fewer than the minimum cohort.
@@ -128,7 +172,13 @@ def make_roster(plan: FederationPlan, members: Sequence[Member]) -> Roster:
     if len(members) < least:
         raise ConfigError("join requests", "", f"{len(members)} silos; this plan needs at least {least}")
     ordered = tuple(sorted(members, key=lambda member: member.silo))
-    return Roster(federation_id=plan.id, plan_digest=plan_digest(plan), epoch=1, members=ordered)
+    return Roster(
+        federation_id=plan.id,
+        plan_digest=plan_digest(plan),
+        epoch=epoch,
+        members=ordered,
+        previous=previous,
+    )
 
 
 def sign_roster(roster: Roster, key: SigningKey) -> bytes:
@@ -152,11 +202,13 @@ def open_roster(raw: bytes, plan: FederationPlan) -> Roster:
         raise PeerError(COORDINATOR, "not a roster") from None
     if roster.plan_digest != plan_digest(plan):
         raise PeerError(COORDINATOR, "a roster of another plan")
+    if (roster.epoch == 1) != (roster.previous is None):
+        raise PeerError(COORDINATOR, "only the first roster follows none")
     return roster
 
 
 def read_roster(state: StateDir, plan: FederationPlan) -> Roster:
-    """The roster that this party keeps.
+    """The first roster that this party keeps; ``roster_files`` reads those that followed.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -167,19 +219,14 @@ def read_roster(state: StateDir, plan: FederationPlan) -> Roster:
         raise ConfigError(str(state.path(ROSTER_FILE)), "", f"damaged: {error.reason}") from None
 
 
-def pin_roster(raw: bytes, plan: FederationPlan, silo: SiloId, own_key: PublicKeyHex) -> Roster:
-    """The roster as a silo accepts it: its own entry is unmodified and the cohort rule can be met.
+def check_own_entry(roster: Roster, silo: SiloId, own_key: PublicKeyHex) -> None:
+    """That this silo is in the roster, as itself.
 
     Raises:
-        PeerError: the silo is missing, has another key, or there are too few members.
+        PeerError: the silo is missing or has another key.
     """
-    roster = open_roster(raw, plan)
-    keys = {member.silo: member.public_key for member in roster.members}
-    if keys.get(silo) != own_key:
+    if roster.public_keys.get(silo) != own_key:
         raise PeerError(COORDINATOR, "the roster lacks this silo or names another key for it")
-    if len(keys) != len(roster.members) or len(keys) < plan.secure_sum.minimum_cohort:
-        raise PeerError(COORDINATOR, "the roster has too few silos, or one twice")
-    return roster
 
 
 def _request_bytes(silo: str, public_key: str, digest: str) -> bytes:

@@ -4,10 +4,12 @@ Audit at a silo, in steps (the numbers are printed):
 
  (1) the ledger verifies in all the steps of ``privacy.verification``, every epsilon recomputed by PLD
      and by the second accountant, and nothing was charged twice or beyond the cap
- (2) the roster is countersigned by the silos in it, and the coordinator's records verify: signature,
-     plan, roster, chain, cohort
+ (2) every roster follows the one before with a quorum of its members (``roster_change``), each is countersigned by
+     all silos in it if this party took part in a round under it (else it says how many are missing), and the
+     coordinator's records verify: signature, plan, roster of the time, chain, cohort
  (3) every ledger head that others witnessed is in the ledger: named in a record, or in the receipt that
-     the silo signed and the coordinator keeps, of every directory that is audited together
+     the silo signed and the coordinator keeps, of every directory that is audited together. The receipt is proof
+     by itself; a head in a record is the coordinator's word, and one that is missing means that either lies
  (4) every cache is the one before plus the mean of the recorded sum
 
 At the coordinator (1) and (3) are replaced by the silos' signed receipts.
@@ -20,13 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachefl_secure.crypto.sign import fingerprint, verify
-from cachefl_secure.errors import ConfigError, PeerError
+from cachefl_secure.errors import ConfigError, PeerError, RecordRejected
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.chain import Chain
+from cachefl_secure.federation.confirming import change_at_coordinator, change_at_silo
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.countersigning import kept_countersignatures
-from cachefl_secure.federation.enrolment import read_roster
 from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
+from cachefl_secure.federation.roster_change import Difference, spoken
+from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
@@ -67,6 +71,12 @@ class Status:
     waiting_for: str
     silos: Mapping[str, str]
     """At the coordinator: each silo and how far it is known to be."""
+    epoch: int = 0
+    """Of the roster; 0 before the first."""
+    roster_fingerprint: str = ""
+    """Of the roster, and so of all before it: the same at every party, to be read aloud (T2)."""
+    roster_change: str = ""
+    """The change of the roster that waits, and for whom; empty if none does."""
 
 
 def is_silo(root: Path) -> bool:
@@ -84,7 +94,7 @@ def open_chain(root: Path) -> Chain:
     files = SiloFiles.open(root)
     if not files.state.has(ROSTER_FILE):
         raise ConfigError(str(root), "", "has not taken part in any round yet")
-    return Chain(files.state, files.plan, read_roster(files.state, files.plan))
+    return Chain(files.state, files.plan, read_history(files.state, files.plan))
 
 
 Witnessed = Mapping[tuple[FederationId, SiloId], set[Digest]]
@@ -98,9 +108,9 @@ def witnessed_heads(roots: Sequence[Path]) -> Witnessed:
         if not (root / ROSTER_FILE).is_file():
             continue
         chain = open_chain(root)
-        for member in chain.roster.members:
-            named = heads.setdefault((chain.plan.id, SiloId(member.silo)), set())
-            named.update(chain.ledger_heads_of(SiloId(member.silo)))
+        for silo in chain.rosters.all_silos():
+            named = heads.setdefault((chain.plan.id, silo), set())
+            named.update(chain.ledger_heads_of(silo))
         if not is_silo(root):
             for silo, receipts in verified_receipts(CoordinatorFiles.open(root), chain).items():
                 named = heads.setdefault((chain.plan.id, silo), set())
@@ -127,7 +137,7 @@ def audit_silo(root: Path, witnessed: Witnessed) -> Audit:
     report = files.verified_ledger(heads)  # (1) (3)
     steps = (
         _ledger_step(report),
-        _roster_step(files.state, chain),
+        *_roster_steps(files.state, chain, _took_part(files.silo, chain)),
         _records_step(chain),
         AuditStep(3, "witnessed ledger heads", f"{len(heads)} heads that others hold are in the ledger"),
         _caches_step(chain),
@@ -145,7 +155,7 @@ def audit_coordinator(root: Path) -> Audit:
     chain = files.chain()
     receipts = verified_receipts(files, chain)
     steps = (
-        _roster_step(files.state, chain),
+        *_roster_steps(files.state, chain, {held.record.roster_digest for held in chain.verified}),
         _records_step(chain),
         AuditStep(3, "receipts", f"{len(receipts)} of {len(chain.roster.members)} silos signed receipts"),
         _caches_step(chain),
@@ -157,14 +167,15 @@ def verified_receipts(files: CoordinatorFiles, chain: Chain) -> dict[SiloId, lis
     """Every receipt of each silo, oldest first.
 
     Raises:
-        PeerError: a silo's signature does not verify, or is under another roster.
+        PeerError: a silo's signature does not verify, or is under a roster that is none of ours or lacks it.
     """
-    receipts, keys = _receipts(files), chain.roster.public_keys
+    receipts = _receipts(files)
     for silo, receipt in [(silo, receipt) for silo, each in receipts.items() for receipt in each]:
-        signed = letters.receipt_bytes(receipt)
-        verify(keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
-        if receipt.roster_digest != roster_digest(chain.roster):
+        roster = chain.rosters.named(receipt.roster_digest)
+        if roster is None or silo not in roster.public_keys:
             raise PeerError(silo, "signed a receipt under another roster")
+        signed = letters.receipt_bytes(receipt)
+        verify(roster.public_keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
     return receipts
 
 
@@ -178,8 +189,9 @@ def status(root: Path) -> Status:
 
 def _silo_status(root: Path) -> Status:
     files = SiloFiles.open(root)
-    enrolled = files.state.has(ROSTER_FILE)
-    rounds = open_chain(root).position.round if enrolled else 0
+    chain = open_chain(root) if files.state.has(ROSTER_FILE) else None
+    enrolled = chain is not None and files.silo in chain.roster.public_keys
+    rounds = chain.position.round if chain is not None else 0
     waiting = "the coordinator: hand over join-request.toml"
     files.records()  # raises if what a round needs is gone
     report, plan = files.verified_ledger(), plan_digest(files.plan)
@@ -192,6 +204,8 @@ def _silo_status(root: Path) -> Status:
         waiting = "nobody: all planned rounds are done"
     elif not report.allows(files.terms):
         waiting = "nobody: its caps allow no further round; the federation goes on without it"
+    if chain is not None and (removal := chain.rosters.removal_of(files.silo)) is not None:
+        waiting = f"nobody: epoch {removal.epoch} of the roster removed this silo"
     return Status(
         role=f"silo {files.silo}",
         federation=files.plan.name,
@@ -201,6 +215,9 @@ def _silo_status(root: Path) -> Status:
         rounds_planned=files.plan.privacy.rounds,
         waiting_for=waiting,
         silos={},
+        epoch=chain.roster.epoch if chain is not None else 0,
+        roster_fingerprint=spoken(roster_digest(chain.roster)) if chain is not None else "",
+        roster_change=change_at_silo(files, chain.rosters) if chain is not None else "",
     )
 
 
@@ -212,7 +229,7 @@ def _coordinator_status(root: Path) -> Status:
     waiting = "silos: `admit` their join requests"
     silos: dict[str, str] = {}
     if chain is not None:
-        receipts = _receipts(files)
+        receipts, countersigned = _receipts(files), kept_countersignatures(files.state, chain.roster)
         needed = RoundParameters.derive(
             files.plan, len(chain.roster.members), len(chain.roster.members)
         ).minimum_survivors
@@ -222,6 +239,8 @@ def _coordinator_status(root: Path) -> Status:
         for member in chain.roster.members:
             last = receipts[member.silo][-1] if member.silo in receipts else None
             silos[member.silo] = f"holds round {last.round}" if last else "admitted, not heard from"
+            if member.silo not in countersigned:
+                silos[member.silo] += f"; has not countersigned the roster of epoch {chain.roster.epoch}"
     return Status(
         role="coordinator",
         federation=files.plan.name,
@@ -231,6 +250,9 @@ def _coordinator_status(root: Path) -> Status:
         rounds_planned=planned,
         waiting_for=waiting,
         silos=silos,
+        epoch=chain.roster.epoch if chain else 0,
+        roster_fingerprint=spoken(roster_digest(chain.roster)) if chain else "",
+        roster_change=change_at_coordinator(files.state, chain.rosters) if chain else "",
     )
 
 
@@ -270,12 +292,31 @@ def _cap_changes(report: LedgerReport) -> list[Spend]:
     return [s for i, s in enumerate(spends) if i == 0 or spends[i - 1].caps != s.caps]
 
 
-def _roster_step(state: StateDir, chain: Chain) -> AuditStep:
-    signed, members = kept_countersignatures(state, chain.roster), chain.roster.members
-    finding = (
-        f"{len(signed)} of {len(members)} silos have countersigned the roster, epoch {chain.roster.epoch}"
-    )
-    return AuditStep(2, "roster", finding)
+def _took_part(silo: SiloId, chain: Chain) -> set[str]:
+    """Digests of the rosters under which the silo's update stands in a sum."""
+    return {held.record.roster_digest for held in chain.verified if silo in held.record.survivors}
+
+
+def _roster_steps(state: StateDir, chain: Chain, ran: set[str]) -> list[AuditStep]:
+    """One for every epoch. That each follows the one before was verified when the chain was opened.
+
+    ``ran``: rosters under which this party took part in a round, which it may only with everybody's signature.
+    """
+    steps, rosters = [], chain.rosters
+    for roster in rosters.rosters:
+        signed, members = kept_countersignatures(state, roster), roster.members
+        finding = f"{len(signed)} of {len(members)} silos have countersigned the roster, epoch {roster.epoch}"
+        if len(signed) < len(members):
+            if roster_digest(roster) in ran:
+                raise RecordRejected(2, f"rounds were run, but here only {finding}")
+            finding += ": not all yet, and this party takes part in no round before"
+        if roster.epoch > 1:
+            before = rosters.rosters[roster.epoch - 2]
+            approvals = len(rosters.changes[roster.epoch - 2].approvals)
+            words = Difference.between(before, roster).in_words()
+            finding += f"; {approvals} of the {len(before.members)} before approved it ({words})"
+        steps.append(AuditStep(2, "roster", finding))
+    return steps
 
 
 def _records_step(chain: Chain) -> AuditStep:

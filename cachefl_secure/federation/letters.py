@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.roster_change import Approval, RosterChange
 from cachefl_secure.fields import Hex64
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.messages import Message
@@ -43,17 +44,11 @@ Reason = Literal[
     "record-rejected",
     "ledger-rolled-back",
     "not-enrolled",
+    "removed",
     "roster-not-countersigned",
     "storage-failed",
     "internal-error",
 ]
-
-
-class Hello(Message, frozen=True):
-    """Coordinator to silo: where do you stand? With the last head of its ledger that the silo signed to us."""
-
-    plan_digest: Hex64
-    ledger_head: Hex64 | None = None
 
 
 class Standing(Message, frozen=True):
@@ -66,6 +61,10 @@ class Standing(Message, frozen=True):
     record_digest: Hex64
     has_budget: bool
     """Whether the silo's caps allow it to take part in another round."""
+    epoch: Annotated[int, Meta(ge=0)] = 0
+    """Of the roster that it holds; 0 before the first."""
+    approval: Approval | None = None
+    """Of the change to the next epoch, if this silo's operator confirmed one."""
 
 
 class Countersignature(Message, frozen=True):
@@ -89,7 +88,11 @@ class Sync(Message, frozen=True):
     initial_cache: bytes
     rounds: tuple[SyncedRound, ...]
     countersignatures: tuple[Countersignature, ...] = ()
-    """Of all members of the roster, once the coordinator has them."""
+    """Of all members of the last roster, once the coordinator has them."""
+    changes: tuple[RosterChange, ...] = ()
+    """To the epochs after the silo's own, in order."""
+    proposal: RosterChange | None = None
+    """A change that waits for approvals, for the silo's operator to look at."""
 
 
 class Receipt(Message, frozen=True):
@@ -103,6 +106,16 @@ class Receipt(Message, frozen=True):
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
     countersignature: Countersignature | None = None
     """Of the roster, until this silo holds everybody's."""
+
+
+class Hello(Message, frozen=True):
+    """Coordinator to silo: where do you stand? With the last receipt of its that we hold.
+
+    The silo verifies its own signature on it: a bare head would be anybody's word that its ledger is too short.
+    """
+
+    plan_digest: Hex64
+    receipt: Receipt | None = None
 
 
 class Reply(Message, frozen=True):

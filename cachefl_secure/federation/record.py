@@ -5,7 +5,8 @@ the ledger head of every survivor. Records form a chain: each names the digest o
 Verification (the numbers stand in the code):
 
  (1) the coordinator's signature over the record's bytes as received
- (2) federation, plan and roster are the pinned ones
+ (2) federation, plan and roster are the pinned ones: a roster that this party followed, of no earlier epoch
+     than the record before (see ``records``)
  (3) the chain: the previous record is the last one held, and the round number grew
  (4) the cohort is within the roster; the survivors are within the cohort, and no fewer than the threshold
  (5) the sum delivered is the sum named, has the agreed size, and lies within the agreed bound
@@ -31,14 +32,20 @@ from cachefl_secure.names import COORDINATOR, Digest, SiloId, digest_of
 from cachefl_secure.plan import FederationPlan, plan_digest
 from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.certificate import Certified, check_certificate, statement_digest, statement_of
-from cachefl_secure.protocol.messages import Certificate, Manifest, Roster, StatementSignature, roster_digest
+from cachefl_secure.protocol.messages import (
+    Certificate,
+    Manifest,
+    Roster,
+    RoundNumber,
+    StatementSignature,
+    roster_digest,
+)
 from cachefl_secure.protocol.parameters import RoundParameters
 
 _PURPOSE = "cachefl-secure/record/1"
 _DIGEST_LABEL = "cachefl-secure/record-digest/1"
 MAX_RECORD_BYTES = 1 << 20
 
-RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
 Hex128 = Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
 
 

@@ -30,13 +30,18 @@ from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.record import Participation
 from cachefl_secure.federation.sealed_update import has_update, open_update, seal_update
-from cachefl_secure.federation.session_file import enter_attempt, open_journal, save_journal
+from cachefl_secure.federation.session_file import (
+    discard_journals,
+    enter_attempt,
+    open_journal,
+    save_journal,
+)
 from cachefl_secure.federation.state_dir import StateDir, round_file, utc_now
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest
-from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy.ledger import Ledger, Spend
 from cachefl_secure.privacy.mechanism import StepMechanism, mechanism_of
-from cachefl_secure.protocol.messages import Manifest, manifest_digest
+from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
@@ -123,14 +128,25 @@ class SiloAttempt:
 
     @classmethod
     def resume(cls, chain: Chain, files: SiloFiles, ledger: Ledger, trainer: Trainer) -> SiloAttempt | None:
-        """The attempt that a killed process was in, if its round has no record yet.
+        """The attempt that a killed process was in, if it still follows the last record and the last roster held.
 
         Raises:
             ConfigError: its journal is damaged.
             LocalProtocolError: its journal does not replay.
+            PeerError: its manifest is none of this silo's.
         """
         journal = open_journal(files.state, plan_digest(files.plan))
         if journal is None or journal.manifest.round <= chain.position.round:
+            return None
+        here = roster_digest(chain.roster), chain.position.record_digest, chain.position.cache_digest
+        followed = (
+            journal.manifest.roster_digest,
+            journal.manifest.previous_record,
+            journal.manifest.cache_digest,
+        )
+        if followed != here:
+            # A record or a roster came out after this attempt had begun: what was sent in it does not follow that.
+            discard_journals(files.state, journal.manifest.round)
             return None
         parameters = RoundParameters.derive(
             files.plan, len(journal.manifest.cohort), len(chain.roster.members)
@@ -170,7 +186,9 @@ class SiloAttempt:
         if (saved := self.session.check_share_delivery(content)) is not None:
             return saved
         manifest, state = self.manifest, self.files.state
-        if not has_update(state, manifest.round):
+        if has_update(state, manifest.round):
+            self._reserve()  # charged already, but only for this cache, these records and this mechanism
+        else:
             self._train()
         sealed = open_update(state, manifest.round, manifest.plan_digest)
         encoding = sealed.encoding(self.parameters)
@@ -235,7 +253,20 @@ class SiloAttempt:
         plan, config, manifest = self.files.plan, self.files.config, self.manifest
         mechanism, model, records = mechanism_of(plan), self.chain.model(), self.files.records()
         self.trainer.check(config.training_device)
-        spend = self.ledger.reserve(
+        spend = self._reserve()
+        if spend.update_digest is not None or self.files.state.has(round_file(manifest.round, _SENT)):
+            raise UpdateSpent
+        update = self.trainer.train(model, records, mechanism, config.training_device)
+        seal_update(self.files.state, manifest.round, update, manifest.plan_digest)
+
+    def _reserve(self) -> Spend:
+        """The round's charge. A second attempt costs nothing.
+
+        Raises:
+            PeerError: the round was charged for another cache, other records or another mechanism.
+        """
+        manifest, config = self.manifest, self.files.config
+        return self.ledger.reserve(
             self.files.terms,
             round=manifest.round,
             attempt=manifest.attempt,
@@ -243,7 +274,3 @@ class SiloAttempt:
             data_commitment=Digest(config.data_commitment),
             timestamp=utc_now(),
         )
-        if spend.update_digest is not None or self.files.state.has(round_file(manifest.round, _SENT)):
-            raise UpdateSpent
-        update = self.trainer.train(model, records, mechanism, config.training_device)
-        seal_update(self.files.state, manifest.round, update, manifest.plan_digest)

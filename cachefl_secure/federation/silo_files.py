@@ -11,16 +11,19 @@ import msgspec
 from msgspec import Meta
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.enrolment import read_invite, read_roster
+from cachefl_secure.federation.enrolment import read_invite
 from cachefl_secure.federation.records import Records
+from cachefl_secure.federation.roster_change import RosterHistory
+from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.shared_ledger import sharing_directories
-from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
 from cachefl_secure.fields import Hex64
-from cachefl_secure.names import Digest, SiloId, parse_silo_id
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
 from cachefl_secure.plan import FederationPlan, read_toml
 from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.ledger import Anchor, Ledger, LedgerReport, verify_ledger
 from cachefl_secure.privacy.terms import Terms, terms_of
+from cachefl_secure.protocol.messages import Roster, roster_digest
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.features import FeatureSet
@@ -97,7 +100,7 @@ class SiloFiles:
         """The records this silo holds, verified; None before it was admitted."""
         if not self.state.has(ROSTER_FILE):
             return None
-        return Records(self.state, self.plan, read_roster(self.state, self.plan))
+        return Records(self.state, self.plan, self._rosters())
 
     @property
     def caps(self) -> Cost:
@@ -139,13 +142,53 @@ class SiloFiles:
         return () if rounds is None else rounds.ledger_heads_of(self.silo)
 
     def ledger(self) -> Ledger:
-        """The ledger, open for appending.
+        """The ledger, open for appending, under the key that the roster names for this silo.
+
+        A change of the key that a crash cut off is completed first.
 
         Raises:
             LedgerError: it does not verify, or lacks a head that a record names: it was rolled back.
+            ConfigError: the roster names a key that this silo has not got.
         """
-        path = self.ledger_owner().state.path(LEDGER_FILE)
-        return Ledger.open(path, self.state.signing_key(), anchors=self.witnessed_heads())
+        path, (earlier, following) = self.ledger_owner().state.path(LEDGER_FILE), self._other_keys()
+        ledger = Ledger.open(
+            path,
+            self.state.signing_key(),
+            anchors=self.witnessed_heads(),
+            earlier_keys=earlier,
+            next_key=following,
+        )
+        if following is not None:
+            try:
+                self.take_next_key(ledger, self._rosters().current)
+            except BaseException:
+                ledger.close()
+                raise
+        return ledger
+
+    def take_next_key(self, ledger: Ledger, roster: Roster) -> None:
+        """Goes over to the key that the roster names: the ledger first, by an entry under the old key.
+
+        Raises:
+            ConfigError: this silo has not got that key.
+        """
+        key, named = self.state.next_signing_key(), roster.public_keys.get(self.silo)
+        if key is None or key.public_key != named:
+            raise ConfigError(str(self.state.root), "keys", "the roster names another key for this silo")
+        ledger.rotate_key(key, roster_digest(roster), timestamp=utc_now())
+        self.state.take_next_signing_key()
+
+    def _other_keys(self) -> tuple[list[PublicKeyHex], PublicKeyHex | None]:
+        """The keys that the ledger had before its present one, and the one that the roster names instead of it."""
+        own, owner = self.state.signing_key().public_key, self.ledger_owner()
+        keys = owner._rosters().keys_of(owner.silo) if owner.state.has(ROSTER_FILE) else []
+        if own not in keys:
+            return [], None
+        at = keys.index(own)
+        return keys[:at], keys[at + 1] if keys[at + 1 :] else None
+
+    def _rosters(self) -> RosterHistory:
+        return read_history(self.state, self.plan)
 
     def verified_ledger(self, witnessed: Collection[Digest] = ()) -> LedgerReport:
         """The ledger, verified in all the steps of ``privacy.verification``.
@@ -153,5 +196,6 @@ class SiloFiles:
         ``witnessed`` are heads that others hold, besides those in this silo's own records.
         """
         anchors = (*self.witnessed_heads(), *((None, head) for head in witnessed))
-        key = self.state.signing_key().public_key
-        return verify_ledger(self.ledger_owner().state.path(LEDGER_FILE), key, anchors=anchors)
+        key, (earlier, following) = self.state.signing_key().public_key, self._other_keys()
+        path = self.ledger_owner().state.path(LEDGER_FILE)
+        return verify_ledger(path, key, anchors=anchors, earlier_keys=earlier, next_key=following)

@@ -3,14 +3,15 @@
 Rules, in the order in which they bite:
 
  1. Nothing that matters is believed from the coordinator: plan, roster and cache are pinned by digest, the
-    roster countersigned by all silos in it,
+    roster countersigned by all silos in it and followed by another only with a quorum of its members,
     the threshold and the encoding are derived here, rounds and attempts only grow.
  2. A message is verified before anything is charged for it, and the ledger is charged, durably, before
     training. There is no refund.
  3. The noised update is sealed on disk before it is masked. A later attempt of the same round sends the
     same update under fresh masks and costs nothing.
- 4. Once this silo has answered an unmask request, that update never enters another survivor set: two
-    sums that differ by one silo give that silo's update.
+ 4. Once this silo has answered an unmask request (on a ring: signed), it never sends that update again: two
+    sums that differ by one silo give that silo's update. One that was not asked may: thresholds are counted over
+    the roster, so over one round's updates at most one sum is opened (decision 0011).
  5. The statement that this silo signs about an attempt's survivors is on disk before the signature leaves.
     No second one is signed in that attempt, nor the attempt entered again, also after a restart.
  6. A reply is durable before it leaves. A silo that was killed goes on with the same bytes, or drops out.
@@ -19,17 +20,22 @@ Rules, in the order in which they bite:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
+from cachefl_secure.crypto.sign import verify
 from cachefl_secure.errors import (
     ConfigError,
     LedgerRolledBack,
-    LocalProtocolError,
+    PeerError,
     PrivacyError,
+    ProtocolError,
 )
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.certified import check_against_signed, signed_statement
 from cachefl_secure.federation.chain import Chain, install_initial_cache
+from cachefl_secure.federation.confirming import ready_approval
 from cachefl_secure.federation.countersigning import (
     check_all_countersigned,
     countersign,
@@ -37,10 +43,13 @@ from cachefl_secure.federation.countersigning import (
     kept_countersignatures,
 )
 from cachefl_secure.federation.declining import Decline, reason_of
-from cachefl_secure.federation.enrolment import pin_roster
+from cachefl_secure.federation.enrolment import open_roster
+from cachefl_secure.federation.following import check_place_of_this_silo, pin_first_roster
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync
 from cachefl_secure.federation.record import genesis, open_record, smallest_cohort
+from cachefl_secure.federation.roster_change import RosterChange
+from cachefl_secure.federation.roster_files import CHANGE_FILE, keep_pending, read_history
 from cachefl_secure.federation.sealed_update import discard_updates
 from cachefl_secure.federation.session_file import discard_journals, last_attempt
 from cachefl_secure.federation.silo_attempt import OPACUS, SiloAttempt, Trainer, UpdateSpent, may_enter
@@ -73,14 +82,14 @@ class SiloService:
         self._trouble: Exception | None = None
         self._countersigned = False
         if files.state.has(ROSTER_FILE):
-            self._open_chain(files.state.read(ROSTER_FILE))
+            self._open_chain()
             self._resume(self._open())
 
     def _resume(self, chain: Chain) -> None:
         self._discard(chain.position.round)  # what a crash after the record left behind
         try:
             self._attempt = SiloAttempt.resume(chain, self._files, self._ledger, self._trainer)
-        except (ConfigError, LocalProtocolError) as error:
+        except (ConfigError, ProtocolError) as error:
             self._trouble = error  # this silo drops out of that attempt, and enters the next one
 
     @property
@@ -125,31 +134,42 @@ class SiloService:
     def _on_hello(self, hello: Hello) -> bytes:
         if hello.plan_digest != plan_digest(self._files.plan):
             raise Decline("plan-differs")
-        if hello.ledger_head is not None and not self._ledger.contains(Digest(hello.ledger_head)):
-            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, hello.ledger_head)
+        if hello.receipt is not None and self._signed(hello.receipt):
+            self._check_head(hello.receipt.ledger_head, "a receipt that this silo signed")
         position = self._chain.position if self._chain else genesis(self._files.plan)
+        chain = self._chain
         standing = Standing(
-            has_roster=self._chain is not None,
-            is_countersigned=self._chain is not None and self._is_countersigned(self._chain),
+            has_roster=chain is not None,
+            is_countersigned=chain is not None and self._is_countersigned(chain),
             has_cache=self._files.state.has("models/0000.safetensors"),
             round=position.round,
             record_digest=position.record_digest,
             has_budget=self._has_budget(position.round),
+            epoch=chain.roster.epoch if chain is not None else 0,
+            approval=ready_approval(self._files, chain.rosters) if chain is not None else None,
         )
         return wire.encode(standing)
 
     def _on_sync(self, sync: Sync) -> bytes:
         if sync.initial_cache and not self._files.state.has("models/0000.safetensors"):
             install_initial_cache(self._files.state, self._files.plan, sync.initial_cache)
+        changes = list(sync.changes)
         if sync.roster:
-            self._pin(sync.roster)
+            self._pin(sync.roster, changes)
         chain = self._open()
+        for synced in sync.rounds:
+            while changes and not self._knows_roster_of(chain, synced):
+                self._follow(chain, changes.pop(0))  # records of the epoch before come first
+            self._on_record(chain, synced)
+        for change in changes:
+            self._follow(chain, change)
         if sync.countersignatures:
             signatures = {SiloId(signed.silo): signed for signed in sync.countersignatures}
             check_all_countersigned(signatures, chain.roster)
-            keep_countersignatures(self._files.state, signatures)
-        for synced in sync.rounds:
-            self._on_record(chain, synced)
+            keep_countersignatures(self._files.state, signatures, chain.roster.epoch)
+        if sync.proposal is not None:
+            chain.rosters.check_proposal(sync.proposal)
+            keep_pending(self._files.state, sync.proposal)  # for the operator: approving is not done here
         return wire.encode(self._receipt(chain))
 
     def _is_countersigned(self, chain: Chain) -> bool:
@@ -160,17 +180,43 @@ class SiloService:
             )
         return self._countersigned
 
-    def _pin(self, raw: bytes) -> None:
-        roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
+    def _pin(self, raw: bytes, changes: Sequence[RosterChange]) -> None:
         if self._chain is None:
-            self._files.state.write(ROSTER_FILE, raw)  # pinned: from now on no other roster is accepted
-            self._open_chain(raw)
-        elif roster_digest(roster) != roster_digest(self._chain.roster):
+            pin_first_roster(raw, changes, self._files)
+            self._open_chain()
+        elif roster_digest(open_roster(raw, self._files.plan)) != roster_digest(
+            self._chain.rosters.rosters[0]
+        ):
             raise Decline("roster-differs")
 
-    def _open_chain(self, raw: bytes) -> None:
-        roster = pin_roster(raw, self._files.plan, self.silo, self._identity.public_key)
-        self._chain = Chain(self._files.state, self._files.plan, roster)
+    def _follow(self, chain: Chain, change: RosterChange) -> None:
+        """Goes to the next roster and never back. What was begun under the old one is over."""
+        offered = open_roster(change.roster, self._files.plan)
+        if offered.epoch <= chain.roster.epoch:
+            if offered != chain.rosters.rosters[offered.epoch - 1]:
+                raise Decline("roster-differs")
+            return
+        following = chain.rosters.follow(change).current
+        has_new_key = check_place_of_this_silo(following, self._files)
+        chain.follow(change)
+        self._files.state.remove(CHANGE_FILE)
+        self._countersigned = False
+        if self._attempt is not None:
+            self._attempt.abandon(f"the roster of epoch {following.epoch} follows")
+            self._attempt = None
+        discard_journals(self._files.state, self._latest_round())
+        if has_new_key:
+            self._files.take_next_key(self._ledger, following)
+            self._identity = self._files.state.signing_key()
+
+    def _knows_roster_of(self, chain: Chain, synced: letters.SyncedRound) -> bool:
+        record, _ = open_record(synced.record, self._files.plan)
+        return chain.rosters.named(record.roster_digest) is not None
+
+    def _open_chain(self) -> None:
+        rosters = read_history(self._files.state, self._files.plan)
+        check_place_of_this_silo(rosters.current, self._files)
+        self._chain = Chain(self._files.state, self._files.plan, rosters)
 
     def _on_record(self, chain: Chain, synced: letters.SyncedRound) -> None:
         before = chain.position.round
@@ -195,8 +241,23 @@ class SiloService:
         record, _ = open_record(raw, self._files.plan)
         check_against_signed(self._files.state, record)
         head = record.ledger_heads.get(self.silo)
-        if head is not None and not self._ledger.contains(Digest(head)):
-            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head)
+        if head is not None:
+            # The coordinator's word, so no proof: this ledger was rolled back, or the coordinator lies.
+            self._check_head(head, "a record that the coordinator signed, or it lies")
+
+    def _check_head(self, head: str, witness: str) -> None:
+        if not self._ledger.contains(Digest(head)):
+            raise LedgerRolledBack(LEDGER_FILE, self._ledger.head, head, witness)
+
+    def _signed(self, receipt: Receipt) -> bool:
+        """Anybody can make up a receipt. One that this silo did not sign says nothing."""
+        try:
+            own = self._identity.public_key
+            signed = letters.receipt_bytes(receipt)
+            verify(own, letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=self.silo)
+        except PeerError:
+            return False
+        return receipt.silo == self.silo
 
     def _receipt(self, chain: Chain) -> Receipt:
         unsigned = Receipt(
@@ -207,7 +268,7 @@ class SiloService:
             ledger_head=self._ledger.head,
             signature=bytes(64),
             countersignature=None
-            if self._is_countersigned(chain)
+            if self.silo not in chain.roster.public_keys or self._is_countersigned(chain)
             else countersign(chain.roster, self.silo, self._identity),
         )
         signature = self._identity.sign(letters.RECEIPT_PURPOSE, letters.receipt_bytes(unsigned))
@@ -239,6 +300,8 @@ class SiloService:
     def _check_manifest(self, manifest: Manifest, chain: Chain) -> None:
         if manifest.plan_digest != plan_digest(self._files.plan):
             raise Decline("plan-differs")
+        if self.silo not in chain.roster.public_keys:
+            raise Decline("removed" if chain.rosters.removal_of(self.silo) else "not-enrolled")
         if manifest.roster_digest != roster_digest(chain.roster):
             raise Decline("roster-differs")
         if not self._is_countersigned(chain):

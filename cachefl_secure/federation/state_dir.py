@@ -19,9 +19,13 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError
 
 ROSTER_FILE = "roster.bin"
-"""The signed roster: at the coordinator the one it signed, at a silo the one it pinned."""
+"""The first signed roster: at the coordinator the one it signed, at a silo the one it pinned.
+
+Those that followed it are in ``rosters/``; see ``roster_files``.
+"""
 
 _SIGNING_KEY = "keys/signing.key"
+_NEXT_SIGNING_KEY = "keys/next-signing.key"
 _STORAGE_KEY = "keys/storage.key"
 _UNFINISHED = ".unfinished"
 
@@ -37,8 +41,15 @@ def round_file(round_number: int, name: str) -> str:
 
 
 def round_numbers(state: StateDir) -> list[int]:
-    """Rounds that this party keeps anything of, in order. Other folders are not looked at."""
-    folders = durable.names(state.path("rounds"))
+    """Rounds that this party keeps anything of, in order. Other folders are not looked at.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
+    try:
+        folders = durable.names(state.path("rounds"))
+    except OSError as error:
+        raise ConfigError(str(state.path("rounds")), "", error.strerror or "cannot be read") from None
     return sorted(int(folder) for folder in folders if re.fullmatch(r"[0-9]{4,7}", folder))
 
 
@@ -102,7 +113,15 @@ class StateDir:
         return self.root / relative
 
     def has(self, relative: str) -> bool:
-        return durable.is_file(f"{self.root}/{relative}")
+        """Whether there is such a file. "No" is an answer that rules rest on, so only a certain one counts.
+
+        Raises:
+            ConfigError: it could not be looked at.
+        """
+        try:
+            return durable.is_file(f"{self.root}/{relative}")
+        except OSError as error:
+            raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be looked at") from None
 
     def read(self, relative: str) -> bytes:
         """The whole file.
@@ -123,10 +142,20 @@ class StateDir:
         """
         target = self.path(relative)
         try:
-            durable.make_folders(target.parent)
+            durable.make_folders(target.parent, self.root)
             durable.replace_file(target, content, 0o600 if private else 0o644)
         except OSError as error:
             raise ConfigError(str(target), "", f"not written: {error.strerror}") from None
+
+    def write_once(self, relative: str, content: bytes) -> None:
+        """As ``write``, for what is decided for ever.
+
+        Raises:
+            ConfigError: it is there already, or was not written.
+        """
+        if self.has(relative):
+            raise ConfigError(str(self.path(relative)), "", "is there already, and is never replaced")
+        self.write(relative, content)
 
     def remove(self, relative: str) -> None:
         """Deletes the file if it is there. Flash storage may keep old blocks (limit N6).
@@ -142,26 +171,49 @@ class StateDir:
     def signing_key(self) -> SigningKey:
         return SigningKey(self._read_key(_SIGNING_KEY))
 
+    def next_signing_key(self) -> SigningKey | None:
+        """The key that this silo asked to have instead of its present one, if it did."""
+        return SigningKey(self._read_key(_NEXT_SIGNING_KEY)) if self.has(_NEXT_SIGNING_KEY) else None
+
+    def make_next_signing_key(self) -> SigningKey:
+        """The same one until it is taken. Durable when this returns."""
+        made = self.next_signing_key()
+        # One that was taken may be left: a crash came before it was removed.
+        if made is None or made.public_key == self.signing_key().public_key:
+            self.write(_NEXT_SIGNING_KEY, SigningKey.generate().reveal(), private=True)
+        return SigningKey(self._read_key(_NEXT_SIGNING_KEY))
+
+    def take_next_signing_key(self) -> None:
+        """The next key is the present one from now on; the old one is gone, but for old blocks (limit N6)."""
+        self.write(_SIGNING_KEY, self._read_key(_NEXT_SIGNING_KEY), private=True)
+        self.remove(_NEXT_SIGNING_KEY)
+
     def storage_key(self) -> AtRestKey:
         return AtRestKey(self._read_key(_STORAGE_KEY))
 
     def _read_key(self, relative: str) -> bytes:
         path = self.path(relative)
         content = self.read(relative)
-        if durable.mode_of(path) & 0o077:
+        try:
+            mode = durable.mode_of(path)
+        except OSError as error:
+            raise ConfigError(str(path), "", error.strerror or "cannot be looked at") from None
+        if mode & 0o077:
             raise ConfigError(str(path), "", "readable by others; run `chmod 600` on it")
         if len(content) != Secret.length_bytes:
             raise ConfigError(str(path), "", f"{len(content)} bytes, a key has {Secret.length_bytes}")
         return content
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = ".lock") -> Iterator[None]:
         """Held while a command works on the directory; the system drops it when the process dies.
+
+        Another ``name`` is another lock, for a command that touches only what the others leave alone.
 
         Raises:
             ConfigError: another process holds it.
         """
-        guard = FileLock(self.path(".lock"), timeout=0, mode=0o600)
+        guard = FileLock(self.path(name), timeout=0, mode=0o600)
         try:
             guard.acquire()
         except Timeout:

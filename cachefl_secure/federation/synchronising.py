@@ -1,4 +1,7 @@
-"""The coordinator's first words of a round: who is there, who lacks what, who has countersigned the roster."""
+"""The coordinator's first words of a round: who is there, who lacks what, who has countersigned the roster.
+
+A change of the roster is followed here and nowhere else: between two rounds, once a quorum has approved it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from cachefl_secure.federation.countersigning import (
     kept_countersignatures,
 )
 from cachefl_secure.federation.letters import Countersignature, Hello, Receipt, Standing, Sync, SyncedRound
+from cachefl_secure.federation.roster_change import Approval, RosterChange, check_approval, with_approvals
+from cachefl_secure.federation.roster_files import CHANGE_FILE, keep_pending, pending_change
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import plan_digest
@@ -48,18 +53,23 @@ class Synchroniser:
 
     def __init__(self, state: StateDir, chain: Chain, ask: Ask) -> None:
         self._state, self._chain, self._ask = state, chain, ask
-        self._keys = chain.roster.public_keys
-        self._countersigned = kept_countersignatures(state, chain.roster)
+        self._take_roster()
 
-    def synchronise(self, attendance: Attendance) -> set[SiloId]:
+    def synchronise(self, attendance: Attendance, *, may_change_roster: bool = True) -> set[SiloId]:
         """Returns the silos that hold everything, those without budget for another round among them.
 
-        The first time it takes two passes: one collects the countersignatures, the other hands them out.
+        The first time under a roster it takes two passes: one collects the countersignatures, the other hands
+        them out. While a round is left between certificate and record, its roster stays.
         """
         standings = self._standings(attendance)
-        ready = self._deliver({silo: self._lacking(each) for silo, each in standings.items()}, attendance)
+        proposal = self._collect_approvals(standings, attendance)
+        if proposal is not None and may_change_roster and self._follow(proposal):
+            proposal, standings = None, self._standings(attendance)  # others are members now
+        ready = self._deliver(
+            {silo: self._lacking(each, proposal) for silo, each in standings.items()}, attendance
+        )
         if len(self._countersigned) == len(self._keys):
-            waiting = [silo for silo in ready if not standings[silo].is_countersigned]
+            waiting = [silo for silo in ready if not self._has_all_countersignatures(standings[silo])]
             if not waiting:
                 return ready
             complete = Sync(b"", b"", (), tuple(self._countersigned[silo] for silo in sorted(self._keys)))
@@ -67,10 +77,17 @@ class Synchroniser:
             ready -= set(waiting) - signed
         return ready
 
+    def _take_roster(self) -> None:
+        self._keys = self._chain.roster.public_keys
+        self._countersigned = kept_countersignatures(self._state, self._chain.roster)
+
+    def _has_all_countersignatures(self, standing: Standing) -> bool:
+        return standing.is_countersigned and standing.epoch == self._chain.roster.epoch
+
     def _standings(self, attendance: Attendance) -> dict[SiloId, Standing]:
         receipts, plan = self._receipts(), plan_digest(self._chain.plan)
         hellos = {
-            silo: wire.encode(Hello(plan, receipts[silo][-1].ledger_head if silo in receipts else None))
+            silo: wire.encode(Hello(plan, receipts[silo][-1] if silo in receipts else None))
             for silo in self._keys
         }
         standings: dict[SiloId, Standing] = {}
@@ -84,11 +101,53 @@ class Synchroniser:
                 attendance.exhausted.add(silo)
         return standings
 
-    def _lacking(self, standing: Standing) -> Sync:
+    def _collect_approvals(
+        self, standings: Mapping[SiloId, Standing], attendance: Attendance
+    ) -> RosterChange | None:
+        """The change that waits, with the approvals that came just now; they are on disk."""
+        rosters = self._chain.rosters
+        change = pending_change(self._state, rosters)
+        if change is None:
+            return None
+        new, arrived = rosters.check_proposal(change), list[Approval]()
+        for silo, standing in standings.items():
+            if standing.approval is None or standing.approval in change.approvals:
+                continue
+            try:
+                if standing.approval.silo != silo:
+                    raise BadSignature(silo, "approval of another silo")
+                check_approval(standing.approval, self._chain.roster, new)
+                arrived.append(standing.approval)
+            except PeerError as error:
+                attendance.rejected[silo] = str(error)
+        if arrived:
+            change = with_approvals(change, arrived)
+            keep_pending(self._state, change)
+        return change
+
+    def _follow(self, change: RosterChange) -> bool:
+        """Whether a quorum stands behind the change, and so it has been followed."""
+        if len(change.approvals) < self._chain.rosters.quorum:
+            return False
+        before = set(self._keys)
+        self._chain.follow(change)
+        # After a crash it may be there again: then it is of an epoch that is over.
+        self._state.remove(CHANGE_FILE)
+        self._take_roster()
+        if removed := before - set(self._keys):
+            farewell = wire.encode(Sync(b"", b"", (), changes=self._chain.rosters.changes))
+            # Whoever is away is not waited for, and hears of it from its operator.
+            self._ask(letters.SYNC, dict.fromkeys(removed, farewell), Attendance())
+        return True
+
+    def _lacking(self, standing: Standing, proposal: RosterChange | None) -> Sync:
+        asks = proposal is not None and standing.epoch == self._chain.roster.epoch
         return Sync(
             roster=b"" if standing.has_roster else self._state.read(ROSTER_FILE),
             initial_cache=b"" if standing.has_cache else self._chain.initial_cache_bytes(),
             rounds=tuple(SyncedRound(*pair) for pair in self._chain.rounds_after(standing.round)),
+            changes=self._chain.rosters.changes[max(standing.epoch, 1) - 1 :],
+            proposal=proposal if asks and standing.approval is None else None,
         )
 
     def _deliver(self, syncs: Mapping[SiloId, Sync], attendance: Attendance) -> set[SiloId]:
@@ -129,7 +188,7 @@ class Synchroniser:
             self._state.write(letters.RECEIPTS_FILE, letters.write_receipts(kept))
         if new:
             self._countersigned |= new
-            keep_countersignatures(self._state, self._countersigned)
+            keep_countersignatures(self._state, self._countersigned, self._chain.roster.epoch)
 
     def _receipts(self) -> dict[SiloId, list[Receipt]]:
         name = letters.RECEIPTS_FILE

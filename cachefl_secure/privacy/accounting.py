@@ -38,6 +38,7 @@ from cachefl_secure.privacy.accountants import (
     pld_epsilon,
     rdp_epsilon,
 )
+from cachefl_secure.privacy.discretisation import LARGEST_EPSILON, discretisation_slack
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
     LocalMechanism,
@@ -100,7 +101,7 @@ def epsilon_spent(rounds: Rounds, delta: float, view: View = View.LOCAL) -> floa
         UnaccountedMechanism: a kind that this version cannot account for.
     """
     runs, slack = _history(rounds, view)
-    return slack if math.isinf(slack) else pld_epsilon(runs, _FOR_GAUSSIANS * delta) + slack
+    return slack if math.isinf(slack) else _covered(pld_epsilon(runs, _FOR_GAUSSIANS * delta) + slack)
 
 
 def cost_of(rounds: Rounds, delta: float) -> Cost:
@@ -113,7 +114,7 @@ def epsilon_rdp(rounds: Rounds, delta: float, view: View = View.LOCAL, order: in
     """The same by Renyi DP, at one order or the best of ``ORDERS``. Not below PLD's, up to PLD's grid."""
     runs, slack = _history(rounds, view)
     orders = ORDERS if order is None else (order,)
-    return slack if math.isinf(slack) else rdp_epsilon(runs, _FOR_GAUSSIANS * delta, orders) + slack
+    return slack if math.isinf(slack) else _covered(rdp_epsilon(runs, _FOR_GAUSSIANS * delta, orders) + slack)
 
 
 def charged(rounds: Rounds, delta: float, rdp_order: int) -> Cost:
@@ -219,12 +220,6 @@ def rdp_order_for(sampling_rate: float, noise_multiplier: float, total_steps: in
     return best_order(((sampling_rate, noise_multiplier, total_steps),), _FOR_GAUSSIANS * delta)
 
 
-def discretisation_slack(scale: float, dimension: int, steps: int) -> float:
-    """Most that epsilon can grow because noise of ``scale`` integer steps is discrete."""
-    tail = 100.0
-    return 2 * steps * (math.sqrt(dimension * tail) + tail) / (4 * scale**2)
-
-
 def _history(rounds: Rounds, view: View) -> tuple[Runs, float]:
     """Steps by setting as one view has them, and the slack of all; infinite if a round was not accountable."""
     steps: Counter[tuple[float, float]] = Counter()
@@ -244,10 +239,20 @@ def _history(rounds: Rounds, view: View) -> tuple[Runs, float]:
     return runs, slack if slack <= MAX_SLACK else math.inf
 
 
+def _covered(epsilon: float) -> float:
+    """Beyond 50 what is left of delta does not pay for the tails of decision 0024; nobody should want to claim that."""
+    return epsilon if epsilon <= LARGEST_EPSILON else math.inf
+
+
 def _slack(mechanism: NoisedMechanism, rounds: int, view: View) -> float:
     # In the aggregate the noise is a sum of discrete Gaussians: one of the larger scale, to less than 1e-1000.
     scale = mechanism.noise_scale * mechanism.noise_multiplier_in(view) / mechanism.noise_multiplier
-    return discretisation_slack(scale, mechanism.dimension, rounds * mechanism.steps)
+    if rounds == 0:
+        return 0.0
+    try:
+        return discretisation_slack(scale, mechanism.dimension, rounds * mechanism.steps)
+    except ValueError:  # noise too coarse, or too many numbers, for the proof
+        return math.inf
 
 
 def _full_batch_noise(epsilon: float, delta: float, steps: int) -> float:

@@ -1,224 +1,246 @@
-"""Exact samples of the discrete Gaussian on the integers: P(k) proportional to exp(-k^2 / (2 scale^2)).
+"""The discrete Gaussian N_Z(0, scale^2) on the integers: k with probability proportional to exp(-k^2 / (2 scale^2)).
 
-Canonne, Kamath and Steinke (2020). Not a rounded normal, and no floating-point number decides a draw:
+Canonne, Kamath and Steinke 2020 define it and sample it exactly with big integers, below 10^5 draws a second.
+Here the same distribution comes from tables, by rejection:
 
-1. The integers from -17 to 17 scales are cut into cells of w = 2^m, some 64 to 128 cells to a scale. A cell is drawn with
-   probability proportional to its largest weight, by 32 random bits against a table of the cells' distribution. Where
-   these bits and the table's agree, so that they do not decide, 512 further bits and the table to 544 bits do.
-2. An integer of the cell is drawn by m random bits.
-3. It is kept with probability exp(-(k^2 - k0^2) / (2 scale^2)), k0 the heaviest integer of its cell; else the draw
-   begins anew. 32 - m random bits against the least such probability in the cell nearly always decide; then 53
-   further bits against a double; and where those are too close for a double's error, exact decimals.
+The integers are cut into cells of ``width`` = 2^b neighbours. 65,536 slots of equal probability are dealt out so
+that cell j holds ``sure[j]`` slots and ``tested[j]`` more (a multiple of 2^-64 of all tested slots together), with
 
-What is not exact, and how much: the cut at 17 scales leaves a mass below 2^-200, and the table's integers are
-right to 10^-150 of the heaviest weight.
+    sure[j]  <=  density * rho(k)  <=  sure[j] + tested[j]        for all k in cell j,  rho(k) = exp(-k^2 / (2 scale^2)).
+
+A draw takes a slot and an offset inside the cell. A sure slot is accepted (98 % of all draws: one look-up); a tested
+one is accepted if  sure[j] + U * tested[j] < density * rho(k)  for a uniform real U, and else everything is drawn anew.
+So a try gives k with probability  density * rho(k) / (65,536 * width),  the same factor for every k in the support.
+
+The comparison is done in float64 where its margin is beyond any rounding error, and otherwise (once in 2^35 draws)
+with rational bounds on rho and as many more bits of U as it takes. The scale is the rational that the float is.
+
+What is exact and what is bounded. Given uniform words, the result is *exactly* N_Z(0, scale^2) conditioned on
+-limit <= k < limit, where limit >= 17 scale; the constants above are floats, but any constants that obey the two
+inequalities give this distribution, and they are rounded so that they do. That differs from N_Z(0, scale^2) by the
+mass cut off, less than ``TAIL_MASS`` = 2^-207 a draw, in total variation. The words are AES-256-CTR, so against
+anybody who cannot break AES. Not constant in time: how often a draw is repeated, and which cache line is read, depend on
+what is drawn; a process on the same machine is not among the adversaries.
 """
 
 from __future__ import annotations
 
-import decimal
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Context, Decimal
+from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachefl_secure.privacy.noise import RandomStream
 
-_TAIL = 17
-_CELLS_A_SCALE = 64  # to twice as many: one draw in 80 to 160 needs a closer look
+SMALLEST_SCALE, LARGEST_SCALE = 0.5, 2.0**26
+TAIL_SCALES = 17
+TAIL_MASS = 2.0**-207
+"""Bound on P(|k| >= 17 s) under N_Z(0, s^2) for every s >= 1/2.
+
+Beyond 17 s, rho falls by exp(-17 / s) a step at least, and all of rho sums to s sqrt(2 pi) at least, so the mass is below
+2 exp(-144.5) (1 + s / 17) / (s sqrt(2 pi)) <= 1.65 exp(-144.5) < 2^-207."""
+
+_SLOTS = 1 << 16
+_WIDTH_BITS = 16  # at most: a slot and an offset share 32 bits
+_CELLS_A_SCALE = 64  # to 128 where the width allows; more would round more slots down, fewer be less level
 _CHUNK = 1 << 15
-_CELL_BITS = 32
-_MORE_BITS = 512  # beyond these, where they do not decide
-_TABLE_BITS = _CELL_BITS + _MORE_BITS
-_GUIDE_BITS = 16
-_DIGITS = 160  # decimal digits of weights: 17 scales out they are 10^-63
-_DOUBLE_ERROR = 1e-13  # far above what two operations and an exponential of a small number can be wrong by
+BLOCK = 1 << 17
+"""Draws between two visits to the tested slots."""
 
-LARGEST_SCALE = float(1 << 26)
-"""17 of these fit into 31 bits, and a cell's integers into 20."""
-SMALLEST_SCALE = 0.5
+_MARGIN = 2.0**-36
+"""Float comparisons closer than this share of a cell's height are not trusted.
+
+Relative errors: z = k / s, z^2 and -z^2 / 2 have 3 * 2^-53 together, times at most 181; so exp has 2^-43 and its
+own few units in the last place; U has 2^-53 of the tested height. Together below 2^-42."""
 
 
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
-class _Table:
-    """Everything that follows from a scale."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class _Cells:
+    """The slots and cells of one scale. Arrays are read-only: they are shared by all samplers of that scale."""
 
-    offset_bits: int
-    heaviest: NDArray[np.int64]
-    """k0 of each cell."""
-    start: NDArray[np.int32]
-    """Smallest integer of each cell."""
-    exact: tuple[int, ...]
-    """Distribution function at the end of each cell, times 2^544, rounded down; the last is 2^544."""
-    top: NDArray[np.uint32]
-    """The first 32 bits of these."""
-    guide: NDArray[np.int64]
-    """By the first 16 random bits: the first cell that can be meant."""
-    guided_start: NDArray[np.int32]
-    """By the same: its smallest integer."""
-    guided_surely: NDArray[np.uint32]
-    """By the same: least probability of being kept there, times 2^(32 - m), rounded down; 0 if another cell can be meant."""
+    width: int
+    density: float
+    """Slots at k = 0, as if slots were not whole."""
+    slot_value: NDArray[np.int32]
+    """Of every slot, the first integer of its cell; 0 for a slot that is tested."""
+    value: NDArray[np.int64]
+    """Of every cell, its first integer. The first cell's is -limit."""
+    sure: NDArray[np.int64]
+    tested_from: NDArray[np.uint64]
+    """Of every cell, the first 64-bit word that falls on its tested part."""
+    tested: NDArray[np.float64]
+    """Of every cell, ``share[j] * tested_slots / 2^64``, rounded."""
+    share: tuple[int, ...]
+    """Of 2^64 words, how many fall on the tested part of each cell."""
+
+    @property
+    def sure_slots(self) -> int:
+        return int(self.sure.sum())
+
+
+@lru_cache(maxsize=8)
+def _cells_of(scale: float) -> _Cells:
+    """About 1 ms; 10 ms for scales near 2^26."""
+    width = 1 << min(max(math.frexp(scale / _CELLS_A_SCALE)[1] - 1, 0), _WIDTH_BITS)
+    half = math.ceil(TAIL_SCALES * scale / width)
+    value = np.arange(-half, half, dtype=np.int64) * width
+    nearest = np.where(value < 0, value + (width - 1), value)
+    farthest = np.where(value < 0, value, value + (width - 1))
+    most, least = _rho(nearest, scale), _rho(farthest, scale)
+    # The sum of all ``most`` is 2^-20 short of all slots: room to round every cell upwards.
+    density = _SLOTS * (1.0 - 2.0**-20) / float(most.sum())
+    sure = np.floor(density * least * (1.0 - 2.0**-40)).astype(np.int64)
+    tested_slots = _SLOTS - int(sure.sum())
+    wanted = (density * most * (1.0 + 2.0**-40) - sure) * (2.0**64 / tested_slots)
+    share = [int(words) + 1 for words in wanted.tolist()]
+    # What is left of all words makes the last cell higher, hence worse; a test refuses what it must.
+    share[-1] += 2**64 - sum(share)
+    ends = np.cumsum(np.array(share[:-1], dtype=np.uint64), dtype=np.uint64)
+    cells = _Cells(
+        width=width,
+        density=density,
+        slot_value=np.zeros(_SLOTS, dtype=np.int32),
+        value=value,
+        sure=sure,
+        tested_from=np.concatenate([np.zeros(1, dtype=np.uint64), ends]),
+        tested=np.array(share, dtype=np.float64) * (tested_slots / 2.0**64),
+        share=tuple(share),
+    )
+    cells.slot_value[: cells.sure_slots] = np.repeat(value, sure)
+    for array in (cells.slot_value, cells.value, cells.sure, cells.tested_from, cells.tested):
+        array.setflags(write=False)
+    return cells
 
 
 class DiscreteGaussian:
-    """The distribution for one ``scale``, which is taken as the exact number that the float is."""
+    """Draws of N_Z(0, scale^2), exact but for a tail of less than 2^-207 (see the module).
 
-    __slots__ = ("_scale", "_table")
+    Results are a function of the stream's words alone. A request uses the stream as its parts would if it is cut
+    at multiples of ``BLOCK`` draws; cut elsewhere, the same stream gives other values of the same distribution.
+    Objects have no state and may be shared by threads; a stream may not.
+    """
+
+    __slots__ = ("_cells", "scale")
 
     def __init__(self, scale: float) -> None:
-        """
-        Raises:
-            ValueError: ``scale`` is not between 0.5 and 2^26.
+        """``scale`` is s in exp(-k^2 / (2 s^2)), from 1/2 to 2^26: the standard deviation for s >= 1 (to 2e-7).
+
+        Raises ValueError outside that range. The tables of the last eight scales are kept.
         """
         if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
-            raise ValueError(f"a scale of {scale!r} steps")
-        self._scale, self._table = scale, _table(scale)
+            raise ValueError(f"scale must be in [{SMALLEST_SCALE:g}, 2^26]")
+        self.scale = float(scale)
+        self._cells = _cells_of(self.scale)
 
     def __repr__(self) -> str:
-        return f"DiscreteGaussian({self._scale!r})"
+        return f"DiscreteGaussian({self.scale!r})"
 
     @property
-    def largest(self) -> int:
-        """No draw is further from 0."""
-        return -int(self._table.start[0])
+    def limit(self) -> int:
+        """No draw is larger than this in absolute value: 17 scale, rounded up to a whole cell."""
+        return -int(self._cells.value[0])
 
-    def sample(self, count: int, stream: RandomStream) -> NDArray[np.int32]:
-        """``count`` independent draws: a function of the stream and of how many are asked for."""
-        drawn = np.zeros(count, np.int32)
-        self.add_to(drawn, stream)
+    def sample(self, count: int, stream: RandomStream) -> NDArray[np.int64]:
+        """``count`` independent draws."""
+        drawn = np.empty(count, dtype=np.int64)
+        self.fill(drawn, stream)
         return drawn
 
-    def add_to(self, values: NDArray[np.int32], stream: RandomStream) -> None:
-        """Adds as many draws in place; ``values`` must have room for ``largest`` more."""
-        for start in range(0, values.size, _CHUNK):
-            part = values[start : start + _CHUNK]
-            np.add(part, self._some(part.size, stream), out=part)
+    def fill(self, out: NDArray[Any], stream: RandomStream) -> None:
+        """Independent draws into every place of ``out``, one-dimensional and of signed integers that hold ``limit``."""
+        _check_vector(out)
+        if np.iinfo(out.dtype).min > -self.limit:
+            raise ValueError(f"{out.dtype} does not hold draws up to {self.limit}")
+        for start, drawn in self._blocks(out.size, stream):
+            out[start : start + drawn.size] = drawn
 
-    def _some(self, count: int, stream: RandomStream) -> NDArray[np.int32]:
-        drawn, again = self._try(count, stream)
-        while again.size:
-            drawn[again], refused = self._try(again.size, stream)
-            again = again[refused]
+    def add_to(self, values: NDArray[Any], stream: RandomStream) -> None:
+        """Adds what ``fill`` would have drawn to a one-dimensional integer array, modulo 2^(its bits)."""
+        _check_vector(values)
+        for start, drawn in self._blocks(values.size, stream):
+            values[start : start + drawn.size] += drawn.astype(values.dtype)
+
+    def _blocks(self, count: int, stream: RandomStream) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        for start in range(0, count, BLOCK):
+            yield start, self._draw(min(BLOCK, count - start), stream)
+
+    def _draw(self, count: int, stream: RandomStream) -> NDArray[np.int32]:
+        cells, drawn = self._cells, np.empty(count, dtype=np.int32)
+        sure_slots, tested = cells.sure_slots, []
+        for start in range(0, count, _CHUNK):
+            part = drawn[start : start + _CHUNK]
+            words = stream.words((part.size + 1) // 2).astype("<u8", copy=False)
+            halves = words.view("<u4")[: part.size]
+            slots = (halves >> np.uint32(16)).astype(np.intp)
+            np.take(
+                cells.slot_value, slots, out=part, mode="clip"
+            )  # no slot is out of range: "raise" is slower
+            halves &= np.uint32(cells.width - 1)
+            part += halves.view("<i4")
+            tested.append(np.flatnonzero(slots >= sure_slots) + start)
+        positions = np.concatenate(tested)
+        if positions.size:
+            drawn[positions], accepted = self._test(drawn[positions], stream)
+            refused = positions[~accepted]
+            if refused.size:
+                drawn[refused] = self._draw(refused.size, stream)
         return drawn
 
-    def _try(self, count: int, stream: RandomStream) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """(integers, positions of those that are not kept), from a word each and what unclear ones need."""
-        table, words = self._table, stream.words(count)
-        bucket = (words >> np.uint64(64 - _GUIDE_BITS)).view(np.int64)
-        rest = words.astype(np.uint32)  # the other half of the word
-        integers = table.guided_start.take(bucket)
-        integers += (rest & np.uint32((1 << table.offset_bits) - 1)).view(np.int32)
-        rest >>= np.uint32(table.offset_bits)
-        unclear = np.flatnonzero(rest >= table.guided_surely.take(bucket))
-        cells = self._cells(words[unclear], stream)
-        of_its_guide = table.guided_start.take(bucket[unclear])
-        integers[unclear] += table.start.take(cells) - of_its_guide
-        kept = self._kept(rest[unclear], integers[unclear].astype(np.int64), cells, stream)
-        return integers, unclear[~kept]
+    def _test(
+        self, offsets: NDArray[np.int32], stream: RandomStream
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """For draws on tested slots: a value at each offset, and whether it is accepted."""
+        cells, words = self._cells, stream.words(2 * offsets.size)
+        uniform = words[offsets.size :]
+        chosen = np.searchsorted(cells.tested_from, words[: offsets.size], side="right") - 1
+        values = cells.value[chosen] + offsets
+        sure, tested = cells.sure[chosen], cells.tested[chosen]
+        height = (uniform >> np.uint64(11)) * 2.0**-53 * tested + sure
+        ahead = cells.density * _rho(values, self.scale) - height
+        accepted = ahead > 0
+        for i in np.flatnonzero(np.abs(ahead) <= _MARGIN * (sure + tested)):
+            accepted[i] = self._is_below(int(chosen[i]), int(values[i]), int(uniform[i]), stream)
+        return values, accepted
 
-    def _cells(self, words: NDArray[np.uint64], stream: RandomStream) -> NDArray[np.int64]:
-        """Step 1: the first cell whose distribution function is above the random number that a word begins."""
-        table, bits = self._table, (words >> np.uint64(64 - _CELL_BITS)).astype(np.uint32)
-        cell = table.guide.take((words >> np.uint64(64 - _GUIDE_BITS)).view(np.int64))
-        behind = np.flatnonzero(table.top.take(cell) < bits)
-        cell[behind] += 1  # where it nearly always is
-        behind = behind[table.top.take(cell[behind]) < bits[behind]]
-        cell[behind] = np.searchsorted(table.top, bits[behind], side="left")
-        for position in np.flatnonzero(table.top.take(cell) == bits):
-            more = stream.words(_MORE_BITS // 64).tobytes()
-            number = (int(bits[position]) << _MORE_BITS) | int.from_bytes(more, "little")
-            at = int(cell[position])
-            while number >= table.exact[at]:
-                at += 1
-            cell[position] = at
-        return cell
-
-    def _kept(
-        self,
-        chance: NDArray[np.uint32],
-        integers: NDArray[np.int64],
-        cells: NDArray[np.int64],
-        stream: RandomStream,
-    ) -> NDArray[np.bool_]:
-        """Step 3 with 53 bits more than ``chance``."""
-        table, bits = self._table, 32 - self._table.offset_bits
-        more = stream.words(chance.size) >> np.uint64(11)
-        # The random number lies between this and this + 2^-(bits + 53), up to a double's rounding.
-        number = (chance + more * 2.0**-53) * 2.0**-bits
-        heaviest = table.heaviest.take(cells)
-        # Exact in 64 bits: the product of a sum and a difference of integers below 2^32.
-        above = (integers - heaviest) * (integers + heaviest)
-        keep = np.exp(above / (-2.0 * self._scale * self._scale))
-        kept: NDArray[np.bool_] = number < keep
-        for position in np.flatnonzero(np.abs(number - keep) <= _DOUBLE_ERROR):
-            drawn = (int(chance[position]) << 53) | int(more[position])
-            kept[position] = _exactly_kept(drawn, bits + 53, int(above[position]), self._scale, stream)
-        return kept
-
-
-def _exactly_kept(drawn: int, bits: int, above: int, scale: float, stream: RandomStream) -> bool:
-    """Whether the random number that begins with ``drawn``, of so many bits, is below exp(-above / (2 scale^2))."""
-    with decimal.localcontext(prec=_DIGITS):
-        keep = (decimal.Decimal(-above) / (2 * decimal.Decimal(scale) ** 2)).exp()
-    while True:
-        with decimal.localcontext(prec=_DIGITS + bits):
-            low = decimal.Decimal(drawn) / (1 << bits)
-            if low + decimal.Decimal(2) ** -bits <= keep:
+    def _is_below(self, cell: int, value: int, uniform: int, stream: RandomStream) -> bool:
+        """Whether sure + U tested < density rho(value), where the first 64 bits of U are ``uniform``."""
+        cells, bits = self._cells, 64
+        sure, density = int(cells.sure[cell]), Fraction(cells.density)
+        tested = Fraction(cells.share[cell] * (_SLOTS - cells.sure_slots), 2**64)
+        while True:
+            least, most = rho_bounds(value, self.scale, digits=bits // 3 + 20)
+            if sure + Fraction(uniform + 1, 2**bits) * tested <= density * least:
                 return True
-            if low >= keep:
+            if sure + Fraction(uniform, 2**bits) * tested >= density * most:
                 return False
-        if bits > 400:  # 10^-120: closer than the decimals are computed
-            return False
-        drawn, bits = (drawn << 64) | int(stream.words(1)[0]), bits + 64
+            uniform, bits = uniform << 64 | int(stream.words(1)[0]), bits + 64
 
 
-@lru_cache(4)
-def _table(scale: float) -> _Table:
-    offset_bits = max(0, math.ceil(math.log2(scale / (2 * _CELLS_A_SCALE))))
-    width = 1 << offset_bits
-    cells = -(-math.ceil(_TAIL * scale) // width)  # on either side of 0
-    start = np.arange(-cells, cells, dtype=np.int64) * width
-    heaviest = np.where(start < 0, start + width - 1, start)
-    weights = [*reversed(_weights(scale, width, 1, cells)), *_weights(scale, width, 0, cells)]
-    exact, total, so_far = [], sum(weights), 0
-    for weight in weights:
-        so_far += weight
-        exact.append((so_far << _TABLE_BITS) // total)
-    top = np.array([min(each >> _MORE_BITS, (1 << _CELL_BITS) - 1) for each in exact], np.uint32)
-    last = (1 << (_CELL_BITS - _GUIDE_BITS)) - 1
-    edges = np.arange(1 << _GUIDE_BITS, dtype=np.uint32) << np.uint32(_CELL_BITS - _GUIDE_BITS)
-    guide = np.searchsorted(top, edges, side="left")
-    only = top[guide] > edges + np.uint32(
-        last
-    )  # no other cell begins with these 16 bits, and none is in doubt
-    far = np.where(start < 0, start, start + width - 1)
-    least = np.exp((far - heaviest) * (far + heaviest) / (-2.0 * scale * scale)) - _DOUBLE_ERROR
-    surely = np.floor(np.maximum(least, 0.0) * 2.0 ** (32 - offset_bits)).astype(np.uint32)
-    return _Table(
-        offset_bits=offset_bits,
-        heaviest=heaviest,
-        start=start.astype(np.int32),
-        exact=tuple(exact),
-        top=top,
-        guide=guide.astype(np.int64),
-        guided_start=start.astype(np.int32)[guide],
-        guided_surely=np.where(only, surely[guide], 0).astype(np.uint32),
-    )
+def rho_bounds(value: int, scale: float, digits: int) -> tuple[Fraction, Fraction]:
+    """Rationals around exp(-value^2 / (2 scale^2)), apart by 2 * 10^(3 - digits) of it; for exponents up to 181.
+
+    Division and ``Decimal.exp`` are rounded correctly to ``digits`` digits (half a unit of 10^(1 - digits) each,
+    relatively), so the exponent is wrong by 91 units at most and the result by 92.
+    """
+    exponent = Fraction(value) ** 2 / (2 * Fraction(scale) ** 2)
+    context = Context(prec=digits)
+    rounded = context.divide(Decimal(-exponent.numerator), Decimal(exponent.denominator)).exp(context)
+    error = Fraction(1, 10 ** (digits - 3))
+    return Fraction(rounded) * (1 - error), Fraction(rounded) * (1 + error)
 
 
-def _weights(scale: float, width: int, first: int, cells: int) -> list[int]:
-    """exp(-k^2 / (2 scale^2)) at k = first + j width, j = 0 .. cells - 1, times 10^150, rounded down."""
-    with decimal.localcontext(prec=_DIGITS):
-        double_variance = 2 * decimal.Decimal(scale) ** 2
-        weight = (decimal.Decimal(-first * first) / double_variance).exp()
-        # From one to the next the exponent falls by w (2 k + w): a factor that itself falls by a constant one.
-        factor = (decimal.Decimal(-width * (2 * first + width)) / double_variance).exp()
-        constant = (decimal.Decimal(-2 * width * width) / double_variance).exp()
-        weights = []
-        for _ in range(cells):
-            weights.append(int(weight.scaleb(_DIGITS - 10)))
-            weight *= factor
-            factor *= constant
-    return weights
+def _rho(values: NDArray[np.int64], scale: float) -> NDArray[np.float64]:
+    z = values / scale
+    rho: NDArray[np.float64] = np.exp(-0.5 * (z * z))
+    return rho
+
+
+def _check_vector(values: NDArray[Any]) -> None:
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError("noise goes into a one-dimensional array of integers")

@@ -119,7 +119,14 @@ class Abort(Body, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="ab
     reason: Text
 
 
-AnyBody = Enrol | Plan | SpendEntry | Sent | Receipt | Abort
+class RotateKey(Body, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="rotate_key"):
+    """The last entry under the old key: all that follow are under ``new_key``, which that roster names."""
+
+    new_key: Hex64
+    roster: Hex64
+
+
+AnyBody = Enrol | Plan | SpendEntry | Sent | Receipt | Abort | RotateKey
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,7 +175,7 @@ def open_line(raw: bytes, sequence: int, previous: Digest, public_key: PublicKey
     # (5) hash
     if line.hash != _hash(line.body):
         raise EntryRejected(5, "hash differs from the content")
-    # (6) signature, under the one key of this ledger
+    # (6) signature, under the key that is this ledger's at this place
     if line.body.public_key != public_key:
         raise EntryRejected(6, "written under another key")
     try:

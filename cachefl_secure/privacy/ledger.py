@@ -22,7 +22,7 @@ from filelock import FileLock
 import cachefl_secure
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import BudgetExhausted, LocalProtocolError, PeerError, UnaccountedMechanism
-from cachefl_secure.names import COORDINATOR, Digest, FederationId, SiloId
+from cachefl_secure.names import COORDINATOR, Digest, FederationId, PublicKeyHex, SiloId
 from cachefl_secure.privacy import append_only, entries
 from cachefl_secure.privacy.accounting import Cost, accountant_name
 from cachefl_secure.privacy.entries import AnyBody, EntryRejected, Randomness, exact
@@ -49,10 +49,20 @@ class Ledger:
     recovered: str | None = None
     """What ``open`` had to cut off or complete, for the operator; None after a clean stop."""
 
-    def __init__(self, path: Path, signing_key: SigningKey, lock: FileLock, raw: bytes) -> None:
+    def __init__(
+        self,
+        path: Path,
+        signing_key: SigningKey,
+        lock: FileLock,
+        raw: bytes,
+        earlier_keys: Sequence[PublicKeyHex] = (),
+        next_key: PublicKeyHex | None = None,
+    ) -> None:
         """Through ``create`` and ``open`` only."""
         self._path, self._signing_key, self._lock = path, signing_key, lock
-        self._history: History = read_history(raw, signing_key.public_key, file=str(path))
+        self._history: History = read_history(
+            raw, signing_key.public_key, file=str(path), earlier_keys=earlier_keys, next_key=next_key
+        )
         self._size = len(raw)
         self._usable = True
 
@@ -82,8 +92,18 @@ class Ledger:
             raise
 
     @classmethod
-    def open(cls, path: Path, signing_key: SigningKey, *, anchors: Sequence[Anchor] = ()) -> Self:
+    def open(
+        cls,
+        path: Path,
+        signing_key: SigningKey,
+        *,
+        anchors: Sequence[Anchor] = (),
+        earlier_keys: Sequence[PublicKeyHex] = (),
+        next_key: PublicKeyHex | None = None,
+    ) -> Self:
         """The ledger as verified in every step of ``verification``, ready for appending.
+
+        With ``next_key`` it is ready for ``rotate_key`` only, which a crash may have cut off before or after.
 
         Raises:
             ConfigError: it cannot be read, or another process has it.
@@ -94,7 +114,7 @@ class Ledger:
         try:
             found = append_only.read(path)
             raw, recovered = append_only.repaired(found, entries.is_unfinished)
-            ledger = cls(path, signing_key, lock, raw)
+            ledger = cls(path, signing_key, lock, raw, earlier_keys, next_key)
             check_anchors(ledger._history, anchors, file=str(path))
             append_only.replace_tail(path, raw)  # only now that all the rest has verified
             ledger.recovered = recovered
@@ -264,6 +284,16 @@ class Ledger:
         self._check_reserved(plan_digest, round)
         self._append(entries.Abort, timestamp, plan=plan_digest, round=round, attempt=attempt, reason=reason)
 
+    def rotate_key(self, new_key: SigningKey, roster_digest: Digest, *, timestamp: str = "") -> None:
+        """Signs the new key with the old one; from now on this ledger is written under the new one.
+
+        Nothing happens to the history: heads, charges and their order stay. Again with the same key: nothing.
+        """
+        self._history.expect_key(new_key.public_key)
+        if self._history.public_key != new_key.public_key:
+            self._append(entries.RotateKey, timestamp, new_key=new_key.public_key, roster=roster_digest)
+        self._signing_key = new_key
+
     def _check_reserved(self, plan_digest: Digest, round: int) -> None:
         if self.spend_of(plan_digest, round) is None:
             raise LocalProtocolError(f"round {round} was not reserved")
@@ -276,9 +306,7 @@ class Ledger:
         # Read back what will be written: an entry that would not verify later is refused now.
         body: AnyBody
         try:
-            body = entries.open_line(
-                line[:-1], self.sequence + 1, self.head, self._signing_key.public_key
-            ).body
+            body = entries.open_line(line[:-1], self.sequence + 1, self.head, self._history.public_key).body
             self._history.check(body)
         except EntryRejected as error:
             raise LocalProtocolError(f"refused to write: {error}") from None

@@ -21,7 +21,7 @@ class Listing:
     """Entries whose form, chain and signatures hold; what they claim is ``verification``'s to check."""
 
     public_key: PublicKeyHex
-    """The one in entry 0, which every later entry is signed under."""
+    """The one in entry 0; a ``rotate_key`` entry names the next."""
     bodies: tuple[AnyBody, ...]
     hashes: tuple[Digest, ...]
 
@@ -53,15 +53,18 @@ def listing(path: Path) -> Listing:
     *lines, rest = append_only.read(path).split(b"\n")
     if not lines or rest:
         raise LedgerCorrupt(str(path), len(lines), "step 1: an unfinished line" if rest else "step 1: empty")
-    key, bodies, hashes = _named_key(lines[0], path), list[AnyBody](), [entries.GENESIS]
+    first, bodies, hashes = _named_key(lines[0], path), list[AnyBody](), [entries.GENESIS]
+    key = first
     for sequence, line in enumerate(lines):
         try:
             opened = entries.open_line(line, sequence, hashes[-1], key)
         except EntryRejected as error:
             raise LedgerCorrupt(str(path), sequence, str(error)) from None
+        if isinstance(opened.body, entries.RotateKey):
+            key = PublicKeyHex(opened.body.new_key)
         bodies.append(opened.body)
         hashes.append(Digest(opened.hash))
-    return Listing(key, tuple(bodies), tuple(hashes[1:]))
+    return Listing(first, tuple(bodies), tuple(hashes[1:]))
 
 
 def _named_key(line: bytes, path: Path) -> PublicKeyHex:

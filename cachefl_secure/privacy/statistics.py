@@ -57,7 +57,7 @@ def entry_bounds(mechanism: StatisticsMechanism, expected_records: int) -> dict[
 
     Before the noise, entries are clamped to the former; that moves no two sums apart.
     """
-    most = _sum_bound(mechanism, expected_records) + DiscreteGaussian(mechanism.noise_scale).largest
+    most = _sum_bound(mechanism, expected_records) + DiscreteGaussian(mechanism.noise_scale).limit
     return {CLASS_SUMS: most, GRAM: most}
 
 

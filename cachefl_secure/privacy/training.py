@@ -246,7 +246,7 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         self._mechanism, self._records = mechanism, records
         self._coins, self._stream = coins_from(streams.rounding), streams.noise
         self._noise = DiscreteGaussian(mechanism.noise_scale)
-        most = mechanism.sum_bound + self._noise.largest
+        most = mechanism.sum_bound + self._noise.limit
         if most >= 1 << 31:
             raise ValueError("more noise than 32 bits hold")
         self._total_dtype = torch.int32 if mechanism.steps * most < 1 << 31 else torch.int64

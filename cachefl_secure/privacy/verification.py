@@ -5,7 +5,8 @@
  (3) sequence numbers count from 0; the first entry and no other is ``enrol``
  (4) every entry names the hash of the one before
  (5) every hash is that of its content
- (6) every signature verifies under one public key, the one expected
+ (6) every signature verifies under the public key that is due: the first of those expected, and after each
+     ``rotate_key``, which the old one signs and which names the new one, the next; the last of them at the end
  (7) a round of a plan is spent once; sent, receipt and abort refer to a spent round; a round has one update
  (8) every mechanism is accountable and counts on the noise of no more silos than survivors less colluders;
      the order of the Renyi filter is the same throughout
@@ -39,8 +40,18 @@ Anchor = tuple[int | None, Digest]
 """A head that somebody else witnessed. Its sequence may be unknown: the hash binds it anyway."""
 
 
-def verify_ledger(path: Path, public_key: PublicKeyHex, *, anchors: Sequence[Anchor] = ()) -> LedgerReport:
+def verify_ledger(
+    path: Path,
+    public_key: PublicKeyHex,
+    *,
+    anchors: Sequence[Anchor] = (),
+    earlier_keys: Sequence[PublicKeyHex] = (),
+    next_key: PublicKeyHex | None = None,
+) -> LedgerReport:
     """All steps of the module's docstring. Reads only; needs no private key, no torch.
+
+    ``earlier_keys`` are those that this silo had before, oldest first; ``next_key`` is one that it is about to
+    have, under which the ledger may end already.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -51,7 +62,7 @@ def verify_ledger(path: Path, public_key: PublicKeyHex, *, anchors: Sequence[Anc
         raw = path.read_bytes()
     except OSError as error:
         raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
-    history = read_history(raw, public_key, file=str(path))
+    history = read_history(raw, public_key, file=str(path), earlier_keys=earlier_keys, next_key=next_key)
     check_anchors(history, anchors, file=str(path))
     return LedgerReport(
         silo=history.silo,
@@ -66,22 +77,33 @@ def verify_ledger(path: Path, public_key: PublicKeyHex, *, anchors: Sequence[Anc
     )
 
 
-def read_history(raw: bytes, public_key: PublicKeyHex, *, file: str) -> History:
-    """Steps (1) to (10) over the bytes of a whole ledger.
+def read_history(
+    raw: bytes,
+    public_key: PublicKeyHex,
+    *,
+    file: str,
+    earlier_keys: Sequence[PublicKeyHex] = (),
+    next_key: PublicKeyHex | None = None,
+) -> History:
+    """Steps (1) to (10) over the bytes of a whole ledger; keys as in ``verify_ledger``.
 
     Raises:
         LedgerCorrupt: with the entry, counted from 0, and the step.
     """
     *lines, rest = raw.split(b"\n")
-    history = History()
+    history = History(
+        (*earlier_keys, public_key) if next_key is None else (*earlier_keys, public_key, next_key)
+    )
     for sequence, line in enumerate(lines):
         try:
-            opened = entries.open_line(line, sequence, history.head, public_key)  # (2) to (6)
+            opened = entries.open_line(line, sequence, history.head, history.public_key)  # (2) to (6)
             history.accept(opened.body, Digest(opened.hash))  # (7) to (10)
         except EntryRejected as error:
             raise LedgerCorrupt(file, sequence, str(error)) from None
     if not lines or rest:
         raise LedgerCorrupt(file, len(lines), "step 1: an unfinished line" if rest else "step 1: empty")
+    if history.public_key not in (public_key, next_key):
+        raise LedgerCorrupt(file, len(lines) - 1, "step 6: ends under an earlier key")
     return history
 
 
@@ -100,7 +122,8 @@ def check_anchors(history: History, anchors: Sequence[Anchor], *, file: str) -> 
 class History:
     """The accepted entries so far: hashes of all, meaning of the spends. Grows by ``accept`` only."""
 
-    def __init__(self) -> None:
+    def __init__(self, public_keys: Sequence[PublicKeyHex]) -> None:
+        self._keys = list(public_keys)  # the present one first, then those that may follow
         self.hashes: list[Digest] = []
         self.spends: list[Spend] = []
         self.second_opinions: list[Cost] = []
@@ -108,6 +131,16 @@ class History:
         self.silo = ""
         self._positions: dict[tuple[Digest, int], int] = {}
         self._rounds: Counter[Mechanism] = Counter()
+
+    @property
+    def public_key(self) -> PublicKeyHex:
+        """What the next entry must be signed with."""
+        return self._keys[0]
+
+    def expect_key(self, public_key: PublicKeyHex) -> None:
+        """From now on a ``rotate_key`` may name this one, after those that were expected already."""
+        if public_key not in self._keys:
+            self._keys.append(public_key)
 
     @property
     def head(self) -> Digest:
@@ -156,6 +189,9 @@ class History:
                     raise EntryRejected(7, f"round {body.round} has another update")
             case entries.Receipt() | entries.Abort():
                 self._spent(body.plan, body.round)
+            case entries.RotateKey():
+                if [body.new_key] != self._keys[1:2]:
+                    raise EntryRejected(6, "passes on to a key that is not this silo's next one")
 
     def accept(self, body: AnyBody, digest: Digest) -> None:
         """Checks the entry and takes it in.
@@ -179,6 +215,8 @@ class History:
             case entries.Sent():
                 position = self._positions[Digest(body.plan), body.round]
                 self.spends[position] = replace(self.spends[position], update_digest=Digest(body.update))
+            case entries.RotateKey():
+                del self._keys[0]
         self.hashes.append(digest)
 
     def _check_terms(self, body: entries.Plan | SpendEntry) -> Mechanism:

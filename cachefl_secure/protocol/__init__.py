@@ -38,9 +38,10 @@ and t counts shares among these; silos then also refuse lists that would leave t
 Every mask and share derives from (version, manifest digest, key list digest, parties, purpose), so
 silos that were told different things share no mask. Every message is signed for this attempt and phase.
 
-A coordinator that tells different silos different lists gets at most one survivor set answered: a silo
+A coordinator that tells different silos different lists gets at most one survivor set of an attempt answered: a silo
 reveals nothing before q = floor((N + f) / 2) + 1 silos have signed the very statement that it signed itself,
-and two such groups share an honest silo, which signs once. That this is all that secrecy needs against
+and two such groups share an honest silo, which signs once. In another attempt of the round another set may be
+answered, by silos that were not asked before; a second sum still does not open. That this is all that secrecy needs against
 such a coordinator is argued, not proved (N16).
 
 Read ``silo`` next (the rules a silo enforces), then ``coordinator``. Underneath:

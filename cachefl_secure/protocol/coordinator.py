@@ -44,7 +44,7 @@ from cachefl_secure.protocol.messages import (
 )
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.unmasking import UnmaskingRound
-from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, aggregate_digest
+from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum
 
 A = TypeVar("A")
 B = TypeVar("B", bound=Body)
@@ -199,7 +199,7 @@ class CoordinatorSession:
                 total = self._advance(state.on_unmask_shares, arrived)
                 for silo in self._suspects():
                     self.rejected[silo] = PeerError(silo, "a share of it does not fit")
-                self._note("aggregate", aggregate_digest(total.to_bytes()))
+                self._note("aggregate", total.digest)
                 return total
             case state:
                 raise LocalProtocolError(f"unmask shares in {type(state).__name__}")

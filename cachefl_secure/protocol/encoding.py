@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cachefl_secure.crypto.expand import Keystream
-from cachefl_secure.crypto.secret import Secret
+from cachefl_secure.crypto.expand import Keystream, StreamSeed
 from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, Counters, EncodedUpdate, ReadEntries, Words
@@ -19,7 +18,7 @@ _CHUNK = 1 << 16  # entries, where a whole update is encoded at once
 _FRACTION_BITS = 16
 
 
-class RoundingSeed(Secret):
+class RoundingSeed(StreamSeed):
     """Decides which entries of one update are rounded up. One update, one seed, one encoding."""
 
     __slots__ = ()

@@ -18,8 +18,12 @@ about half the degree, but holds only for dropouts that were not chosen by someb
 
 The order is that of hashes under the manifest digest. It is fixed by roster, round, attempt, cohort and previous
 record; the coordinator, and colluders by the keys they enrol, have some say in these and can try many
-before they show one, at one hash and more a try. g = 64 bits pay for 2^64 tries, which is more than anybody is
-thought to make for one round: whatever order comes out, the chance that the best of them fails is 2^-sigma.
+before they show one, at one hash and more a try. g = 64 bits pay for 2^64 tries, after which the chance that the
+best of them fails is 2^-sigma, for one round; each doubling of the tries costs one bit.
+
+The colluders must be fixed before the order can be known, that is before the manifest: all of the above counts
+orders with the colluders given. Whoever corrupts silos after seeing the ring needs the t around one silo. And t is
+no larger than A colluders make necessary: beyond A protection fades early (``parameters.explain`` says where).
 """
 
 from __future__ import annotations

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from cachefl_secure.crypto.agreement import SharedSecret
 from cachefl_secure.crypto.derive import Purpose, derive
-from cachefl_secure.crypto.expand import MaskStreams
+from cachefl_secure.crypto.expand import MaskStreams, StreamSeed
 from cachefl_secure.crypto.seal import SealingKey
-from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.shamir import CoefficientSeed
 from cachefl_secure.crypto.slices import in_threads, slices, threads_for
 from cachefl_secure.names import Digest, SiloId, digest_of
@@ -34,8 +33,10 @@ from cachefl_secure.protocol.segments import COUNT_BITS, Segment
 from cachefl_secure.protocol.silo_secrets import MaskPrivateKey, SelfMaskSeed, ShareSeed
 from cachefl_secure.protocol.vectors import AggregateSum, MaskedSum, MaskedUpdate, Unmasked, Words
 
+_SUM_WORDS = 2 * CHUNK_WORDS
 
-class MaskSeed(Secret):
+
+class MaskSeed(StreamSeed):
     """Expands to one mask over one vector."""
 
     __slots__ = ()
@@ -175,16 +176,13 @@ def sum_masked(updates: Iterable[MaskedUpdate], parameters: RoundParameters) -> 
     words = np.zeros(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
     others = [np.zeros(segment.entries, segment.word) for segment in parameters.segments]
-    unpacked = np.empty(min(CHUNK_WORDS, words.size), parameters.word)
     for update in updates:
         if update.packed.size != parameters.input_bytes:
             raise ValueError(f"{update.packed.size} bytes, {parameters.input_bytes} due")
         at = parameters.packed_bytes
         packed = PackedVector(update.packed[:at], parameters.dimension, parameters.vector_bits)
-        for start in range(0, words.size, CHUNK_WORDS):
-            chunk = words[start : start + CHUNK_WORDS]
-            packed.read(start, unpacked[: chunk.size])
-            np.add(chunk, unpacked[: chunk.size], out=chunk)
+        for start in range(0, words.size, _SUM_WORDS):
+            packed.add(start, words[start : start + _SUM_WORDS])
         np.add(counters, update.counters, out=counters)
         for segment, total in zip(parameters.segments, others, strict=True):
             np.add(total, _read_segment(segment, update.packed[at : at + segment.packed_bytes]), out=total)

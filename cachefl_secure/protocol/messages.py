@@ -33,6 +33,8 @@ _SealedPair = Annotated[
     bytes, Meta(min_length=2 * SHARE_BYTES + TAG_BYTES, max_length=2 * SHARE_BYTES + TAG_BYTES)
 ]
 _Counter = Annotated[int, Meta(ge=1, le=2**31)]
+RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""Of a round or an attempt: small enough for the names of folders and for records, wherever it stands."""
 
 
 class Phase(Enum):
@@ -57,14 +59,17 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     public_key: _SigningPublicKey
 
 
-class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The silos of the federation, pinned by all. A file that enrolment makes; never sent in a round."""
 
     federation_id: Annotated[FederationId, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     plan_digest: _Digest
     epoch: _Counter
+    """1 for the first roster; every change of it counts one more."""
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=MAX_SILOS)]
     """Sorted by silo."""
+    previous: _Digest | None = None
+    """Digest of the roster of the epoch before, and so of all before it; None in the first."""
 
     def __post_init__(self) -> None:
         _check_sorted([member.silo for member in self.members])
@@ -117,8 +122,8 @@ class Manifest(Body, frozen=True):
     phase = Phase.MANIFEST
     plan_digest: _Digest
     roster_digest: _Digest
-    round: _Counter
-    attempt: _Counter
+    round: RoundNumber
+    attempt: RoundNumber
     cohort: Annotated[tuple[_Silo, ...], Meta(min_length=1, max_length=MAX_SILOS)]
     """Sorted. A silo's place, counted from 1, is its x in Shamir's scheme."""
     cache_digest: _Digest

@@ -80,6 +80,15 @@ class PackedVector:
             else:
                 np.copyto(out, narrow)
 
+    def add(self, start: int, total: Words) -> None:
+        """Adds the entries from ``start`` on to ``total``, plane by plane, modulo its word."""
+        for shift, width, plane in self._planes:
+            source = _slice(plane, start, total.size, width)
+            narrow = source.view(f"<u{width // 8}") if width >= 8 else _widen(source, width)[: total.size]
+            if shift:
+                narrow = np.left_shift(narrow, total.dtype.type(shift), dtype=total.dtype)
+            np.add(total, narrow, out=total)
+
 
 def pack(words: Words, bits: int) -> Bytes:
     """The words modulo 2^bits, packed."""

@@ -220,7 +220,7 @@ def _ring(plan: FederationPlan, n: int) -> Ring | None:
     return ring_of(n, plan.secure_sum.colluders, n * plan.secure_sum.dropout_percent // 100)
 
 
-def explain(n: int, colluders: int, minimum_survivors: int = 3) -> str:
+def explain(n: int, colluders: int, minimum_survivors: int = 3, dropout_percent: int = 10) -> str:
     """What a roster of ``n`` silos can survive with ``colluders``, in words for the people who choose them."""
     who = f"{n} silos with {_many(colluders, 'colluder')}"
     if colluders + 2 > n:
@@ -240,6 +240,23 @@ def explain(n: int, colluders: int, minimum_survivors: int = 3) -> str:
         text += f". Colluders cost dropouts: with none, up to {without} might drop out"
     elif not colluders and n == 3:
         text += ". Three silos can survive one dropout or one colluder, not both"
+    return text + _explain_ring(n, colluders, dropout_percent)
+
+
+def _explain_ring(n: int, colluders: int, dropout_percent: int) -> str:
+    """On a ring more colluders than planned do harm long before they are a threshold of the roster."""
+    dropouts, more = n * dropout_percent // 100, n // 10
+    ring = None if n <= COMPLETE_UP_TO else ring_of(n, colluders, dropouts)
+    if ring is None:
+        return ""
+    text = (
+        f". Above {COMPLETE_UP_TO} silos {ring.dropouts} dropouts are planned for, if nobody chose them. Each silo "
+        f"shares its secrets with {ring.degree} others, and {ring.threshold} of these that collude open its update: "
+        f"beyond {_many(colluders, 'colluder')} protection fades early"
+    )
+    other = ring_of(n, more, dropouts) if colluders < more else None
+    if other is not None:
+        text += f"; with colluders = {more} it would take {other.threshold} of {other.degree}"
     return text
 
 

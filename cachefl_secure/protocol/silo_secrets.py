@@ -50,7 +50,9 @@ class MaskKeyShare(Secret):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiloSecrets:
-    """All secrets of one attempt. Used for one attempt, then forgotten."""
+    """All secrets of one attempt, used for no other. In memory, and sealed in the silo's journal until the round has
+    its record or a later attempt is entered; a round that is given up last leaves them there (limit N6).
+    """
 
     mask_key: MaskPrivateKey
     channel_key: ChannelPrivateKey

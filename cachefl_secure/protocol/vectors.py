@@ -13,11 +13,13 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cachefl_secure.names import Digest, digest_of
+from cachefl_secure.names import Digest, digest_of, digest_of_joined
 from cachefl_secure.protocol.parameters import RoundParameters
 
 Words = NDArray[np.unsignedinteger[Any]]
 Counters = NDArray[np.uint64]
+
+_AGGREGATE = "cachefl-secure/aggregate/1"
 
 ReadEntries = Callable[[Words], int]
 """Overwrites the array with the next entries of an update; returns how many of them were clamped and not yet counted."""
@@ -76,7 +78,11 @@ class _RingVector:
 
     def to_bytes(self) -> bytes:
         """Ring words, counters, then the other vectors, little endian: what is stored, delivered and hashed."""
-        return b"".join(array.tobytes() for array in (self.words, self.counters, *self.others))
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> list[memoryview]:
+        """What ``to_bytes`` joins."""
+        return [array.view(np.uint8).data for array in (self.words, self.counters, *self.others)]
 
     @classmethod
     def from_bytes(cls, content: bytes, parameters: RoundParameters) -> Self:
@@ -142,7 +148,12 @@ class AggregateSum(_RingVector):
 
     __slots__ = ()
 
+    @property
+    def digest(self) -> Digest:
+        """``aggregate_digest`` of ``to_bytes``, which it does not make."""
+        return digest_of_joined(_AGGREGATE, self._pieces())
+
 
 def aggregate_digest(content: bytes) -> Digest:
     """The name of a sum, over its ``to_bytes``, in transcripts and records alike."""
-    return digest_of("cachefl-secure/aggregate/1", content)
+    return digest_of(_AGGREGATE, content)

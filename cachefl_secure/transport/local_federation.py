@@ -12,6 +12,7 @@ from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import Progress
+from cachefl_secure.federation.roster_files import pending_change
 from cachefl_secure.federation.rounds import run_rounds
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.synchronising import Attendance
@@ -56,7 +57,7 @@ def run_local_rounds(
         held.enter_context(files.state.lock())
         silos = _open_silos(silo_directories, held, tell)
         chain = files.chain()
-        _check_members(silos, {str(member.silo) for member in chain.roster.members})
+        _check_members(silos, _members_and_candidates(files, chain))
         network = held.enter_context(InProcessNetwork({silo: s.handle for silo, s in silos.items()}))
         if until is not None:
             number = max(0, until - chain.position.round)
@@ -91,6 +92,13 @@ def _open_silos(
             tell(f"{files.silo}: ledger: {ledger.recovered}")
         silos[files.silo] = SiloService(files, ledger)
     return silos
+
+
+def _members_and_candidates(files: CoordinatorFiles, chain: Chain) -> set[str]:
+    """Who is in the roster, and who will be if the change that waits is approved."""
+    change = pending_change(files.state, chain.rosters)
+    proposed = chain.rosters.check_proposal(change).public_keys if change is not None else {}
+    return {*chain.roster.public_keys, *proposed}
 
 
 def _check_members(silos: dict[SiloId, SiloService], members: set[str]) -> None:

@@ -11,6 +11,8 @@ _COMMANDS = (
     "init",
     "join",
     "admit",
+    "confirm",
+    "rotate",
     "round",
     "status",
     "budget",
@@ -31,7 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Train one image classifier across institutions that may not share images.\n\n"
-        "The coordinator runs init, admit and round; every institution (a silo) runs join. "
+        "The coordinator runs init, admit and round; every institution (a silo) runs join, and confirm or rotate "
+        "when the roster changes. "
         "A silo's images and features never leave it; what leaves is a noised update under masks. "
         "Begin with: cachefl-secure demo"
     ),

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def an_update(parameters: RoundParameters, rng_seed: int = 0) -> PrivateUpdate:
 
 def masks_of(neighbours: int) -> Masks:
     """A self mask, and one for each neighbour, half of them subtracted."""
-    seeds = [MaskSeed(os.urandom(32)) for _ in range(neighbours + 1)]
+    seeds = [MaskSeed.generate() for _ in range(neighbours + 1)]
     return Masks(seeds[: neighbours // 2 + 1], seeds[neighbours // 2 + 1 :])
 
 
@@ -141,7 +142,7 @@ def prepare(
 
 
 def coins() -> RoundingSeed:
-    return RoundingSeed(os.urandom(32))
+    return RoundingSeed.generate()
 
 
 def mask_efficiency(dimension: int, runs: int) -> list[Figure]:
@@ -232,21 +233,65 @@ class FlowerClient:
 
 
 def two_threads(dimension: int, runs: int) -> list[Figure]:
-    """Elapsed time of one thread over that of two, and the CPU time that the second costs."""
+    """Elapsed time of one thread over that of two, the CPU time that the second costs, and what the machine allows.
+
+    That is twice the elapsed time of one thread over that of two processes, which share nothing, each doing all of it.
+    """
     figures = []
     for bits in (16, 32):
         parameters, masks = parameters_of(11, dimension, bits), masks_of(10)
-        update, elapsed, cpu = an_update(parameters), {1: 9e9, 2: 9e9}, {1: 9e9, 2: 9e9}
-        for _ in range(2 * runs):
-            for threads in (1, 2):
-                started, busy = time.perf_counter(), time.process_time()
-                prepare(update, masks, parameters, threads)
-                elapsed[threads] = min(elapsed[threads], time.perf_counter() - started)
-                cpu[threads] = min(cpu[threads], time.process_time() - busy)
+        update, elapsed, cpu, both = an_update(parameters), {1: 9e9, 2: 9e9}, {1: 9e9, 2: 9e9}, 9e9
+        with OtherProcess(dimension, bits) as other:
+            for _ in range(2 * runs):
+                for threads in (1, 2):
+                    started, busy = time.perf_counter(), time.process_time()
+                    prepare(update, masks, parameters, threads)
+                    elapsed[threads] = min(elapsed[threads], time.perf_counter() - started)
+                    cpu[threads] = min(cpu[threads], time.process_time() - busy)
+                started = time.perf_counter()
+                other.begin()
+                prepare(update, masks, parameters)
+                other.wait()
+                both = min(both, time.perf_counter() - started)
         ratio, cost = elapsed[1] / elapsed[2], cpu[2] / cpu[1]
-        figures.append(at_least(f"two threads, b = {bits}, elapsed", ratio, "x", "one thread", 1.7))
-        figures.append(Figure(f"two threads, b = {bits}, CPU", round(cost, 3), "x", "one thread", "", None))
+        figures += [
+            at_least(f"two threads, b = {bits}, elapsed", ratio, "x", "one thread", 1.7),
+            Figure(f"two processes, b = {bits}, elapsed", round(2 * elapsed[1] / both, 3), "x", "", "", None),
+            Figure(f"two threads, b = {bits}, CPU", round(cost, 3), "x", "one thread", "", None),
+        ]
     return figures
+
+
+class OtherProcess:
+    """A second process that does a client's work at the same time, when told to."""
+
+    def __init__(self, dimension: int, bits: int) -> None:
+        self._here, there = Pipe()
+        self._process = get_context("spawn").Process(target=_work_when_told, args=(there, dimension, bits))
+
+    def __enter__(self) -> OtherProcess:
+        self._process.start()
+        self.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.send(False)
+        self._process.join()
+
+    def begin(self) -> None:
+        self._here.send(True)
+
+    def wait(self) -> None:
+        self._here.recv()
+
+
+def _work_when_told(line: Connection, dimension: int, bits: int) -> None:
+    parameters, masks = parameters_of(11, dimension, bits), masks_of(10)
+    update = an_update(parameters)
+    line.send(None)
+    while line.recv():
+        prepare(update, masks, parameters)
+        line.send(None)
 
 
 # --- the sessions -------------------------------------------------------------------------------------
@@ -502,21 +547,36 @@ def bare_round(updates: Mapping[SiloId, PrivateUpdate]) -> None:
             total += np.frombuffer(content, "<f4")
 
 
-def whole_round(runs: int) -> list[Figure]:
-    """Five silos, 10^6 entries, all parties in this process: CPU time of everybody together."""
-    parameters = parameters_of(5, 1_000_000, 16)
+def whole_round(dimension: int, runs: int) -> list[Figure]:
+    """Five silos, all parties in this process: CPU time of everybody together, and what of it no entry causes."""
+    parameters, of_one = parameters_of(5, dimension, 16), parameters_of(5, 1, 16)
     updates = {SiloId(f"silo-{i:03d}"): an_update(parameters, i) for i in range(1, 6)}
+    ones = {silo: an_update(of_one) for silo in updates}
     least = cpu_seconds(
         runs,
         secure=lambda: secure_round(parameters, updates),
         plain=lambda: plain_round(parameters, updates),
         bare=lambda: bare_round(updates),
+        secure_of_one=lambda: secure_round(of_one, ones),
+        plain_of_one=lambda: plain_round(of_one, ones),
     )
-    name = "secure round, 5 silos, 10^6 entries"
+    size = f"{dimension / 1e6:g} M"
+    fixed = least["secure_of_one"] - least["plain_of_one"]
+    entries = (least["secure"] - least["secure_of_one"]) / (least["plain"] - least["plain_of_one"])
+    ms = {f"{kind} round, {size}": least[kind] for kind in ("secure", "plain", "bare")}
     return [
-        at_most(name, least["secure"] / least["plain"], "x", "signed plain round", 1.5),
-        Figure(name, round(least["secure"] / least["bare"], 2), "x", "unsigned float32", "", None),
-        *(Figure(f"{kind} round", round(1000 * least[kind], 1), "ms", "", "", None) for kind in least),
+        at_most(f"secure round, {size}", least["secure"] / least["plain"], "x", "signed plain round", 1.5),
+        Figure(f"the same, entries alone, {size}", round(entries, 2), "x", "signed plain round", "", None),
+        Figure(
+            f"secure round, {size}",
+            round(least["secure"] / least["bare"], 2),
+            "x",
+            "unsigned float32",
+            "",
+            None,
+        ),
+        *(Figure(name, round(1000 * seconds, 1), "ms", "", "", None) for name, seconds in ms.items()),
+        Figure("secure beyond plain round, 1 entry", round(1000 * fixed, 1), "ms", "", "", None),
     ]
 
 
@@ -542,7 +602,8 @@ def main() -> None:
         *protocol_overhead(10, 3 * runs),
         *protocol_overhead(100, min(runs, 3)),
         *protocol_overhead(1000, 1),
-        *whole_round(runs),
+        *whole_round(1_000_000, 2 * runs),
+        *(whole_round(dimension, runs) if arguments.full else ()),
     ]
     if arguments.json:
         print(json.dumps([asdict(figure) for figure in figures], indent=1))

@@ -11,12 +11,13 @@ from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import (
+    check_own_entry,
     make_roster,
     open_roster,
-    pin_roster,
     read_invite,
     sign_roster,
 )
+from cachefl_secure.federation.following import pin_first_roster
 from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.protocol.messages import Member
@@ -90,14 +91,34 @@ def test_a_silo_pins_only_a_roster_that_the_coordinator_signed_and_that_names_it
     files = CoordinatorFiles.open(coordinator)
     own = member("a")
     signed = sign_roster(make_roster(files.plan, [own, member("b"), member("c")]), files.state.signing_key())
-    assert pin_roster(signed, files.plan, SiloId("a"), PublicKeyHex(own.public_key)).epoch == 1
+    roster = open_roster(signed, files.plan)
+    check_own_entry(roster, SiloId("a"), PublicKeyHex(own.public_key))
+    assert roster.epoch == 1
     with pytest.raises(PeerError, match="lacks this silo"):
-        pin_roster(signed, files.plan, SiloId("d"), PublicKeyHex(own.public_key))
+        check_own_entry(roster, SiloId("d"), PublicKeyHex(own.public_key))
     with pytest.raises(PeerError, match="another key"):
-        pin_roster(signed, files.plan, SiloId("a"), SigningKey.generate().public_key)
-    forged = sign_roster(open_roster(signed, files.plan), SigningKey.generate())
+        check_own_entry(roster, SiloId("a"), SigningKey.generate().public_key)
+    forged = sign_roster(roster, SigningKey.generate())
     with pytest.raises(PeerError, match="signature"):
-        pin_roster(forged, files.plan, SiloId("a"), PublicKeyHex(own.public_key))
+        open_roster(forged, files.plan)
+
+
+@pytest.mark.claim("C16")
+def test_a_first_roster_without_this_silo_or_with_another_key_of_it_is_not_kept(
+    coordinator: Path, tmp_path: Path
+) -> None:
+    files = CoordinatorFiles.open(coordinator)
+    silo = SiloFiles.open(join_with_random_features(tmp_path / "a", coordinator, SiloId("a"), 5, seed=1))
+    own, others = Member(SiloId("a"), silo.state.signing_key().public_key), [member("b"), member("c")]
+    for members in ([*others, member("d")], [*others, member("a")]):
+        signed = sign_roster(make_roster(files.plan, members), files.state.signing_key())
+        with pytest.raises(PeerError, match="lacks this silo or names another key"):
+            pin_first_roster(signed, (), silo)
+        assert not silo.state.has("roster.bin")
+    pin_first_roster(
+        sign_roster(make_roster(files.plan, [*others, own]), files.state.signing_key()), (), silo
+    )
+    assert silo.state.has("roster.bin")
 
 
 def test_admitting_again_is_refused_because_silos_have_pinned_the_roster(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cachefl_secure.federation.record import (
     open_record,
     sign_record,
 )
+from cachefl_secure.federation.roster_change import RosterHistory
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.transport.local_federation import run_local_rounds
@@ -51,7 +52,7 @@ def fresh_chain(federation: SmallFederation, tmp_path: Path) -> Chain:
     roster = open_roster(files.state.read("roster.bin"), files.plan)
     state = type(files.state)(tmp_path)
     state.write("models/0000.safetensors", files.state.read("models/0000.safetensors"))
-    return Chain(state, files.plan, roster)
+    return Chain(state, files.plan, RosterHistory.first(files.plan, roster))
 
 
 def resigned(federation: SmallFederation, raw: bytes, **changes: Any) -> bytes:

@@ -36,8 +36,15 @@ from cachefl_secure.federation.record import (
     open_record,
     sign_record,
 )
-from cachefl_secure.names import SiloId
-from cachefl_secure.plan import decode_toml
+from cachefl_secure.federation.roster_change import (
+    RosterChange,
+    RosterHistory,
+    approve,
+    change_from_bytes,
+    change_to_bytes,
+)
+from cachefl_secure.names import PublicKeyHex, SiloId
+from cachefl_secure.plan import FederationPlan, decode_toml
 from cachefl_secure.privacy.verification import read_history
 from cachefl_secure.protocol import messages, wire
 from cachefl_secure.protocol.attempt import open_manifest
@@ -87,6 +94,12 @@ def _roster_of(body: bytes) -> bytes:
     return msgspec.msgpack.encode(SignedRoster(body, signature))
 
 
+def _follow(data: bytes, plan: FederationPlan) -> object:
+    """As a silo of a federation of three takes a change."""
+    first = make_roster(plan, played().fed.roster.members)
+    return RosterHistory.first(plan, first).follow(change_from_bytes(data))
+
+
 def _record_of(body: bytes) -> bytes:
     text = body.decode("utf-8", "replace")
     signature = SigningKey(fixed("coordinator")).sign(record._PURPOSE, text.encode())
@@ -123,6 +136,7 @@ def parsers() -> dict[str, Parser]:
     return named | {
         "signed manifest": (lambda data: open_manifest(data, plan.coordinator_key), (PeerError,)),
         "roster": (lambda data: open_roster(data, plan), (PeerError,)),
+        "roster change": (lambda data: _follow(data, plan), (PeerError,)),
         "signed roster": (lambda data: open_roster(_roster_of(data), plan), (PeerError,)),
         "record": (lambda data: open_record(data, plan), (RecordRejected,)),
         "signed record": (lambda data: open_record(_record_of(data), plan), (RecordRejected,)),
@@ -172,7 +186,7 @@ def _letters() -> list[bytes]:
         *map(
             wire.encode,
             (
-                letters.Hello(_HEX64, _HEX64),
+                letters.Hello(_HEX64, receipt),
                 letters.Standing(True, True, True, 3, _HEX64, True),
                 letters.Sync(b"", b"", (letters.SyncedRound(b"{}", b"sum"),), (countersigned,)),
                 receipt,
@@ -217,7 +231,21 @@ def _files(fed: Federation) -> list[bytes]:
     )
     bodies = [msgspec.json.encode(value, order="sorted") for value in (genuine, open_roster(roster, plan))]
     tables = [write_invite(plan, key), ask, roster, sign_record(genuine, key), *bodies]
-    return [*tables, cache_to_bytes(cache_of(2, 1, 4)), history]
+    return [*tables, cache_to_bytes(cache_of(2, 1, 4)), history, _change(fed, key)]
+
+
+def _change(fed: Federation, key: SigningKey) -> bytes:
+    """One more silo, approved by all."""
+    plan, guest = a_plan(), messages.Member(SiloId("guest"), fixed_public_key("guest"))
+    first = make_roster(plan, fed.roster.members)
+    members = (*fed.roster.members, guest)
+    second = make_roster(plan, members, epoch=2, previous=messages.roster_digest(first))
+    approvals = tuple(approve(second, silo, fed.identities[silo]) for silo in fed.silos)
+    return change_to_bytes(RosterChange(sign_roster(second, key), (), approvals))
+
+
+def fixed_public_key(name: str) -> PublicKeyHex:
+    return SigningKey(fixed(name)).public_key
 
 
 def _unmasking(fed: Federation, updates: dict[SiloId, object]) -> list[bytes]:

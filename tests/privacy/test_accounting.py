@@ -15,7 +15,6 @@ from cachefl_secure.privacy.accounting import (
     charged,
     contradicts,
     cost_of,
-    discretisation_slack,
     epsilon_rdp,
     epsilon_spent,
     is_mixed,
@@ -25,6 +24,7 @@ from cachefl_secure.privacy.accounting import (
     runs_of,
     second_opinion,
 )
+from cachefl_secure.privacy.discretisation import discretisation_slack
 from cachefl_secure.privacy.mechanism import LocalMechanism, Mechanism, View
 from cachefl_secure.privacy.prv import MOST_ABOVE_PLD, epsilon_prv
 from tests.privacy.examples import DELTA, distributed, local, statistics, without_noise

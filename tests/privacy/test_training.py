@@ -188,7 +188,7 @@ def test_local_steps_each_add_the_noise_that_was_charged() -> None:
 @pytest.mark.claim("C7")
 def test_noise_that_32_bits_do_not_hold_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="32 bits"):
-        train_privately(cache_of(), records_of(3), local(noise_multiplier=4000.0, expected_records=1_000_000))
+        train_privately(cache_of(), records_of(3), local(noise_multiplier=4e3, expected_records=10**6))
 
 
 class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 
 from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.algorithms import AES128
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 P = 2**255 - 19
@@ -59,11 +59,13 @@ def info(*parts: str) -> bytes:
 
 
 def expand(seed: bytes, dimension: int, word_bytes: int, counters: int) -> list[int]:
-    """The mask of a seed: ``dimension`` words, then ``counters`` of eight bytes."""
-    aes = Cipher(AES256(seed), ECB()).encryptor()
+    """The mask of a seed, key and nonce: ``dimension`` words, then ``counters`` of eight bytes."""
+    assert len(seed) == 28
+    key, nonce = seed[:16], seed[16:]
+    aes = Cipher(AES128(key), ECB()).encryptor()
     size, stream, counter = dimension * word_bytes + 8 * counters, b"", 2
     while len(stream) < size:
-        stream += aes.update(counter.to_bytes(16, "big"))
+        stream += aes.update(nonce + counter.to_bytes(4, "big"))
         counter += 1
     widths, mask, at = [word_bytes] * dimension + [8] * counters, [], 0
     for width in widths:
@@ -75,12 +77,15 @@ def expand(seed: bytes, dimension: int, word_bytes: int, counters: int) -> list[
 def pairwise_seed(context: bytes, silo: str, private: bytes, peer: str, peer_public: bytes) -> bytes:
     pair = sorted((silo, peer))
     return hkdf(
-        x25519(private, peer_public), context, info("cachefl-secure/CF-SecAgg/1/pairwise-mask", *pair), 32
+        x25519(private, peer_public),
+        context,
+        info("cachefl-secure/CF-SecAgg/1/pairwise-mask-stream", *pair),
+        28,
     )
 
 
 def self_mask_seed(context: bytes, silo: str, seed: bytes) -> bytes:
-    return hkdf(seed, context, info("cachefl-secure/CF-SecAgg/1/self-mask", silo), 32)
+    return hkdf(seed, context, info("cachefl-secure/CF-SecAgg/1/self-mask-stream", silo), 28)
 
 
 def masked_input(

@@ -33,9 +33,9 @@ from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words
 LEDGER_HEAD = Digest("1e" * 32)
 
 
-def fixed(text: str) -> bytes:
-    """32 bytes that only this text gives."""
-    return hashlib.sha256(text.encode()).digest()
+def fixed(text: str, length: int = 32) -> bytes:
+    """Up to 32 bytes that only this text gives. A seed of a stream takes 28."""
+    return hashlib.sha256(text.encode()).digest()[:length]
 
 
 def fixed_secrets(tag: str) -> SiloSecrets:

@@ -28,7 +28,7 @@ from tests.protocol.rounds import (
     privacy_plan,
 )
 
-SEED = RoundingSeed(fixed("rounding"))
+SEED = RoundingSeed(fixed("rounding", 28))
 
 
 def parameters(dimension: int, *, noise_multiplier: float = 4.0, n: int = 5) -> RoundParameters:
@@ -77,7 +77,7 @@ def test_the_largest_entries_round_right_where_32_bits_give_way_to_64(bound: int
     chosen = parameters_for(3, dimension=6, bound=bound)
     values = np.array([bound, -bound, bound - 2**-16, 2**-17 - bound, bound - 0.5, 0.5 - bound])
     for tag in range(50):
-        seed = RoundingSeed(fixed(str(tag)))
+        seed = RoundingSeed(fixed(str(tag), 28))
         assert integers(encode_values(values, chosen, seed))[:-1] == slow_rounding(values, chosen, seed)
 
 
@@ -138,7 +138,7 @@ def test_no_finite_update_leaves_the_bound_and_clamped_entries_are_counted(
 ) -> None:
     for noise_multiplier in (0.0, 4.0):
         chosen = parameters(len(entries), noise_multiplier=noise_multiplier)
-        encoded = encode_values(np.array(entries), chosen, RoundingSeed(fixed(str(tag))))
+        encoded = encode_values(np.array(entries), chosen, RoundingSeed(fixed(str(tag), 28)))
         *words, saturated = integers(encoded)
         assert max(abs(word) for word in words) <= chosen.entry_bound
         assert saturated == sum(abs(entry) > chosen.clamp for entry in entries)
@@ -165,7 +165,7 @@ def test_the_decoded_sum_is_within_one_grid_step_a_silo_of_the_true_sum() -> Non
     updates = [rng.normal(0, chosen.clamp / 5, 10_000) for _ in range(7)]
     total, counters = np.zeros(10_000, chosen.word), np.zeros(1, "<u8")
     for i, update in enumerate(updates):
-        encoded = encode_values(update, chosen, RoundingSeed(fixed(str(i))))
+        encoded = encode_values(update, chosen, RoundingSeed(fixed(str(i), 28)))
         total += encoded.words
         counters += encoded.counters
     decoded = decode_sum(AggregateSum(total, counters), chosen)

@@ -156,7 +156,7 @@ def test_a_silo_holds_its_upload_once_and_four_mebibytes_at_most_besides() -> No
         me, delivery = next(iter(coordinator.on_sealed_shares(sealed).items()))
         update = PrivateUpdate(np.random.default_rng(0).normal(0, fed.parameters.clamp / 3, dimension))
         tracemalloc.start()
-        encoding = Encoding(update, fed.parameters, RoundingSeed(fixed("coins")))
+        encoding = Encoding(update, fed.parameters, RoundingSeed(fixed("coins", 28)))
         message = silos[me].on_share_delivery(delivery, encoding, LEDGER_HEAD)
         beyond = tracemalloc.get_traced_memory()[1] - len(message)
         attempt = Attempt.begin(fed.manifest, fed.roster, fed.coordinator_key, fed.parameters)

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefl_secure.crypto.expand import apply_masks
-from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
 from cachefl_secure.protocol.packing import (
     CHUNK_WORDS,
@@ -65,6 +64,17 @@ def test_chunks_join_without_a_gap(bits: int, past: int) -> None:
     assert np.array_equal(unpack(content, words.size, bits), words & words.dtype.type(2**bits - 1))
 
 
+@given(st.integers(1, 32), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=100))
+@settings(max_examples=200, deadline=None)
+def test_packed_words_are_added_modulo_the_word(bits: int, values: list[int]) -> None:
+    words = np.array(values, "<u4").astype("<u2" if bits <= 16 else "<u4")
+    total = words[::-1].copy()
+    PackedVector(pack(words, bits), words.size, bits).add(0, total)
+    modulus = 2 ** (8 * words.itemsize)
+    low = [int(word) % 2**bits for word in words]
+    assert total.tolist() == [(int(a) + b) % modulus for a, b in zip(words[::-1], low, strict=True)]
+
+
 @given(st.integers(1, 32), st.integers(1, 10**9))
 def test_the_length_is_that_of_the_bits_and_less_than_one_byte_a_plane(bits: int, dimension: int) -> None:
     assert sum(plane_widths(bits)) == bits
@@ -100,7 +110,7 @@ def test_the_sum_of_packed_masked_updates_is_the_sum_of_integers(bits: int) -> N
     assert parameters.vector_bits == bits
     fed = federation(parameters)
     updates = random_updates(fed)
-    pair, own = MaskSeed(fixed("pair")), {silo: MaskSeed(fixed(silo)) for silo in fed.silos}
+    pair, own = MaskSeed(fixed("pair", 28)), {silo: MaskSeed(fixed(silo, 28)) for silo in fed.silos}
     masks = {silo: Masks(added=[own[silo]]) for silo in fed.silos}
     masks[fed.silos[0]].added.append(pair)
     masks[fed.silos[2]].subtracted.append(pair)
@@ -113,10 +123,9 @@ def test_the_sum_of_packed_masked_updates_is_the_sum_of_integers(bits: int) -> N
 def test_masking_in_chunks_gives_the_bytes_of_masking_the_whole_vector() -> None:
     parameters = parameters_for(5, dimension=2 * CHUNK_WORDS + 5, bound=10_000)
     update = random_updates(federation(parameters))[federation(parameters).silos[0]]
-    added, subtracted = [MaskSeed(fixed("a")), MaskSeed(fixed("b"))], [MaskSeed(fixed("c"))]
+    added, subtracted = [MaskSeed(fixed("a", 28)), MaskSeed(fixed("b", 28))], [MaskSeed(fixed("c", 28))]
     words, counters = update.words.copy(), update.counters.copy()
-    add: list[Secret] = [*added]
-    apply_masks((words, counters), add=add, subtract=subtracted)
+    apply_masks((words, counters), add=added, subtract=subtracted)
     masked = mask(update, Masks(added, subtracted), parameters)
     assert np.array_equal(masked.packed, pack(words, parameters.vector_bits))
     assert np.array_equal(masked.counters, counters)

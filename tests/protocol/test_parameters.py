@@ -201,6 +201,21 @@ def test_what_a_roster_survives_is_said_in_words_that_are_true() -> None:
     assert "impossible, a sum needs 6 survivors" in explain(5, 0, 6)
 
 
+@pytest.mark.parametrize(("n", "colluders"), [(1024, 1), (1024, 102), (129, 0), (200, 20)])
+def test_above_128_silos_the_words_say_how_few_neighbours_open_a_silo(n: int, colluders: int) -> None:
+    """Of 1,024 silos with the default of one colluder ten particular ones are enough, not 513."""
+    chosen = RoundParameters.derive(a_plan(colluders=colluders), n, n)
+    assert chosen.ring is not None
+    text = explain(n, colluders)
+    assert f"with {chosen.ring.degree} others, and {chosen.ring.threshold} of these that collude" in text
+    assert f"{chosen.dropouts_tolerated} dropouts are planned for" in text
+    more = RoundParameters.derive(a_plan(colluders=n // 10), n, n).ring
+    assert more is not None
+    advised = f"with colluders = {n // 10} it would take {more.threshold} of {more.degree}"
+    assert (advised in text) is (colluders < n // 10)
+    assert explain(128, colluders) == explain(128, colluders, dropout_percent=50)  # no ring, no such words
+
+
 @given(st.integers(3, 60), st.integers(0, 60), st.integers(2, 61))
 def test_the_explanation_agrees_with_the_parameters(n: int, colluders: int, survivors: int) -> None:
     plan = a_plan(colluders=colluders, minimum_survivors=survivors)

@@ -39,7 +39,7 @@ SECRET = fixed("secret")
 
 def dealt(m: int, threshold: int) -> dict[int, bytes]:
     holders = list(range(1, m + 1))
-    rows = split([SECRET], threshold=threshold, holders=holders, seed=CoefficientSeed(fixed("seed")))
+    rows = split([SECRET], threshold=threshold, holders=holders, seed=CoefficientSeed(fixed("seed", 28)))
     return {x: share for x, (share,) in zip(holders, rows, strict=True)}
 
 

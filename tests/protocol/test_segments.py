@@ -23,7 +23,7 @@ from cachefl_secure.protocol.encoding import (
 from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
 from cachefl_secure.protocol.messages import Phase
 from cachefl_secure.protocol.segments import COUNT_BITS, Segment, bits_for
-from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words, aggregate_digest
 from cachefl_secure.updates import PrivateUpdate
 from tests.protocol.rounds import (
     Federation,
@@ -85,6 +85,7 @@ def test_an_update_a_count_a_gram_matrix_and_right_answers_are_summed_exactly_in
     )
     again = AggregateSum.from_bytes(finished.total.to_bytes(), fed.parameters)
     assert again.to_bytes() == finished.total.to_bytes()
+    assert again.digest == aggregate_digest(again.to_bytes())
 
 
 def test_the_segments_of_a_masked_input_are_masked() -> None:
@@ -92,7 +93,7 @@ def test_the_segments_of_a_masked_input_are_masked() -> None:
     fed = with_segments(dimension=1)
     zeros = {segment.name: np.zeros(segment.entries, np.int64) for segment in SEGMENTS}
     update = with_integers(next(iter(random_updates(fed).values())), zeros, fed.parameters)
-    one, other = (mask(update, Masks([MaskSeed(fixed(name))]), fed.parameters) for name in "ab")
+    one, other = (mask(update, Masks([MaskSeed(fixed(name, 28))]), fed.parameters) for name in "ab")
     at = fed.parameters.packed_bytes
     for segment in SEGMENTS:
         pieces = {bytes(each.packed[at : at + segment.packed_bytes]) for each in (one, other)}
@@ -192,7 +193,7 @@ def test_noise_goes_into_the_sum_before_the_masks_and_once() -> None:
             self.calls.append(start + words.size)
             np.add(words, self.values[start : start + words.size].astype(words.dtype), out=words)
 
-    seeds = {silo: MaskSeed(fixed(silo)) for silo in fed.silos}
+    seeds = {silo: MaskSeed(fixed(silo, 28)) for silo in fed.silos}
     masked = []
     for silo in fed.silos:
         known = Known(noise[silo])
@@ -215,11 +216,11 @@ def test_the_number_of_threads_changes_no_byte(bits: int) -> None:
     assert parameters.vector_bits == bits
     values = np.random.default_rng(bits).normal(0, parameters.clamp / 2, dimension)
     vectors = random_vectors(SiloId("silo-001"))
-    encoding = Encoding(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins")), vectors)
+    encoding = Encoding(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins", 28)), vectors)
     encoded = with_integers(
-        encode(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins"))), vectors, parameters
+        encode(PrivateUpdate(values), parameters, RoundingSeed(fixed("coins", 28))), vectors, parameters
     )
-    masks = Masks([MaskSeed(fixed("a")), MaskSeed(fixed("b"))], [MaskSeed(fixed("c"))])
+    masks = Masks([MaskSeed(fixed("a", 28)), MaskSeed(fixed("b", 28))], [MaskSeed(fixed("c", 28))])
     once = mask(encoded, masks, parameters, threads=1)
     total = sum_masked([once], parameters)
     opened = unmask(total, masks, parameters, threads=1)

@@ -6,8 +6,9 @@ It knows what a process sees and what is safe, for contents and for names. The t
     the power goes           of what is not safe, contents are torn or full of zeros, names are old or new
     a write is refused       part of it may be there
     a sync fails             what it was for is not safe, and no later sync makes it so unless it is written again
+    a look fails             whether a file is there, what a folder or a file holds: there is no answer
 
-A new kind of fault is a branch in ``step``, ``fsync`` or ``lose_power``.
+A new kind of fault is a branch in ``step``, ``look``, ``fsync`` or ``lose_power``.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class SimDisk:
     """Probability that a step kills its party."""
     refusal: float = 0.0
     """Probability that a step fails."""
+    blindness: float = 0.0
+    """Probability that a look at what is there fails."""
     kill_at: tuple[str, int] | None = None
     """(party, number of the step or send): for enumeration instead of chance."""
     moments: dict[str, int] = field(default_factory=dict)
@@ -182,8 +185,15 @@ class SimDisk:
         if chance < self.death + self.refusal:
             raise OSError(*self.rng.choice(_REFUSALS))
 
+    def look(self, path: str) -> None:
+        """Before every answer. Changes nothing, so nobody dies here that would not die at the next step."""
+        if self.blindness and self.rng.random() < self.blindness:
+            raise OSError(*self.rng.choice(_BLINDNESS), path)
+
     def open(self, path: Path | str, flags: int, mode: int = 0o600) -> int:
         path = str(path)
+        if not flags & (os.O_WRONLY | os.O_RDWR):
+            self.look(path)
         if path in self.folders:
             handle = Handle(path, None)
         else:
@@ -317,12 +327,14 @@ class SimDisk:
 
     def listdir(self, folder: Path | str) -> list[str]:
         inside = f"{folder}/"
+        self.look(str(folder))
         if str(folder) not in self.folders:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(folder))
         paths = (*self.seen, *self.folders)
         return [p[len(inside) :] for p in paths if p.startswith(inside) and "/" not in p[len(inside) :]]
 
     def stat(self, path: Path | str) -> SimpleNamespace:
+        self.look(str(path))
         if str(path) in self.folders:
             return SimpleNamespace(st_mode=stat.S_IFDIR | 0o700)
         file = self.seen.get(str(path))
@@ -332,6 +344,7 @@ class SimDisk:
 
 
 _REFUSALS = ((errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error"))
+_BLINDNESS = tuple((number, os.strerror(number)) for number in (errno.EIO, errno.ESTALE, errno.EACCES))
 
 
 def _above(path: str) -> str:

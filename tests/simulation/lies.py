@@ -15,7 +15,6 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.record import genesis
-from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire
@@ -97,7 +96,7 @@ class Scheme:
 
     @property
     def _key(self) -> SigningKey:
-        return StateDir(self.world.root / COORDINATOR_ROOT).signing_key()
+        return self.world.template.signing_key(COORDINATOR_ROOT)
 
     def _deliver(self, silo: SiloId, phase: str, content: bytes) -> Signed | None:
         raw = self.world.deliver(silo, phase, content)
@@ -178,7 +177,7 @@ class Scheme:
                 {other: self.inputs[other].body_digest for other in survivors},
             )
             if statement_digest(statement) == signed:
-                key = self.world.silos[silo].files.state.signing_key()
+                key = self.world.template.signing_key(silo)
                 return self.attempt.sign(statement, silo, key, signed).signature
         return bytes(64)
 
@@ -345,7 +344,7 @@ def substituted_keys(world: World) -> None:
             silo: scheme.attempt.sign(
                 Advertisement(fake.mask_key.public_key, fake.channel_key.public_key),
                 silo,
-                world.silos[silo].files.state.signing_key() if silo in scheme.colluders else scheme._key,
+                world.template.signing_key(silo) if silo in scheme.colluders else scheme._key,
             )
             for silo, fake in fakes.items()
         }

@@ -42,7 +42,7 @@ from tests.simulation.lies import (
     two_small_cohorts,
     two_survivor_sets,
 )
-from tests.simulation.world import Strategy, honest
+from tests.simulation.world import Faults, Strategy, honest
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -56,6 +56,8 @@ class Mutant:
     strategy: Strategy
     within: int = 60
     """Schedules."""
+    faults: Faults | None = None
+    """Instead of the seed's."""
 
     @property
     def name(self) -> str:
@@ -299,15 +301,29 @@ def names_not_synced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(durable, "sync_folder", lambda folder: None)
 
 
+def failed_look_is_absence(patch: pytest.MonkeyPatch) -> None:
+    """Whatever could not be looked at is taken for not there. (So it was until this was written.)"""
+
+    genuine = durable._kind
+
+    def kind(path: durable.AnyPath) -> int:
+        try:
+            return genuine(path)
+        except (OSError, ValueError):
+            return 0
+
+    patch.setattr(durable, "_kind", kind)
+
+
 def folders_not_synced(patch: pytest.MonkeyPatch) -> None:
     """What a round's new folder holds is synced, the folder itself is not. (So it was until this was written.)"""
 
     genuine = durable.make_folders
 
-    def make(folder: durable.AnyPath, mode: int = 0o700) -> None:
+    def make(folder: Path, below: Path, mode: int = 0o700) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(durable, "sync_folder", lambda folder: None)
-            genuine(folder, mode)
+            genuine(folder, below, mode)
 
     patch.setattr(durable, "make_folders", make)
 
@@ -358,6 +374,13 @@ MUTANTS = (
     Mutant(release_not_noted, "C3", a_second_sum_with_those_not_asked),
     Mutant(names_not_synced, "C17", honest, within=400),
     Mutant(folders_not_synced, "C17", honest, within=400),
+    Mutant(
+        failed_look_is_absence,
+        "C3",
+        the_same_attempt_again,
+        within=200,
+        faults=Faults(disk_blindness=0.05),
+    ),
     Mutant(certificate_leaves_before_it_is_on_disk, "C2", honest, within=400),
     Mutant(round_given_up_without_a_note, "C2", honest, within=400),
 )

@@ -8,6 +8,7 @@ I5  after the faults stop, an honest coordinator gets a record
 I6  charges never disappear from a ledger
 I7  a silo gives one reply to a phase of an attempt, and only named errors come out
 I8  no secret is in a message or in an unsealed file
+I9  of an epoch there is one roster, whoever holds it, and no silo is ahead of the coordinator or without its key
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 from cachefl_secure import durable
 from cachefl_secure.privacy import append_only
 from tests.simulation import world
+from tests.simulation.changes import changing
 from tests.simulation.disk import ROOT, SimDisk
 from tests.simulation.knowledge import Update
 from tests.simulation.mutants import MUTANTS, Mutant, duplicate_counted_twice
@@ -52,7 +53,7 @@ def test_a_planted_bug_is_killed(stage: Stage, mutant: Mutant, monkeypatch: pyte
         for seed in range(mutant.within):
             faults = QUIET if mutant.strategy is not honest and seed % 3 else None
             try:
-                play(stage, seed, mutant.strategy, faults)
+                play(stage, seed, mutant.strategy, mutant.faults or faults)
             except Violation:
                 return
     raise AssertionError(f"{mutant.name} survived {mutant.within} schedules: {mutant.claim} is not guarded")
@@ -67,6 +68,15 @@ def test_a_schedule_replays_from_its_seed(stage: Stage) -> None:
 def test_without_faults_every_round_of_an_honest_coordinator_ends_in_a_record(stage: Stage) -> None:
     for seed in range(6):
         assert play(stage, seed, honest, QUIET).records_seen >= 1
+
+
+@pytest.mark.claim("C3", "C16", "C17")
+def test_rosters_change_under_misfortune_and_stay_one_chain(stage: Stage) -> None:
+    """Two hundred schedules: keys are replaced while everything dies, and sums stay exact and single."""
+    worlds = [play(stage, seed, changing) for seed in range(200)]
+    assert sum(world.epochs > 1 for world in worlds) > 40
+    assert sum(world.records_seen > 0 for world in worlds) > 40
+    assert {world.epochs for world in worlds} >= {1, 2, 3}
 
 
 def test_a_violation_says_how_to_replay_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,13 @@ TABLE = {
         "threat/test_attack_table.py::test_a_silo_counts_its_cohort_itself",
         "threat/test_enrolment_authority.py::test_no_silo_trains_before_every_silo_has_countersigned_the_roster",
     ),
+    "changes the roster: without a quorum, two ways at once, back to an old one, with keys that were removed": (
+        "threat/test_roster_change.py::test_a_change_without_a_quorum_is_followed_by_nobody",
+        "threat/test_roster_change.py::test_of_two_competing_changes_at_most_one_passes_even_with_f_silos_for_both",
+        "threat/test_roster_change.py::test_a_silo_never_goes_back_to_an_older_epoch",
+        "threat/test_roster_change.py::test_a_removed_silo_is_no_member_for_anybody_and_its_key_and_name_never_return",
+        "federation/test_new_key.py::test_the_old_key_is_refused_for_ever",
+    ),
     "grinds the graph of neighbours": (
         "protocol/test_graph.py::test_the_order_of_the_ring_depends_on_the_manifest_and_on_every_name",
         "protocol/test_graph.py::test_no_choice_of_dropouts_cuts_a_ring_whose_windows_hold_one_honest_survivor_each",
@@ -64,6 +71,8 @@ TABLE = {
     "retries after a partial reveal": (
         "federation/test_rounds.py::test_an_update_that_was_opened_once_never_enters_another_sum",
         "protocol/test_parameters.py::test_two_opened_sums_of_one_update_would_need_an_honest_silo_twice",
+        "threat/test_one_sum_a_round.py::test_however_many_are_asked_first_at_most_one_sum_opens_over_a_rounds_updates",
+        "federation/test_failing_looks.py::test_one_failing_look_at_the_note_of_a_release_does_not_let_that_update_into_another_sum",
         "federation/test_crash_points.py::test_killed_at_any_write_or_reply_the_round_ends_in_the_exact_sum_and_one_charge",
     ),
     "compares sums of cohorts that differ by one silo": ("limit N7", "limit N13"),
@@ -93,9 +102,15 @@ TABLE = {
         "threat/test_attack_table.py::test_what_a_silo_sends_is_as_long_whatever_it_has",
         "protocol/test_segments.py::test_an_update_a_count_a_gram_matrix_and_right_answers_are_summed_exactly_in_one_round",
     ),
-    "publishes another result": (
+    "publishes another result than the record names; than it opened": (
         "federation/test_records.py::test_a_sum_other_than_the_one_named_is_refused",
         "federation/test_records.py::test_a_record_with_a_lie_in_it_is_refused_at_its_step",
+        "threat/test_published_sum.py::test_a_sum_that_nobody_sent_is_adopted_by_everybody_and_holds_in_every_audit",
+        "limit N19",
+    ),
+    "accuses a silo of a rolled-back ledger": (
+        "threat/test_false_witness.py::test_a_greeting_accuses_nobody_unless_it_holds_the_silos_own_signature",
+        "limit N20",
     ),
     "seizes the disk": (
         "federation/test_isolation.py::test_no_feature_update_or_key_of_a_silo_is_in_what_it_sends_or_in_an_unsealed_file",

@@ -17,10 +17,10 @@ Exact (compared byte for byte, no statistics):
     shares, and f shares are explained by any secret (the witness of ``tests/crypto/test_shamir.py``).
 
 Computational (assumed, not tested): that masks are uniform to whoever lacks their seed, and seeds to whoever
-lacks a private key: AES-256-CTR is a pseudo-random generator, HKDF over X25519 gives pseudo-random seeds,
+lacks a private key: AES-128-CTR is a pseudo-random generator, HKDF over X25519 gives pseudo-random seeds,
 AES-256-GCM hides the shares in transit, SHA-256 of 32 uniform bytes hides them in a commitment. In the
 product a ledger head also covers digests of the silo's update and data; they hide them because a secret
-of 32 bytes goes into each (rounding seed, commitment salt).
+of 28 or 32 bytes goes into each (rounding seed, commitment salt).
 
 Scope: one attempt of one round, with one colluder of six. Two attempts share no mask and no key
 (C3), but are not played jointly here. What the service around the protocol says (that a silo declines

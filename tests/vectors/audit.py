@@ -4,6 +4,7 @@ Written from the formats' description: TOML and JSON of the standard library, Me
 cache's arithmetic by hand, Ed25519 from pyca. It reads complete-graph federations of this version:
 
     invite.toml, roster.bin, countersignatures.bin, models/0000.safetensors, rounds/*/{record.json,aggregate.bin}
+    rosters/0002.bin, rosters/0002.countersignatures.bin and so on, if the roster changed
 
 ``python -m tests.vectors.audit DIRECTORY`` prints the digest of every cache.
 """
@@ -15,6 +16,7 @@ import math
 import struct
 import sys
 import tomllib
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,18 @@ class Cache:
         self.keys = struct.unpack(f"<{len(total)}f", struct.pack(f"<{len(total)}f", *total))
 
 
+@dataclass
+class Roster:
+    """Who is in during an epoch."""
+
+    digest: str
+    epoch: int
+    previous: str | None
+    keys: dict[str, str]
+    quorum: int
+    is_countersigned: bool = False
+
+
 class Federation:
     """What all parties agreed on, checked."""
 
@@ -139,21 +153,65 @@ class Federation:
         self.plan_digest = named("cachefl-secure/plan/1", canonical(self.plan))
         signature = bytes.fromhex(invite["signature"])
         check_signature(self.coordinator, "cachefl-secure/invite/1", self.plan_digest.encode(), signature)
-        signed = read_msgpack((root / "roster.bin").read_bytes())
+        self.rosters: dict[str, Roster] = {}
+        """By digest, in order."""
+        self._follow(root, (root / "roster.bin").read_bytes(), [], [])
+        while (path := root / f"rosters/{len(self.rosters) + 1:04d}.bin").exists():
+            kind, roster, vouchers, approvals = read_msgpack(path.read_bytes())
+            require(kind == "RosterChange", "not a change of the roster")
+            self._follow(root, roster, vouchers, approvals)
+
+    def _follow(self, root: Path, raw: bytes, vouchers: list[Any], approvals: list[Any]) -> None:
+        """The next roster: signed, agreed to by a quorum of those before, and by all in it."""
+        new, last = self._roster(raw), list(self.rosters.values())[-1:]
+        require(new.epoch == len(self.rosters) + 1, "not the next epoch")
+        require(new.previous == (last[0].digest if last else None), "follows another roster")
+        if last:
+            self._succeed(last[0], new, vouchers, approvals)
+        self.rosters[new.digest] = new
+        name = "countersignatures.bin"
+        path = root / name if new.epoch == 1 else root / f"rosters/{new.epoch:04d}.{name}"
+        if not last or path.exists():  # one that not all took up led to no round: see ``audit``
+            countersigned, text = read_msgpack(path.read_bytes()), new.digest.encode()
+            for kind, silo, each in countersigned:
+                require(kind == "Countersignature" and silo in new.keys, "not a member's countersignature")
+                check_signature(new.keys[silo], "cachefl-secure/roster-countersignature/1", text, each)
+            new.is_countersigned = [each[1] for each in countersigned] == sorted(new.keys)
+
+    def _roster(self, raw: bytes) -> Roster:
+        signed = read_msgpack(raw)
         check_signature(self.coordinator, "cachefl-secure/roster/1", signed["roster"], signed["signature"])
         roster = json.loads(signed["roster"])
         require(roster["plan_digest"] == self.plan_digest, "roster of another plan")
-        self.keys = {member["silo"]: member["public_key"] for member in roster["members"]}
-        members = [_map(silo=silo, public_key=key) for silo, key in self.keys.items()]
+        require(roster["federation_id"] == self.plan["federation_id"], "roster of another federation")
+        keys = {member["silo"]: member["public_key"] for member in roster["members"]}
+        members = [_map(silo=silo, public_key=key) for silo, key in keys.items()]
         fields = {name: roster[name] for name in ("federation_id", "plan_digest", "epoch")}
-        self.roster_digest = named("cachefl-secure/roster/1", _map(**fields, members=members))
-        countersigned = read_msgpack((root / "countersignatures.bin").read_bytes())
-        expected = [["Countersignature", silo] for silo in sorted(self.keys)]
-        require([each[:2] for each in countersigned] == expected, "not countersigned by all")
-        for _, silo, each in countersigned:
-            purpose, text = "cachefl-secure/roster-countersignature/1", self.roster_digest.encode()
-            check_signature(self.keys[silo], purpose, text, each)
-        self.quorum = (len(self.keys) + self.plan["secure_sum"]["colluders"]) // 2 + 1
+        after = {"previous": roster["previous"]} if "previous" in roster else {}
+        digest = named("cachefl-secure/roster/1", _map(**fields, members=members, **after))
+        quorum = (len(keys) + self.plan["secure_sum"]["colluders"]) // 2 + 1
+        return Roster(digest, roster["epoch"], roster.get("previous"), keys, quorum)
+
+    def _succeed(self, old: Roster, new: Roster, vouchers: list[Any], approvals: list[Any]) -> None:
+        vouched = {silo: signatures for _, silo, *signatures in vouchers}
+        names = {silo for each in self.rosters.values() for silo in each.keys}
+        used = {key for each in self.rosters.values() for key in each.keys.values()}
+        require(len(set(new.keys) & set(old.keys)) >= old.quorum, "too few stay")
+        for silo, key in new.keys.items():
+            if old.keys.get(silo) == key:
+                continue
+            require(key not in used, "a key returns")
+            require(silo in old.keys or silo not in names, "a name returns")
+            if silo in old.keys:
+                by_old, by_new = vouched[silo]
+                over = canonical([silo, key, self.plan_digest]).encode()
+                check_signature(old.keys[silo], "cachefl-secure/new-key/1", over, by_old)
+                check_signature(key, "cachefl-secure/join-request/1", over, by_new)
+        approving = {silo for _, silo, digest, _ in approvals if digest == new.digest}
+        require(len(approving) == len(approvals) >= old.quorum, "no quorum approves")
+        require(approving <= set(old.keys), "a stranger approves")
+        for _, silo, digest, signature in approvals:
+            check_signature(old.keys[silo], "cachefl-secure/roster-approval/1", digest.encode(), signature)
 
     def encoding(self, silos: int) -> tuple[float, int, int, int]:
         """(grid step, largest entry, largest noise in a sum, bytes of a word) of a cohort of so many silos."""
@@ -202,14 +260,19 @@ def audit(root: Path) -> list[str]:
     agreed, cache = Federation(root), Cache((root / "models/0000.safetensors").read_bytes())
     require(cache.digest == agreed.plan["cache"]["initial_digest"], "another initial cache")
     last, number, digests = named("cachefl-secure/genesis/1", agreed.plan_digest), 0, [cache.digest]
-    for folder in sorted((root / "rounds").iterdir()):
+    epoch = 1
+    for folder in sorted(path for path in (root / "rounds").iterdir() if (path / "record.json").exists()):
         signed = json.loads((folder / "record.json").read_bytes())
         body, signature = signed["record"].encode(), bytes.fromhex(signed["signature"])
         check_signature(agreed.coordinator, "cachefl-secure/record/1", body, signature)
         record = json.loads(body)
         require(record["round"] > number and record["previous_record"] == last, "not the next record")
         require(record["cache_before"] == cache.digest, "starts from another cache")
-        certified(record, agreed)
+        require(record["roster_digest"] in agreed.rosters, "another roster")
+        roster = agreed.rosters[record["roster_digest"]]
+        require(roster.epoch >= epoch and roster.is_countersigned, "a roster that was over, or never begun")
+        certified(record, agreed, roster)
+        epoch = roster.epoch
         cache.add(mean(record, (folder / "aggregate.bin").read_bytes(), agreed, len(cache.keys)))
         require(cache.digest == record["cache_after"], "the sum gives another cache")
         last, number = named("cachefl-secure/record-digest/1", body), record["round"]
@@ -217,37 +280,35 @@ def audit(root: Path) -> list[str]:
     return digests
 
 
-def certified(record: dict[str, Any], agreed: Federation) -> None:
+def certified(record: dict[str, Any], agreed: Federation, roster: Roster) -> None:
     """That the plan, the roster and a quorum of the survivors stand behind the round."""
     cohort, survivors, certificate = record["cohort"], record["survivors"], record["certificate"]
     rules = agreed.plan["secure_sum"]
     require(record["federation_id"] == agreed.plan["federation_id"], "another federation")
-    require(cohort == sorted(set(cohort)) and set(cohort) <= set(agreed.keys), "no legal cohort")
-    require(len(cohort) >= max(agreed.quorum, rules["minimum_cohort"]), "the cohort is too small")
+    require(cohort == sorted(set(cohort)) and set(cohort) <= set(roster.keys), "no legal cohort")
+    require(len(cohort) >= max(roster.quorum, rules["minimum_cohort"]), "the cohort is too small")
     sharers, uploads = certificate["share_set"], certificate["uploads"]
     require(sorted(uploads) == sorted(survivors) == sorted(record["ledger_heads"]), "other survivors")
     require(set(survivors) <= set(sharers) <= set(cohort), "no legal share set")
-    least = max(agreed.quorum, rules["minimum_survivors"], rules["colluders"] + 2)
+    least = max(roster.quorum, rules["minimum_survivors"], rules["colluders"] + 2)
     require(len(survivors) >= least, "too few survivors")
-    head = [agreed.plan_digest, agreed.roster_digest, record["round"], record["attempt"], cohort]
+    head = [agreed.plan_digest, roster.digest, record["round"], record["attempt"], cohort]
     manifest = msgpack(["Manifest", *head, record["cache_before"], record["previous_record"]])
     digest = named("cachefl-secure/manifest/1", manifest)
     require(digest == record["manifest_digest"], "another manifest")
-    require(
-        (record["plan_digest"], record["roster_digest"]) == (agreed.plan_digest, agreed.roster_digest), ""
-    )
+    require(record["plan_digest"] == agreed.plan_digest, "another plan")
     share_set = named("cachefl-secure/share-set/1", *sorted(sharers))
     pairs = [part for silo in sorted(uploads) for part in (silo, uploads[silo])]
     statement = ["Statement", digest, certificate["key_list_digest"], share_set]
     statement.append(named("cachefl-secure/survivor-set/1", *pairs))
     what = named("cachefl-secure/body/1", msgpack(list(statement)))
     signers = certificate["signatures"]
-    require(len(signers) >= agreed.quorum and set(signers) <= set(survivors), "no quorum")
+    require(len(signers) >= roster.quorum and set(signers) <= set(survivors), "no quorum")
     for silo, signature in signers.items():
         require(silo != COORDINATOR, "the coordinator as a silo")
         over = named("cachefl-secure/statement/1", digest, "certify", silo, what, what)
         purpose = f"cachefl-secure/{PROTOCOL}/certify"
-        check_signature(agreed.keys[silo], purpose, bytes.fromhex(over), bytes.fromhex(signature))
+        check_signature(roster.keys[silo], purpose, bytes.fromhex(over), bytes.fromhex(signature))
 
 
 def mean(record: dict[str, Any], total: bytes, agreed: Federation, entries: int) -> list[float]:

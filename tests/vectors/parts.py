@@ -16,7 +16,7 @@ def primitives() -> dict[str, dict[str, Any]]:
         rng = random.Random(bits)
         words = [0, 2**bits - 1, *(rng.randrange(2**bits) for _ in range(19))]
         files[f"packing_b{bits:02d}"] = {"bits": bits, "words": words, "packed": slow.pack(words, bits).hex()}
-    seeds = [fixed(f"mask {i}") for i in range(4)]
+    seeds = [fixed(f"mask {i}", 28) for i in range(4)]
     files["mask_streams"] = {
         "streams": [
             {
@@ -29,11 +29,11 @@ def primitives() -> dict[str, dict[str, Any]]:
         ]
     }
     secrets = [fixed("first secret"), b"\xff" * 32, bytes(32)]
-    dealt = deal(secrets, 4, [1, 2, 3, 50, 128], fixed("coefficients"))
+    dealt = deal(secrets, 4, [1, 2, 3, 50, 128], fixed("coefficients", 28))
     files["shares"] = {
         "secrets": [secret.hex() for secret in secrets],
         "threshold": 4,
-        "coefficient_seed": fixed("coefficients").hex(),
+        "coefficient_seed": fixed("coefficients", 28).hex(),
         "shares": {str(place): share.hex() for place, share in dealt.items()},
     }
     return files | {"encoding": encodings(), "sums": sums(), "derivations": derivations()}
@@ -49,7 +49,7 @@ def encodings() -> dict[str, Any]:
         (8.0, 8.0 / 2**16),
         (2.0**24, 1.0),
     ):
-        rng, seed = random.Random(f"{clamp} {grid_step}"), fixed(f"coins {clamp} {grid_step}")
+        rng, seed = random.Random(f"{clamp} {grid_step}"), fixed(f"coins {clamp} {grid_step}", 28)
         edges = [
             clamp,
             -clamp,
@@ -111,14 +111,19 @@ def sums() -> dict[str, Any]:
 
 def derivations() -> dict[str, Any]:
     """For every purpose; names whose parts run together differently give other secrets."""
-    purposes = ("pairwise-mask", "self-mask", "share-channel", "share-coefficients")
+    purposes = {
+        "pairwise-mask-stream": 28,
+        "self-mask-stream": 28,
+        "share-channel": 32,
+        "share-coefficients-stream": 28,
+    }
     parties = (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["silo-001"])
     cases = []
-    for purpose in purposes:
+    for purpose, length in purposes.items():
         for context in (b"", fixed("context") + fixed("more of it")):
             for each in parties:
                 info = slow.info(f"cachefl-secure/CF-SecAgg/1/{purpose}", *each)
-                secret = slow.hkdf(fixed("source"), context, info, 32)
+                secret = slow.hkdf(fixed("source"), context, info, length)
                 cases.append(
                     {"purpose": purpose, "context": context.hex(), "parties": each, "secret": secret.hex()}
                 )

@@ -216,9 +216,9 @@ class RoundReference:
     def share_view(self) -> str:
         return named("cachefl-secure/view/1", self.key_list, *self.names)
 
-    def derive(self, purpose: str, secret: bytes, *parties: str) -> bytes:
+    def derive(self, purpose: str, length: int, secret: bytes, *parties: str) -> bytes:
         label = f"cachefl-secure/{PROTOCOL}/{purpose}"
-        return slow.hkdf(secret, self.context, slow.info(label, *parties), 32)
+        return slow.hkdf(secret, self.context, slow.info(label, *parties), length)
 
     # --- the round
 
@@ -232,7 +232,7 @@ class RoundReference:
                 [silo.self_mask, silo.mask_key],
                 self.threshold,
                 list(places.values()),
-                self.derive("share-coefficients", silo.share_seed, silo.name),
+                self.derive("share-coefficients-stream", 28, silo.share_seed, silo.name),
             )
             commitments[silo.name] = named(
                 "cachefl-secure/self-mask-commitment/1", self.context, silo.name, silo.self_mask
@@ -243,7 +243,7 @@ class RoundReference:
                 holder.held[silo.name] = pair
                 if holder is not silo:
                     shared = slow.x25519(silo.channel_key, slow.public_of(holder.channel_key))
-                    key = self.derive("share-channel", shared, silo.name, holder.name)
+                    key = self.derive("share-channel", 32, shared, silo.name, holder.name)
                     sealed[silo.name][holder.name] = AESGCM(key).encrypt(bytes(12), pair, self.context)
         at = self.messages
         raw = msgpack(self.manifest())
@@ -362,6 +362,6 @@ def _value(value: object) -> bytes:
     return msgpack(value)
 
 
-def fixed(text: str) -> bytes:
-    """32 bytes that only this text gives."""
-    return hashlib.sha256(text.encode()).digest()
+def fixed(text: str, length: int = 32) -> bytes:
+    """Up to 32 bytes that only this text gives. A seed of a stream takes 28."""
+    return hashlib.sha256(text.encode()).digest()[:length]

@@ -12,6 +12,7 @@ import pytest
 
 from cachefl_secure.crypto.derive import Purpose, derive
 from cachefl_secure.crypto.expand import Keystream
+from cachefl_secure.crypto.seal import SealingKey
 from cachefl_secure.crypto.shamir import CoefficientSeed, combine, split
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import PeerError
@@ -88,11 +89,12 @@ def test_shares_are_those_of_the_vectors_and_combine() -> None:
 
 def test_secrets_are_derived_as_in_the_vectors() -> None:
     vector = load("derivations")
-    source, got = CoefficientSeed(bytes.fromhex(vector["source"])), set()
+    source, got = SelfMaskSeed(bytes.fromhex(vector["source"])), set()
     for case in vector["cases"]:
         purpose = Purpose(f"cachefl-secure/CF-SecAgg/1/{case['purpose']}")
         context = bytes.fromhex(case["context"])
-        secret = derive(MaskSeed, purpose, source, context=context, parties=case["parties"]).reveal()
+        kind = SealingKey if purpose is Purpose.SHARE_CHANNEL else MaskSeed
+        secret = derive(kind, purpose, source, context=context, parties=case["parties"]).reveal()
         assert secret.hex() == case["secret"]
         got.add(secret)
     assert len(got) == len(vector["cases"])

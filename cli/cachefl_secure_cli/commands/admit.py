@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,13 +11,35 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Coordinator
 from cachefl_secure_cli.output import Json, console, print_json, table
 
+if TYPE_CHECKING:
+    from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+    from cachefl_secure.federation.roster_change import RosterChange
+
 
 @explained
 def command(
     directory: Coordinator,
     requests: Annotated[
-        list[Path], typer.Argument(help="The silos' join-request.toml files.", show_default=False)
-    ],
+        list[Path] | None,
+        typer.Argument(help="The silos' join-request.toml files.", show_default=False),
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remove", help="A silo to take out of the roster; repeat for each.", show_default=False
+        ),
+    ] = None,
+    approval: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--approval",
+            help="What a silo's `confirm` wrote, if it came as a file and not by itself in a round.",
+            show_default=False,
+        ),
+    ] = None,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Give up the change that waits for approvals.")
+    ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="The fingerprints were compared with every silo; do not ask.")
     ] = False,
@@ -27,26 +49,50 @@ def command(
 
     Compare each fingerprint with what the silo's operator reads to you. A silo that slips in under
     another's name could take part in the sum.
+
+    The first time this makes the roster. From then on it proposes a change: it adds the silos whose requests
+    are given, takes out those named with --remove, and gives a silo the new key that its `rotate` asked for.
+    A change needs the silos: each looks at it with `cachefl-secure confirm`, and when a quorum of the present
+    ones has approved it, the next round begins with the new roster. A name or a key that left never returns.
+
+    Example: cachefl-secure admit coordinator clinic-6/join-request.toml --remove clinic-2
     """
     from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 
+    if json and not yes:
+        say("--json needs --yes: a program cannot compare fingerprints")
+        raise typer.Exit(2)
     files = CoordinatorFiles.open(directory)
     with files.state.lock():
-        candidates = files.candidates(requests)
+        if withdraw:
+            _say_change(files, None, json, said="withdrawn" if files.withdraw() else "no change waited")
+            return
+        if approval:
+            _say_change(files, files.add_approvals(approval), json, said="approvals taken")
+            return
+        if not requests and not remove:
+            say("nothing to do: give join requests, --remove, --approval or --withdraw")
+            raise typer.Exit(2)
+        candidates = files.candidates(requests or [])
         rows = [(str(c.member.silo), c.fingerprint) for c in candidates]
         if not json:
             console().print(table("asking to be admitted", ("silo", "fingerprint"), rows))
-        if not (yes or json):
+            for silo in remove or []:
+                console().print(f"to be removed: {silo}")
+        if not yes:
             typer.confirm("Did every silo read out exactly its fingerprint above?", abort=True)
-        if json and not yes:
-            say("--json needs --yes: a program cannot compare fingerprints")
+        if files.has_roster:
+            _say_change(files, files.propose(candidates, remove or []), json, said="proposed")
+            return
+        if remove:
+            say("nobody can be removed before the first roster")
             raise typer.Exit(2)
         admitted = files.admit(candidates)
     from cachefl_secure.protocol.parameters import RoundParameters, explain
 
     parameters = RoundParameters.derive(files.plan, admitted, admitted)
     chosen = files.plan.secure_sum
-    explained = explain(admitted, chosen.colluders, chosen.minimum_survivors)
+    explained = explain(admitted, chosen.colluders, chosen.minimum_survivors, chosen.dropout_percent)
     if json:
         members = [{"silo": silo, "fingerprint": mark} for silo, mark in rows]
         print_json("admit", {"members": members, "threshold": parameters.threshold, "explained": explained})
@@ -56,3 +102,34 @@ def command(
         f"{parameters.colluders} may collude with the coordinator without seeing more than the sum."
     )
     console().print(f"{explained}.")
+
+
+def _say_change(files: CoordinatorFiles, change: RosterChange | None, json: bool, *, said: str) -> None:
+    """The change that waits now, if one does, and what has to happen next."""
+    from cachefl_secure.federation.confirming import Shown
+    from cachefl_secure.federation.roster_files import CHANGE_FILE
+
+    shown = None if change is None else Shown.of(change, files.rosters())
+    proposal, approvals = files.state.path(CHANGE_FILE), [] if change is None else change.approvals
+    if json:
+        result: dict[str, Any] = {"said": said, "epoch": None}
+        if shown is not None:
+            result |= {
+                "epoch": shown.epoch,
+                "change": [list(row) for row in shown.rows()],
+                "fingerprint": shown.spoken,
+                "approvals": [str(each.silo) for each in approvals],
+                "quorum": shown.quorum,
+                "proposal": str(proposal),
+            }
+        print_json("admit", result)
+        return
+    if shown is None:
+        console().print(f"{said}.")
+        return
+    title = f"change to epoch {shown.epoch}: {shown.spoken}"
+    console().print(table(title, ("", "silo", "fingerprint"), shown.rows()))
+    console().print(
+        f"{said}: {len(approvals)} of {shown.quorum} approvals. It travels to the silos with the next round, or "
+        f"hand them {proposal}; each runs `cachefl-secure confirm`, and compares the line above with yours."
+    )

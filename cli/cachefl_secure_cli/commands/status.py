@@ -25,5 +25,9 @@ def command(directory: Party, json: Json = False) -> None:
         ("rounds", f"{found.rounds} of {found.rounds_planned} planned"),
         ("waiting for", found.waiting_for),
     ]
+    if found.epoch:
+        rows.insert(3, ("roster", f"epoch {found.epoch}: {found.roster_fingerprint}"))
+    if found.roster_change:
+        rows.append(("change of the roster", found.roster_change))
     rows += [(f"silo {silo}", how) for silo, how in found.silos.items()]
     console().print(table(f"federation {found.federation!r}", ("", ""), rows))

@@ -1,0 +1,178 @@
+"""A disk that does not answer is not a disk that says no: what protects must not rest on a failed look."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cachefl_secure import durable
+from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation import letters
+from cachefl_secure.federation.countersigning import countersign
+from cachefl_secure.federation.enrolment import read_roster, sign_roster
+from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.federation.letters import Sync
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.names import SiloId
+from cachefl_secure.protocol import wire
+from cachefl_secure.protocol.messages import Member, roster_digest
+from tests.driven import Driven, driven
+from tests.small_federation import found
+
+FAILURES = (errno.EIO, errno.ESTALE, errno.EACCES)
+
+
+def blind(patch: pytest.MonkeyPatch, path: Path, number: int, times: int = 1) -> list[str]:
+    """The next looks at this path fail; what did is in the list."""
+    real, failed = os.stat, list[str]()
+
+    def stat(asked: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if str(asked) == str(path) and len(failed) < times:
+            failed.append(str(path))
+            raise OSError(number, os.strerror(number), str(asked))
+        return real(asked, *rest, **options)
+
+    patch.setattr(os, "stat", stat)
+    return failed
+
+
+@pytest.mark.claim("C3")
+@pytest.mark.parametrize("number", FAILURES)
+def test_one_failing_look_at_the_note_of_a_release_does_not_let_that_update_into_another_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Four silos, silo-4 colludes. If silo-2 entered, two sums would open that differ by silo-1's update."""
+    federation = found(tmp_path, records=(12, 20, 9, 15))
+    with driven(federation) as services:
+        session, certificates = services.certify(services.manifest(2, 1, services.silos))
+        asked = {silo: certificates[silo] for silo in map(SiloId, ("silo-1", "silo-2", "silo-4"))}
+        session.on_unmask_shares(services.exchange(letters.UNMASK, asked))  # one sum is open
+        released = "rounds/0002/released"
+        (federation.silos[SiloId("silo-4")] / released).unlink()  # the colluder forgets
+        again = services.manifest(2, 2, map(SiloId, ("silo-2", "silo-3", "silo-4")))
+        opening = services.session(again).manifest_message()
+        failed = blind(monkeypatch, federation.silos[SiloId("silo-2")] / released, number)
+        assert services.ask(SiloId("silo-2"), letters.MANIFEST, opening) == "storage-failed"
+        assert failed
+        assert services.ask(SiloId("silo-2"), letters.MANIFEST, opening) == "update-already-released"
+
+
+@pytest.mark.claim("C3", "C4")
+@pytest.mark.parametrize("name", ["released", "sent", "attempt", "certified"])
+def test_a_silo_that_cannot_look_at_its_notes_of_a_round_enters_no_attempt_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    federation = found(tmp_path)
+    with driven(federation) as services:
+        services.certify(services.manifest(2, 1, services.silos))
+        again, victim = services.manifest(2, 2, services.silos), services.silos[-1]
+        failed = blind(monkeypatch, federation.silos[victim] / "rounds/0002" / name, errno.EIO)
+        assert services.propose(again) == "storage-failed"
+        assert failed
+        assert isinstance(services.propose(again), bytes)  # nothing was released: the control
+
+
+def sybils(services: Driven, victim: SiloId) -> tuple[bytes, tuple[letters.Countersignature, ...]]:
+    """A roster in which all but the victim are the coordinator's own keys, with all their signatures."""
+    told = read_roster(services.files.state, services.federation.plan)
+    keys = {silo: SigningKey.generate() for silo in services.silos if silo != victim}
+    keys[victim] = StateDir(services.federation.silos[victim]).signing_key()
+    members = tuple(Member(silo, keys[silo].public_key) for silo in services.silos)
+    forged = msgspec.structs.replace(told, members=members)
+    return sign_roster(forged, services.key), tuple(countersign(forged, s, k) for s, k in keys.items())
+
+
+@pytest.mark.claim("C16")
+def test_a_silo_whose_pinned_roster_cannot_be_looked_at_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with driven(found(tmp_path)) as services:
+        victim = services.silos[0]
+        failed = blind(monkeypatch, services.federation.silos[victim] / ROSTER_FILE, errno.EIO)
+        with pytest.raises(ConfigError, match="error"):
+            services.restart(victim)
+        assert failed
+        services.start(victim)
+
+
+@pytest.mark.claim("C16")
+@pytest.mark.parametrize("kept", ["rounds", "countersignatures.bin"])
+def test_a_silo_whose_roster_file_is_gone_pins_no_other_than_its_countersignatures_and_records_are_of(
+    tmp_path: Path, kept: str
+) -> None:
+    """A roster of Sybils, countersigned by them all: nobody but the disk stands in its way."""
+    with driven(found(tmp_path)) as services:
+        victim = services.silos[0]
+        root = services.federation.silos[victim]
+        genuine = (root / ROSTER_FILE).read_bytes()
+        (root / ROSTER_FILE).unlink()
+        (root / "countersignatures.bin" if kept == "rounds" else root / "rounds/0001/record.json").unlink()
+        services.restart(victim)
+        roster, signatures = sybils(services, victim)
+        refused = services.ask(victim, letters.SYNC, wire.encode(Sync(roster, b"", (), signatures)))
+        assert refused in ("storage-failed", "record-rejected")
+        assert not (root / ROSTER_FILE).exists()
+        assert isinstance(services.ask(victim, letters.SYNC, wire.encode(Sync(genuine, b"", ()))), bytes)
+        files = SiloFiles.open(root)
+        assert roster_digest(read_roster(files.state, files.plan)) == roster_digest(
+            services.files.chain().roster
+        )
+
+
+def test_what_is_decided_for_ever_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateDir(tmp_path)
+    state.write_once("decided", b"first")
+    with pytest.raises(ConfigError, match="never replaced"):
+        state.write_once("decided", b"second")
+    blind(monkeypatch, tmp_path / "decided", errno.EIO)
+    with pytest.raises(ConfigError, match="error"):
+        state.write_once("decided", b"second")
+    assert state.read("decided") == b"first"
+
+
+@pytest.mark.parametrize("number", FAILURES)
+def test_only_a_file_that_is_certainly_not_there_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    state = StateDir(tmp_path)
+    state.write("file", b"")
+    assert state.has("file")
+    assert not state.has("other")
+    assert not state.has("file/below")
+    assert not state.has("other/below")
+    blind(monkeypatch, tmp_path / "file", number, times=2)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        durable.is_file(tmp_path / "file")
+    with pytest.raises(ConfigError, match=os.strerror(number)):
+        state.has("file")
+
+
+@pytest.mark.claim("C17")
+def test_a_folder_whose_sync_failed_is_synced_before_anything_is_put_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a later loss of power may take the folder away, and all that was durable in it."""
+    state, synced = StateDir(tmp_path), list[Path]()
+
+    def fail(folder: durable.AnyPath) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync_folder", fail)
+        with pytest.raises(ConfigError, match="Input/output"):
+            state.write("rounds/0001/released", b"")
+    assert (tmp_path / "rounds").is_dir()
+    monkeypatch.setattr(durable, "sync_folder", lambda folder: synced.append(Path(folder)))
+    state.write("rounds/0001/released", b"")
+    assert synced == [tmp_path, tmp_path / "rounds", tmp_path / "rounds/0001"]
+    synced.clear()
+    state.write(
+        "rounds/0001/released", b""
+    )  # by another process than the one that made the folder, for all it knows
+    assert synced == [tmp_path / "rounds", tmp_path / "rounds/0001"]
