@@ -81,7 +81,7 @@ GOALS = {  # CPU, memory, in units of plain SGD's
 class WithoutNoise:
     """In the place of ``DiscreteGaussian``."""
 
-    largest = 0
+    limit = 0
 
     def __init__(self, scale: float) -> None:
         self.scale = scale

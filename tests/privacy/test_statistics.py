@@ -169,7 +169,7 @@ def test_silos_sums_come_out_of_masks_exactly_and_become_real_again() -> None:
     data = [records_of(20 + 4 * i, seed=i) for i in range(silos)]
     releases = [release(records, str(i).encode()) for i, records in enumerate(data)]
     updates = random_updates(fed)
-    seeds = {silo: MaskSeed(fixed(silo)) for silo in fed.silos}
+    seeds = {silo: MaskSeed(fixed(silo, 28)) for silo in fed.silos}
     masked = [
         mask(with_integers(updates[silo], vectors, fed.parameters), Masks([seeds[silo]]), fed.parameters)
         for silo, vectors in zip(fed.silos, releases, strict=True)
