@@ -124,6 +124,20 @@ def test_a_new_key_that_the_old_one_did_not_sign_is_refused(
         rosters.follow(msgspec.structs.replace(change, vouchers=(asked.voucher,)))
 
 
+@pytest.mark.claim("C16")
+def test_a_silo_whose_key_was_stolen_refuses_the_roster_that_gives_its_name_to_the_thief(
+    federation: SmallFederation, tmp_path: Path
+) -> None:
+    """With a voucher by the stolen key, and a quorum that did not ask: the others follow, the true one does not."""
+    thief, request, path = SigningKey.generate(), tmp_path / "request.toml", federation.silos[SECOND]
+    request.write_bytes(write_join_request(SECOND, federation.plan, thief, old_key=key_of(path)))
+    propose(federation, [request])
+    confirm(federation, OTHERS)
+    bring_the_change_to_all(federation)
+    assert rosters_of(federation.silos[SiloId("silo-1")]).current.epoch == 2
+    assert rosters_of(path).current.epoch == 1
+
+
 def _written(federation: SmallFederation) -> Path:
     return ask_for_new_key(SiloFiles.open(federation.silos[SECOND]))[0]
 
