@@ -12,7 +12,9 @@ depends on is in the agreed plan; the number of records never is.
 ``verification``  numbered checks of a ledger that anybody with the public key can run; ``ledger_report`` is what they give
 ``ledger``        charge first, durably; then train
 ``commitment``    names a silo's records without showing them
-``noise``         Gaussian and uniform numbers from AES-256-CTR, keyed by the operating system
+``noise``         random words from AES-256-CTR, keyed by the operating system
+``discrete_gaussian``  exact noise on the integers; ``discretisation``: what it costs to account for it as Gaussian
+``integer_gradients``  clipped gradients as integers of exact sensitivity; ``statistics``: class sums and Gram matrix
 ``training``      DP-SGD on the cache keys: the only file that knows Opacus, and the only one with torch
 
 The order in a silo is ``ledger.reserve`` (on disk) -> ``train_privately`` -> seal the noised update ->

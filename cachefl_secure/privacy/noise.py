@@ -1,4 +1,4 @@
-"""Gaussian noise and sampling coins from AES-256-CTR streams keyed by the operating system.
+"""Random words and sampling coins from AES-256-CTR streams keyed by the operating system.
 
 Not torch's generator: on a CPU it keeps 32 bits of any seed, so its noise can be enumerated, and two
 silos that both call ``torch.manual_seed(0)`` draw the same. Nothing here reads a global generator.
@@ -39,7 +39,7 @@ class StreamKey(Secret):
 
 
 class RandomStream:
-    """Uniform 64-bit words and standard normals from one AES-256-CTR key stream. For one thread at a time.
+    """Uniform 64-bit words from one AES-256-CTR key stream. For one thread at a time.
 
     A forked child takes a fresh key at its first draw, because it would otherwise repeat its parent's
     noise, and the difference of the two releases would be free of it.
@@ -70,26 +70,6 @@ class RandomStream:
         if probability >= 1.0:
             return np.ones(count, dtype=np.bool_)
         return (self.words(count) >> np.uint64(11)) < np.uint64(int(probability * 2.0**53))
-
-    def normals(self, count: int) -> NDArray[np.float64]:
-        """Independent standard normals by Box and Muller (1958) in float64.
-
-        Radii come from 53-bit uniforms on (0, 1], so nothing lies beyond 8.6 standard deviations: a mass
-        of 1e-17 is missing. Float noise has patterns in its lowest bits (Mironov 2012); they do not leave
-        the silo, because an update is rounded to a grid of 1/32 of its noise before it is masked.
-        """
-        drawn = np.empty(count, dtype=np.float64)
-        for start in range(0, count, _CHUNK):
-            part = drawn[start : start + _CHUNK]
-            half = (part.size + 1) // 2
-            uniform = (self.words(2 * half) >> np.uint64(11)).astype(np.float64)
-            uniform += 1.0
-            uniform *= 2.0**-53
-            radius = np.sqrt(-2.0 * np.log(uniform[:half]))
-            angle = (2.0 * np.pi) * uniform[half:]
-            part[:half] = radius * np.cos(angle)
-            part[half:] = (radius * np.sin(angle))[: part.size - half]
-        return drawn
 
     def _start(self, key: StreamKey) -> None:
         # Counter 0 with a key that is never used twice: the key is the nonce.

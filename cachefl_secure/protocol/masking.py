@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,33 +97,24 @@ class KeySchedule:
         return digest_of("cachefl-secure/self-mask-commitment/1", self.context, silo.encode(), seed.reveal())
 
 
-class IntegerNoise(Protocol):
-    """A silo's share of the noise in the sum, in grid steps. ``RoundParameters.noise_std`` covers its total."""
-
-    def add(self, start: int, words: Words) -> None:
-        """Adds the noise of the entries from ``start`` on, in place, modulo the word. Called once for each, in order."""
-        ...
-
-
 def mask(
     update: Unmasked,
     masks: Masks,
     parameters: RoundParameters,
-    noise: IntegerNoise | None = None,
     *,
     content: NDArray[np.uint8] | None = None,
     threads: int | None = None,
 ) -> MaskedUpdate:
     """The update under its masks, packed, in ``content`` if given. The only way to make a vector that may be sent.
 
-    Chunk by chunk, so that an entry is encoded, masked and packed before it leaves the processor's cache; noise
-    goes on before the masks, in the same pass. ``threads`` changes the time, never the bytes; noise needs one.
+    Chunk by chunk, so that an entry is encoded, masked and packed before it leaves the processor's cache.
+    ``threads`` changes the time, never the bytes.
     """
     size, word = parameters.dimension, parameters.word
     if content is None:
         content = np.empty(parameters.input_bytes, np.uint8)
     packed = PackedVector(content[: parameters.packed_bytes], size, parameters.vector_bits)
-    threads = 1 if noise is not None else threads or threads_for(size)
+    threads = threads or threads_for(size)
     chunk_words = _chunk_words(threads)
 
     def mask_slice(start: int, stop: int) -> tuple[MaskStreams, int]:
@@ -134,8 +124,6 @@ def mask(
         for at in range(start, stop, chunk_words):
             words = scratch[: stop - at]
             clamped += read(words)
-            if noise is not None:
-                noise.add(at, words)
             streams.apply(words)
             packed.write(at, words)
         return streams, clamped

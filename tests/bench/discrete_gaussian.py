@@ -81,7 +81,6 @@ def speed(runs: int) -> list[Figure]:
     narrow, wide = np.empty(DRAWS, np.int32), np.zeros(DRAWS, np.int64)
     tasks: dict[str, Callable[[], object]] = {
         "pcg64": lambda: generator.standard_normal(DRAWS),
-        "normals": lambda: stream.normals(DRAWS),
     }
     for scale in SCALES:
         tasks[f"{scale:g}"] = lambda g=DiscreteGaussian(scale): g.fill(narrow, stream)  # type: ignore[misc]
@@ -93,7 +92,6 @@ def speed(runs: int) -> list[Figure]:
     rate = {name: DRAWS / seconds / 1e6 for name, seconds in least.items()}
     figures = [
         plain("numpy PCG64 standard_normal", rate["pcg64"], "M/s"),
-        plain("RandomStream.normals", rate["normals"], "M/s"),
     ]
     for scale in SCALES:
         name = f"s = {scale:.7g}"
@@ -101,7 +99,6 @@ def speed(runs: int) -> list[Figure]:
             at_least(f"draws a CPU second, {name}", rate[f"{scale:g}"], "M/s", "goal", 50),
             plain(f"added to 64-bit integers, {name}", rate[f"{scale:g}, added"], "M/s"),
             plain(f"speed, {name}", rate[f"{scale:g}"] / rate["pcg64"], "x", "numpy PCG64"),
-            plain(f"speed, {name}", rate[f"{scale:g}"] / rate["normals"], "x", "our normals"),
         ]
     if theirs is not None:
         exact = OPENDP_DRAWS / least["opendp"] / 1e6

@@ -159,7 +159,7 @@ def test_the_two_tails_of_the_log_ratio_are_as_rare_as_stated(size: int, x: floa
     table = log_ratio(np.arange(0, 1701), scale)
     k = DiscreteGaussian(scale).sample(draws * size, fixed(21))
     under_p = table[np.abs(k)].reshape(draws, size).sum(axis=1)
-    k = np.rint(fixed(22).normals(draws * size) * scale).astype(np.int64)
+    k = np.rint(np.random.default_rng(22).normal(0.0, scale, draws * size)).astype(np.int64)
     under_q = table[np.abs(k)].reshape(draws, size).sum(axis=1)
     allowed = 4 * math.exp(-x)
     noise = 4 * math.sqrt(allowed / draws)

@@ -15,6 +15,7 @@ from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.encoding import (
     Encoding,
+    IntegerEncoding,
     RoundingSeed,
     encode,
     integers_of,
@@ -23,8 +24,8 @@ from cachefl_secure.protocol.encoding import (
 from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
 from cachefl_secure.protocol.messages import Phase
 from cachefl_secure.protocol.segments import COUNT_BITS, Segment, bits_for
-from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, Words, aggregate_digest
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, aggregate_digest
+from cachefl_secure.updates import IntegerUpdate, PrivateUpdate
 from tests.protocol.rounds import (
     Federation,
     exact_sum,
@@ -175,34 +176,30 @@ def test_with_noise_there_is_room_for_a_tail_that_is_passed_with_probability_2_t
     assert math.log2(2 * entries) - exponent / math.log(2) <= -40 + 1e-6
 
 
-def test_noise_goes_into_the_sum_before_the_masks_and_once() -> None:
-    """Each silo's noise is known here, so the sum must be that of updates and noise, also across chunks."""
-    dimension = 70_001
-    fed = federation(parameters_for(3, dimension=dimension, bound=100))
-    updates = random_updates(fed)
-    rng = np.random.default_rng(5)
-    noise = {silo: rng.integers(-30, 31, dimension) for silo in fed.silos}
-    parameters = replace(fed.parameters, noise_std=30.0, vector_bits=13)
-
-    class Known:
-        def __init__(self, values: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-            self.values, self.calls = values, [0]
-
-        def add(self, start: int, words: Words) -> None:
-            assert start == self.calls[-1]
-            self.calls.append(start + words.size)
-            np.add(words, self.values[start : start + words.size].astype(words.dtype), out=words)
-
-    seeds = {silo: MaskSeed(fixed(silo, 28)) for silo in fed.silos}
-    masked = []
-    for silo in fed.silos:
-        known = Known(noise[silo])
-        masked.append(mask(updates[silo], Masks([seeds[silo]]), parameters, known))
-        assert known.calls[-1] == dimension
-    total = unmask(sum_masked(masked, parameters), Masks(list(seeds.values())), parameters)
-    signed = {silo: updates[silo].words.astype(np.int64) for silo in fed.silos}
-    expected = sum(np.where(w >= 2**15, w - 2**16, w) + noise[silo] for silo, w in signed.items())
-    assert np.array_equal(total.words.view("<i2").astype(np.int64), np.asarray(expected))
+@pytest.mark.parametrize(("bits", "threads"), [(13, 1), (16, 2), (21, 1), (26, 3), (32, 1)])
+def test_integers_with_noise_of_their_own_come_out_of_the_sum_exactly(bits: int, threads: int) -> None:
+    """Noised before they get here, and sealed so: also across chunks, threads and the sign."""
+    dimension, silos = 2 * 2**16 + 77, 3
+    noise_std = 2 ** (bits - 1) / 40
+    parameters = replace(
+        parameters_for(silos, dimension=dimension, bound=2 ** (bits - 4)),
+        noise_std=noise_std,
+        vector_bits=bits,
+        segments=SEGMENTS,
+    )
+    rng, masked, total = np.random.default_rng(bits), [], np.zeros(dimension, np.int64)
+    seeds = [MaskSeed(fixed(str(n), 28)) for n in range(silos)]
+    for number, seed in enumerate(seeds):
+        noisy = rng.normal(0, noise_std / 2, dimension).astype(np.int32)
+        noisy += rng.integers(-(2 ** (bits - 4)), 2 ** (bits - 4), dimension, np.int32)
+        vectors = random_vectors(SiloId(f"silo-{number + 1:03d}"))
+        encoding = IntegerEncoding(IntegerUpdate(noisy), parameters, vectors)
+        masked.append(mask(encoding, Masks([seed]), parameters, threads=threads))
+        total += noisy
+    opened = unmask(sum_masked(masked, parameters), Masks(list(seeds)), parameters, threads=threads)
+    signed = opened.words.view(parameters.word.str.replace("u", "i")).astype(np.int64)
+    assert np.array_equal(signed, total)
+    assert opened.counters.tolist() == [0]
 
 
 @pytest.mark.parametrize("bits", [13, 16, 21, 32])
