@@ -43,7 +43,6 @@ from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
     LocalMechanism,
     Mechanism,
-    NoisedMechanism,
     NoMechanism,
     StatisticsMechanism,
     View,
@@ -223,19 +222,24 @@ def rdp_order_for(sampling_rate: float, noise_multiplier: float, total_steps: in
 def _history(rounds: Rounds, view: View) -> tuple[Runs, float]:
     """Steps by setting as one view has them, and the slack of all; infinite if a round was not accountable."""
     steps: Counter[tuple[float, float]] = Counter()
-    slack = 0.0
+    integer_steps: Counter[tuple[float, int]] = Counter()
+    not_private = False
     for mechanism, count in rounds:
         if count < 0:
             raise ValueError("a number of rounds is negative")
         match mechanism:
             case DistributedMechanism() | LocalMechanism() | StatisticsMechanism():
-                steps[mechanism.sampling_rate, mechanism.noise_multiplier_in(view)] += count * mechanism.steps
-                slack += _slack(mechanism, count, view)
+                noise = mechanism.noise_multiplier_in(view)
+                steps[mechanism.sampling_rate, noise] += count * mechanism.steps
+                # In the aggregate the noise is a sum of discrete Gaussians: one of the larger scale (decision 0023).
+                scale = mechanism.noise_scale * (noise / mechanism.noise_multiplier)
+                integer_steps[scale, mechanism.dimension] += count * mechanism.steps
             case NoMechanism():
-                slack += math.inf if count else 0.0
+                not_private = not_private or count > 0
             case _:  # not reachable for a typed caller; a wrong object must never be free
                 raise UnaccountedMechanism(type(mechanism).__name__)
     runs = tuple((rate, noise, n) for (rate, noise), n in sorted(steps.items()) if n)
+    slack = math.inf if not_private else sum(_slack(*group, n) for group, n in integer_steps.items())
     return runs, slack if slack <= MAX_SLACK else math.inf
 
 
@@ -244,13 +248,11 @@ def _covered(epsilon: float) -> float:
     return epsilon if epsilon <= LARGEST_EPSILON else math.inf
 
 
-def _slack(mechanism: NoisedMechanism, rounds: int, view: View) -> float:
-    # In the aggregate the noise is a sum of discrete Gaussians: one of the larger scale, to less than 1e-1000.
-    scale = mechanism.noise_scale * mechanism.noise_multiplier_in(view) / mechanism.noise_multiplier
-    if rounds == 0:
+def _slack(scale: float, dimension: int, steps: int) -> float:
+    if steps == 0:
         return 0.0
     try:
-        return discretisation_slack(scale, mechanism.dimension, rounds * mechanism.steps)
+        return discretisation_slack(scale, dimension, steps)
     except ValueError:  # noise too coarse, or too many numbers, for the proof
         return math.inf
 

@@ -92,6 +92,9 @@ def test_full_batch_is_within_a_thousandth_of_the_exact_formula(noise: float, st
     rounds = [(local(noise_multiplier=noise), steps)]
     slack = discretisation_slack(local(noise_multiplier=noise).noise_scale, local().dimension, steps)
     dearer = epsilon_closed_form(noise, steps, 0.999 * DELTA) + slack
+    if dearer > 50:  # more than decision 0024 covers
+        assert epsilon_spent(rounds, DELTA) == math.inf
+        return
     assert exact < dearer <= epsilon_spent(rounds, DELTA) + 1e-12 <= dearer + 1e-3
 
 
@@ -175,15 +178,15 @@ def test_the_false_claim_for_several_local_steps_cannot_be_reported() -> None:
 
 @pytest.mark.claim("C7")
 def test_noise_of_few_integer_steps_is_not_accounted() -> None:
-    coarse = local(noise_multiplier=0.05, feature_bits=1, gradient_bits=1)
-    assert discretisation_slack(coarse.noise_scale, coarse.dimension, 1) > MAX_SLACK
+    coarse = local(
+        noise_multiplier=8.0, feature_bits=1, gradient_bits=1
+    )  # 32 integer steps: outside the proof
     assert cost_of([(coarse, 1)], DELTA) == Cost(math.inf, math.inf)
-    enough = local(noise_multiplier=8.0, feature_bits=6, gradient_bits=6)
-    rounds = 1 + int(MAX_SLACK / discretisation_slack(enough.noise_scale, enough.dimension, 1))
-    assert cost_of([(enough, rounds - 1)], DELTA).local < math.inf
-    assert (
-        cost_of([(enough, rounds)], DELTA).local == math.inf
-    )  # what adds up over rounds counts, not one round
+    enough = local(noise_multiplier=8.0, feature_bits=3, gradient_bits=3)  # 512
+    assert discretisation_slack(enough.noise_scale, enough.dimension, 1) < MAX_SLACK
+    assert cost_of([(enough, 1)], DELTA).local < math.inf
+    assert discretisation_slack(enough.noise_scale, enough.dimension, 200) > MAX_SLACK
+    assert cost_of([(enough, 200)], DELTA).local == math.inf  # what adds up over rounds counts, not one round
 
 
 def test_the_slack_is_in_the_epsilon() -> None:
@@ -191,7 +194,7 @@ def test_the_slack_is_in_the_epsilon() -> None:
     gap = discretisation_slack(coarse.noise_scale, 240, 20) - discretisation_slack(fine.noise_scale, 240, 20)
     difference = epsilon_spent([(coarse, 20)], DELTA) - epsilon_spent([(fine, 20)], DELTA)
     assert difference == pytest.approx(gap, rel=1e-6)
-    assert gap > 1e-5
+    assert gap > 1e-6
 
 
 # --- calibration
