@@ -26,7 +26,7 @@ from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure.updates import PrivateUpdate
 from tests.small_federation import SmallFederation
 
-NOISE_ONLY = Trainer(lambda device: None, lambda *_: PrivateUpdate(np.random.default_rng().normal(size=128)))
+NOISE_ONLY = Trainer(lambda *_: None, lambda *_: PrivateUpdate(np.random.default_rng().normal(size=128)))
 """Trains nothing, at once; another update each time."""
 
 

@@ -104,9 +104,35 @@ def _check_tensors(model: CacheModel) -> None:
         raise ValueError("cache_keys and text_classifier must be finite")
 
 
+def has_unit_rows(model: CacheModel) -> bool:
+    """Whether cache keys and text classifier have rows of unit norm, as an encoder's features do, to 1 in 1,000.
+
+    Rows of norm 10^6 would turn the last bit of a product into a whole decision.
+    """
+    rows = torch.cat([model.cache_keys, model.text_classifier]).double().norm(dim=1)
+    return bool(((rows - 1).abs() < 1e-3).all())
+
+
 def affinity(features: Tensor, cache_keys: Tensor) -> Tensor:
     """(b, NK): inner products of features (b, C) with cache keys; cosines while the keys have unit norm."""
-    return features @ cache_keys.T
+    return _inner_products(features, cache_keys)
+
+
+_LANES = 64
+
+
+def _inner_products(features: Tensor, rows: Tensor) -> Tensor:
+    """(b, n): features (b, C) times rows (n, C), contiguous, padded with zeros to whole lanes.
+
+    In odd shapes a matrix product gives the same row other last bits at another place in the batch, and then
+    one record's gradient would depend on how many stand before it. ``privacy.training`` tries it out before it trains.
+    """
+    missing = -features.shape[1] % _LANES
+    n, more = len(rows), -len(rows) % _LANES
+    if missing or more:
+        features, rows = functional.pad(features, (0, missing)), functional.pad(rows, (0, missing, 0, more))
+    products = features @ rows.T
+    return products[:, :n].contiguous() if more else products
 
 
 def cache_logits(features: Tensor, cache_keys: Tensor, cache_values: Tensor, beta: float) -> Tensor:
@@ -146,7 +172,7 @@ def _activations_and_logits(
     # -beta + beta * affinity, then exp: two passes over b * NK numbers.
     offset = features.new_tensor(-model.beta)
     activations = torch.addmm(offset, features, keys.T, alpha=model.beta).exp_()
-    text_logits = model.logit_scale * features @ model.text_classifier.to(features).T
+    text_logits = _inner_products(features, model.text_classifier.to(features)).mul_(model.logit_scale)
     if (images := _images_per_class(model)) is not None:
         by_class = activations.view(len(features), -1, images).sum(dim=2)
     else:

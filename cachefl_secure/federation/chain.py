@@ -13,7 +13,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cachefl_secure.cache.model import CacheModel, add_update, cache_digest, cache_from_bytes, cache_to_bytes
+from cachefl_secure.cache.model import (
+    CacheModel,
+    add_update,
+    cache_digest,
+    cache_from_bytes,
+    cache_to_bytes,
+    has_unit_rows,
+)
 from cachefl_secure.errors import ConfigError, PeerError, RecordRejected
 from cachefl_secure.federation.record import (
     Participation,
@@ -149,14 +156,16 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
     """Keeps the cache that round 1 starts from.
 
     Raises:
-        PeerError: not the cache that the plan names.
+        PeerError: not the cache that the plan names, or its keys or text features have not unit norm.
     """
     try:
-        digest = cache_digest(cache_from_bytes(content, file="initial cache"))
+        cache = cache_from_bytes(content, file="initial cache")
     except ConfigError as error:
         raise PeerError("coordinator", str(error)) from None
-    if digest != plan.cache.initial_digest:
+    if cache_digest(cache) != plan.cache.initial_digest:
         raise PeerError("coordinator", "the initial cache is not the one that the plan names")
+    if not has_unit_rows(cache):
+        raise PeerError("coordinator", "keys or text features of the initial cache have not unit norm")
     state.write(_model_file(0), content)
 
 

@@ -69,17 +69,16 @@ class UpdateSpent(Exception):
 class Trainer:
     """What turns a silo's records into its noised update. Opacus, unless a test says otherwise."""
 
-    check: Callable[[str], None]
-    """Raises if the device cannot train. Called before the charge."""
+    check: Callable[[CacheModel, StepMechanism, str], None]
+    """Raises if the device cannot train such a model. Called before the charge."""
     train: Callable[[CacheModel, FeatureSet, StepMechanism, str], NoisedUpdate]
 
 
-def _check_device(device: str) -> None:
-    from cachefl_secure.privacy.training import (
-        check_device,  # seconds to import, and a resumed silo may not train
-    )
+def _check(model: CacheModel, mechanism: StepMechanism, device: str) -> None:
+    from cachefl_secure.privacy import training  # seconds to import, and a resumed silo may not train
 
-    check_device(device)
+    training.check_device(device)
+    training.check_rows_alike(model, mechanism, device)
 
 
 def _train(model: CacheModel, records: FeatureSet, mechanism: StepMechanism, device: str) -> NoisedUpdate:
@@ -88,7 +87,7 @@ def _train(model: CacheModel, records: FeatureSet, mechanism: StepMechanism, dev
     return train_privately(model, records, mechanism, device=device)
 
 
-OPACUS = Trainer(_check_device, _train)
+OPACUS = Trainer(_check, _train)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +251,7 @@ class SiloAttempt:
         """Charge, durably; then train; then seal. What can fail without training is tried before the charge."""
         plan, config, manifest = self.files.plan, self.files.config, self.manifest
         mechanism, model, records = mechanism_of(plan), self.chain.model(), self.files.records()
-        self.trainer.check(config.training_device)
+        self.trainer.check(model, mechanism, config.training_device)
         spend = self._reserve()
         if spend.update_digest is not None or self.files.state.has(round_file(manifest.round, _SENT)):
             raise UpdateSpent

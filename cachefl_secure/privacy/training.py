@@ -20,6 +20,7 @@ post-processing of what is released here: they cost nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from opacus import PrivacyEngine
 from opacus.accountants import create_accountant
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, affinity_gradient
@@ -110,6 +112,36 @@ def check_device(device: str) -> None:
         torch.zeros(1, dtype=torch.float64, device=device)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ConfigError("silo.toml", "training_device", f"{device}: {str(error).splitlines()[0]}") from None
+
+
+def check_rows_alike(cache: CacheModel, mechanism: StepMechanism, device: str) -> None:
+    """Before the charge: that a record's gradient does not depend on its place in a batch, bit for bit, in these shapes.
+
+    What one more record may change is one gradient; if others moved with it, by one place, and came out differently,
+    the sum would change by more than is accounted for. Tried on a batch and the same batch one place further.
+
+    Raises:
+        ConfigError: they do depend on it. Train on another device.
+    """
+    shape = (cache.number_of_keys, cache.number_of_classes, cache.feature_dim)
+    if not _rows_alike(shape, _chunk_records(mechanism), device):
+        reason = f"{device}: a record's gradient depends on its place in a batch here; choose another device"
+        raise ConfigError("silo.toml", "training_device", reason)
+
+
+@lru_cache(16)
+def _rows_alike(shape: tuple[int, int, int], chunk: int, device: str) -> bool:
+    keys, classes, dim = shape
+    random = torch.Generator().manual_seed(0)
+    rows = normalize(torch.randn(keys + classes + chunk + 1, dim, generator=random), dim=1)
+    labels = torch.arange(keys) * classes // keys
+    model = CacheModel(
+        rows[:keys], labels, rows[keys : keys + classes], alpha=16.0, beta=5.5, logit_scale=100.0
+    )
+    features, wanted = rows[keys + classes :].to(device), (torch.arange(chunk + 1) % classes).to(device)
+    first = affinity_gradient(model, features[:-1], wanted[:-1])
+    shifted = affinity_gradient(model, features[1:], wanted[1:])
+    return torch.equal(first[1:], shifted[:-1])
 
 
 def _check_records(cache: CacheModel, records: FeatureSet) -> None:

@@ -231,13 +231,27 @@ def climb(value: Callable[[float], float], start: int) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class Cell:
-    """Means over seeds, in per cent, and how far apart the seeds are."""
+    """Accuracies in per cent, one a seed."""
 
     line: str
     epsilon: float
-    accuracy: float
-    spread: float
+    values: tuple[float, ...]
     learning_rate: float
+
+    @property
+    def accuracy(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def spread(self) -> float:
+        return max(self.values) - min(self.values)
+
+
+def ahead(one: Cell, other: Cell) -> tuple[float, float]:
+    """Points that one is ahead of the other on the same seeds, and the standard error of that mean."""
+    points = [x - y for x, y in zip(one.values, other.values, strict=True)]
+    error = statistics.stdev(points) / math.sqrt(len(points)) if len(points) > 1 else math.nan
+    return statistics.mean(points), error
 
 
 def measure(
@@ -253,8 +267,8 @@ def measure(
 
         best, place = climb(first, place)
         rate = RATES[place]
-        values = [best, *(accuracy(line, task, seed, noise, rate) for seed, task in enumerate(tasks[1:], 1))]
-        cells.append(Cell(line, epsilon, statistics.mean(values), max(values) - min(values), rate))
+        rest = (accuracy(line, task, seed, noise, rate) for seed, task in enumerate(tasks[1:], 1))
+        cells.append(Cell(line, epsilon, (best, *rest), rate))
         progress(f"{tasks[0].name}, {line}, epsilon {epsilon:g}: {cells[-1].accuracy:.1f} % at {rate:g}")
     return cells
 
@@ -284,15 +298,13 @@ def run(
             for c in cells
         ),
     ]
-    by = {(cell.line, cell.epsilon): cell.accuracy for cell in cells}
+    by = {(cell.line, cell.epsilon): cell for cell in cells}
     for epsilon in epsilons:
-        lost = by["distributed", epsilon] - by["central", epsilon]
-        gained = by["distributed", epsilon] - by["local", epsilon]
-        figures.append(
-            _points(f"{name}: distributed, epsilon {epsilon:g}", lost, "central", -1.5 if goals else None)
-        )
-        due = 4.0 if goals and 1 <= epsilon <= 4 else None
-        figures.append(_points(f"{name}: distributed, epsilon {epsilon:g}", gained, "local", due))
+        for other, goal in (("central", -1.5), ("local", 4.0 if 1 <= epsilon <= 4 else None)):
+            points, error = ahead(by["distributed", epsilon], by[other, epsilon])
+            due = goal if goals else None
+            what = f"{other}, standard error {error:.1f}"
+            figures.append(_points(f"{name}: distributed, epsilon {epsilon:g}", points, what, due))
     return figures, [*cells, *without]
 
 

@@ -114,7 +114,7 @@ def _toy_training(*_: object) -> PrivateUpdate:
     return PrivateUpdate(np.random.default_rng().normal(size=128))  # fresh each time, as real noise is
 
 
-TOY = Trainer(lambda device: None, _toy_training)
+TOY = Trainer(lambda *_: None, _toy_training)
 
 
 @pytest.fixture(scope="module")

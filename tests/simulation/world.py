@@ -138,7 +138,7 @@ class SimSilo:
         if self.service is None:
             ledger = self.files.ledger()
             try:
-                self.service = SiloService(self.files, ledger, Trainer(lambda device: None, self._train))
+                self.service = SiloService(self.files, ledger, Trainer(lambda *_: None, self._train))
             except BaseException:
                 ledger.close()
                 raise
