@@ -34,8 +34,8 @@ class Budget:
     rounds_projected: int
     insecure_rounds: int
     """Charged with noise out of a test's repeatable streams: nothing is claimed then."""
-    statements: tuple[str, str]
-    """The two sentences that may be said, local first."""
+    statements: tuple[str, str, str]
+    """The two sentences that may be said, local first, and what was spent so far."""
 
 
 def silo_budget(root: Path) -> Budget:

@@ -15,6 +15,7 @@ import msgspec
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.plan import FederationPlan, SecureSumPlan
 from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
+from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
 from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
 
@@ -86,6 +87,9 @@ class PrivacyChoices:
         Raises:
             ConfigError: a number out of range.
         """
+        if LARGEST_EPSILON < self.target < math.inf:
+            reason = f"{self.target:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
+            raise ConfigError("init", "epsilon", reason)
         steps = {
             "clip_norm": self.clip_norm,
             "sampling_rate": self.sampling_rate,
@@ -151,8 +155,9 @@ def as_local(section: PrivacyPlan) -> PrivacyPlan:
 def _distributed(section: DistributedPlan, epsilon: float, sizes: Sizes) -> DistributedPlan:
     """A silo's share is what the aggregate asks of it, or what its local epsilon asks for if that is more."""
     noise = _noise(section, epsilon, View.AGGREGATE, sizes)
-    if _cost(section, noise, View.LOCAL, sizes) > section.epsilon_local:
-        noise = _noise(section, section.epsilon_local, View.LOCAL, sizes)
+    most = min(section.epsilon_local, LARGEST_EPSILON)
+    if _cost(section, noise, View.LOCAL, sizes) > most:
+        noise = _noise(section, most, View.LOCAL, sizes)
     made = msgspec.structs.replace(section, noise_multiplier=noise, epsilon_aggregate=epsilon)
     local = epsilon_spent([(_mechanism(made, sizes), made.rounds)], made.delta, View.LOCAL)
     return msgspec.structs.replace(made, epsilon_local=min(section.epsilon_local, _upward(local, 4)))

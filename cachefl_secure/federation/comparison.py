@@ -24,11 +24,12 @@ from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, add_update
 from cachefl_secure.federation.calibration import Sizes, as_local, recalibrated
 from cachefl_secure.federation.ports import Progress, silent
+from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import step_mechanism
 from cachefl_secure.privacy.training import change_of_keys, train_privately
 from cachefl_secure.privacy_plan import DistributedPlan, NoPrivacyPlan, PrivacyPlan
 
-_NO_CAP = 1e6
+_NO_CAP = LARGEST_EPSILON
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,13 +164,13 @@ def establish_silo(
 
 
 def check_delta(plan: FederationPlan, records: int) -> None:
-    """With delta = 1/n a mechanism may publish one record of n outright.
+    """With delta = 1/n a mechanism may publish one record of n outright: a tenth of that is asked for.
 
     Raises:
-        ConfigError: delta is not below one over this silo's number of records.
+        ConfigError: delta is more than a tenth of one over this silo's number of records.
     """
-    if plan.privacy.mechanism != "none" and plan.privacy.delta * records >= 1.0:
-        reason = f"{plan.privacy.delta!r} is not below one over this silo's {records} records"
+    if plan.privacy.mechanism != "none" and plan.privacy.delta * records > 0.1:
+        reason = f"{plan.privacy.delta!r} is more than a tenth of one over this silo's {records} records"
         raise ConfigError("invite", "plan.privacy.delta", reason)
 
 

@@ -9,7 +9,7 @@ from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.privacy.accounting import Cost, charged, is_mixed
 from cachefl_secure.privacy.entries import Randomness
 from cachefl_secure.privacy.mechanism import Mechanism, View
-from cachefl_secure.privacy.statements import aggregate_statement, local_statement
+from cachefl_secure.privacy.statements import aggregate_statement, local_statement, meter
 from cachefl_secure.privacy.terms import Terms
 
 
@@ -83,21 +83,33 @@ class LedgerReport:
         after = charged(rounds, min(self.delta, terms.delta), self.rdp_order or terms.rdp_order)
         return after.at_least(self.spent).within(terms.caps)
 
-    def statements(self, silo: SiloId, terms: Terms) -> tuple[str, str]:
-        """The two sentences that may be printed, local first: see ``statements``.
+    def guaranteed(self, terms: Terms) -> Cost:
+        """What holds whenever the rounds end: the largest caps that rounds were, or are, charged under.
+
+        As far as caps were not raised after seeing results; a cap in the ledger tells when that was.
+        """
+        most = terms.caps.at_least(self.spent)
+        for spend in self.spends:
+            most = most.at_least(spend.caps)
+        return most
+
+    def statements(self, silo: SiloId, terms: Terms) -> tuple[str, str, str]:
+        """The two sentences that may be printed, local first, and what was spent so far: see ``statements``.
 
         ``terms`` are those of the silo's present plan; all that rounds were charged under count besides.
         """
-        insecure = self.insecure_rounds
+        insecure, holds = self.insecure_rounds, self.guaranteed(terms)
         alone, together = (self.delta_of(view) if self.spends else terms.delta for view in View)
+        survivors = {terms.survivors, *(spend.survivors for spend in self.spends)}
         return (
-            local_statement(silo, self.spent.local, alone, insecure_rounds=insecure),
+            local_statement(silo, holds.local, alone, insecure_rounds=insecure),
             aggregate_statement(
                 silo,
-                self.spent.aggregate,
+                holds.aggregate,
                 together,
                 colluders=min([terms.colluders, *(spend.colluders for spend in self.spends)]),
-                survivors=max([terms.survivors, *(spend.survivors for spend in self.spends)]),
+                survivors=survivors.pop() if len(survivors) == 1 else None,
                 insecure_rounds=insecure,
             ),
+            meter(self.spent.local, self.spent.aggregate),
         )

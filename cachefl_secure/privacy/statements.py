@@ -1,6 +1,9 @@
 """The only two privacy sentences that may be printed: always both, always with against whom they hold.
 
-Epsilon is rounded up. The guarantee is computational: noise and masks are AES-256-CTR streams.
+Their epsilon is the *cap*: what holds whenever the rounds end, also if that was decided after seeing results. What was
+spent so far is less, and is told beside them as a reading of the meter (decision 0025).
+
+Epsilon is rounded up. The guarantee is computational: the noise is an AES-256-CTR stream, masks are AES-128's.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ import math
 
 from cachefl_secure.names import SiloId
 
+_WHENEVER = ", whenever its rounds end"
+
 
 def local_statement(silo: SiloId, epsilon: float, delta: float, *, insecure_rounds: int = 0) -> str:
     """What holds without assuming a secure sum."""
@@ -16,23 +21,38 @@ def local_statement(silo: SiloId, epsilon: float, delta: float, *, insecure_roun
         return nothing
     return (
         "Against the coordinator and all other institutions together, without assuming secure aggregation, "
-        f"every record of silo {silo} has ({rounded_up(epsilon)}, {delta!r})-DP."
+        f"every record of silo {silo} has ({rounded_up(epsilon)}, {delta!r})-DP{_WHENEVER}."
     )
 
 
 def aggregate_statement(
-    silo: SiloId, epsilon: float, delta: float, *, colluders: int, survivors: int, insecure_rounds: int = 0
+    silo: SiloId,
+    epsilon: float,
+    delta: float,
+    *,
+    colluders: int,
+    survivors: int | None,
+    insecure_rounds: int = 0,
 ) -> str:
     """What holds while the secure sum does. For mechanism ``local`` epsilon is the local one.
 
-    Rounds under several plans need the fewest of their ``colluders`` and the most of their ``survivors``.
+    Rounds under several plans need the fewest of their ``colluders``; ``survivors`` is then None.
     """
     if (nothing := _nothing(silo, epsilon, insecure_rounds)) is not None:
         return nothing
+    least = "as many survivors as its plan guarantees" if survivors is None else f">= {survivors} survivors"
     return (
-        f"If at most {colluders} institutions collude with the coordinator and the secure sum is unbroken "
-        f"(>= {survivors} survivors in every completed round), "
-        f"every record of silo {silo} has ({rounded_up(epsilon)}, {delta!r})-DP."
+        f"If at most {colluders} institutions collude with the coordinator or leave out their noise, and the secure sum is "
+        f"unbroken ({least} in every completed round), "
+        f"every record of silo {silo} has ({rounded_up(epsilon)}, {delta!r})-DP{_WHENEVER}."
+    )
+
+
+def meter(spent_local: float, spent_aggregate: float) -> str:
+    """What the two sentences do not say: how far it has come."""
+    return (
+        f"Spent so far: local {rounded_up(spent_local)}, aggregate {rounded_up(spent_aggregate)}. "
+        "These hold in place of the caps if the number of rounds did not depend on results."
     )
 
 
@@ -52,5 +72,8 @@ def _nothing(silo: SiloId, epsilon: float, insecure_rounds: int) -> str | None:
             "no differential privacy is claimed."
         )
     if math.isinf(epsilon):
-        return f"Silo {silo} released updates without noise: no differential privacy is claimed."
+        return (
+            f"Silo {silo} released updates without noise, has spent more than can be accounted for, or has no cap: "
+            "no differential privacy is claimed."
+        )
     return None

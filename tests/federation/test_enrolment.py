@@ -160,12 +160,12 @@ def test_a_plan_without_privacy_needs_a_word_from_the_silo(tmp_path: Path) -> No
 
 
 def test_a_delta_that_allows_publishing_a_record_is_refused_at_join(tmp_path: Path) -> None:
-    """delta = 1e-3 and a thousand records: known before anything is written, and to this silo only."""
+    """delta = 1e-3 and a hundred records: known before anything is written, and to this silo only."""
     from cachefl_secure.federation.joining import check_delta
 
     plan = read_invite(
         found_coordinator(tmp_path / "c", privacy=small_privacy(PrivacyChoices(delta=1e-3))) / "invite.toml"
     )
-    check_delta(plan, 999)
-    with pytest.raises(ConfigError, match="1000 records"):
-        check_delta(plan, 1000)
+    check_delta(plan, 100)
+    with pytest.raises(ConfigError, match="101 records"):
+        check_delta(plan, 101)

@@ -87,8 +87,10 @@ def _epsilons(text: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError("--epsilons", "", f"{text!r}: write numbers separated by commas") from None
-    if not all(0 < value < float("inf") for value in values):
-        raise ConfigError("--epsilons", "", "each must be positive and finite; no noise is always compared")
+    if not all(0 < value <= 50 for value in values):
+        raise ConfigError(
+            "--epsilons", "", "each must be positive and at most 50; no noise is always compared"
+        )
     return sorted(values)
 
 
