@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -23,6 +24,8 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
 from cachefl_secure.privacy_plan import PrivacyPlan
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.protocol.vectors import EncodedUpdate, Unmasked
 
 CLASSES, KEYS_A_CLASS, FEATURE_DIM = 4, 2, 16
 
@@ -144,3 +147,10 @@ def joined_with_random_features(
     )
     invite = (coordinator / INVITE_FILE).read_bytes()
     return establish_silo(root, invite, silo, Features(records, Digest("f" * 64), digests), choices)
+
+
+def all_entries(update: Unmasked, parameters: RoundParameters) -> EncodedUpdate:
+    """What a silo is about to mask, read at once."""
+    words, counters = np.empty(parameters.dimension, parameters.word), update.counters.copy()
+    counters[0] += update.entries_from(0)(words)
+    return EncodedUpdate(words, counters)

@@ -27,6 +27,8 @@ def shown(file: Path) -> list[list[str]]:
 def test_a_command_of_the_readme_exists_with_its_options(words: list[str]) -> None:
     assert isinstance(_ROOT, TyperGroup)
     command = _ROOT.commands[words[0]]
+    if isinstance(command, TyperGroup):
+        command = command.commands[words[1]]
     known = {option for parameter in command.params for option in parameter.opts}
     used = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
     assert used <= known

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from cachefl_secure.errors import RoundAborted
-from cachefl_secure.federation import letters, silo_attempt
+from cachefl_secure.federation import letters
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
@@ -26,11 +27,10 @@ from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import append_only
 from cachefl_secure.privacy.ledger import Ledger
-from cachefl_secure.protocol.encoding import RoundingSeed, encode
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
 from cachefl_secure.updates import PrivateUpdate
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, all_entries, found
 
 SILOS = 4
 VICTIM = SiloId("silo-2")
@@ -201,16 +201,15 @@ def test_killed_at_any_write_or_reply_the_round_ends_in_the_exact_sum_and_one_ch
     monkeypatch: pytest.MonkeyPatch,
     victim: str,
 ) -> None:
-    masked: dict[bytes, EncodedUpdate] = {}
+    masked: dict[str, EncodedUpdate] = {}
     """Every update that was encoded, once, however often."""
+    genuine = SealedUpdate.encoding
 
-    def recording(
-        update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed
-    ) -> EncodedUpdate:
-        masked[update.values.tobytes()] = encode(update, parameters, rounding)
-        return masked[update.values.tobytes()]
+    def recording(self: SealedUpdate, parameters: RoundParameters) -> EncodedUpdate:
+        masked[self.digest] = all_entries(genuine(self, parameters), parameters)
+        return masked[self.digest]
 
-    monkeypatch.setattr(silo_attempt, "Encoding", recording)
+    monkeypatch.setattr(SealedUpdate, "encoding", recording)
     total = _moments(founded, tmp_path, victim, killers)
     assert total > 15
     dropped = 0

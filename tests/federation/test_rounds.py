@@ -35,7 +35,7 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure.updates import PrivateUpdate
-from tests.small_federation import SmallFederation, found, small_privacy
+from tests.small_federation import SmallFederation, all_entries, found, small_privacy
 
 Handle = Callable[[SiloService, str, bytes], bytes]
 
@@ -70,10 +70,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[EncodedUpdate]:
     genuine = SealedUpdate.encoding
 
     def recording(self: SealedUpdate, parameters: RoundParameters) -> EncodedUpdate:
-        encoding = genuine(self, parameters)
-        words, counters = np.empty(parameters.dimension, parameters.word), encoding.counters.copy()
-        counters[0] += encoding.entries_from(0)(words)
-        encoded.append(EncodedUpdate(words, counters))
+        encoded.append(all_entries(genuine(self, parameters), parameters))
         return encoded[-1]
 
     monkeypatch.setattr(SealedUpdate, "encoding", recording)
