@@ -363,7 +363,7 @@ MUTANTS = (
     Mutant(trained_again_for_a_retry, "C9", honest),
     Mutant(charge_after_send, "C9", honest),
     Mutant(charge_not_synced, "C9", honest),
-    Mutant(last_charge_cut_off_on_opening, "C11", honest),
+    Mutant(last_charge_cut_off_on_opening, "C11", honest, within=120),
     Mutant(files_overwritten_in_place, "C17", honest, within=400),
     Mutant(duplicate_counted_twice, "C2", honest),
     Mutant(survivor_left_out_of_the_sum, "C2", honest),

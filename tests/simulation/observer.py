@@ -89,6 +89,9 @@ class Observer:
 
     def on_reply(self, silo: SiloId, phase: str, request: bytes, raw: bytes, charged: bytes) -> None:
         """A reply left the silo; ``charged`` is what of its ledger is safe."""
+        rounds = self._charged_rounds(
+            silo, charged
+        )  # I6, whatever it answers: a charge that is lost may be made again
         reply = msgspec.msgpack.decode(raw, type=letters.Reply)
         if reply.declined is not None or phase not in PHASES:
             return
@@ -111,16 +114,15 @@ class Observer:
         if phase == letters.MASKED_INPUT:
             masked = msgspec.msgpack.decode(_body_of(reply.answer), type=MaskedInput)
             self.knowledge.left.append(self.knowledge.made[masked.words])
-            self._on_masked_input(silo, self.attempts[current], request, charged)
+            self._on_masked_input(silo, self.attempts[current], request, rounds)
         if phase == letters.UNMASK:
             self._on_shares(silo, self.attempts[current], reply.answer)
 
-    def _on_masked_input(self, silo: SiloId, attempt: AttemptView, request: bytes, charged: bytes) -> None:
+    def _on_masked_input(self, silo: SiloId, attempt: AttemptView, request: bytes, rounds: list[int]) -> None:
         delivery = msgspec.msgpack.decode(
             msgspec.msgpack.decode(request, type=Signed).body, type=ShareDelivery
         )
         attempt.sharers[silo] = frozenset(delivery.sharers)
-        rounds = self._charged_rounds(silo, charged)
         if attempt.manifest.round not in rounds:
             raise Violation("I3", f"{silo} sent in round {attempt.manifest.round}, charged are {rounds}")
         if len(self.encoded[silo, attempt.manifest.round]) > 1:
