@@ -165,6 +165,12 @@ def is_mixed(rounds: Rounds, view: View) -> bool:
     return len(settings) > 1 and any(rate < 1.0 for rate, _ in settings)
 
 
+def is_too_coarse(rounds: Rounds) -> bool:
+    """Whether noise of too few integer steps stands between these rounds and an epsilon, and nothing else."""
+    noised = [(mechanism, count) for mechanism, count in rounds if not isinstance(mechanism, NoMechanism)]
+    return any(math.isinf(_history(noised, view)[1]) for view in View)
+
+
 def rounds_within(
     mechanism: Mechanism, delta: float, caps: Cost, *, earlier: Rounds = (), rdp_order: int = 0
 ) -> int:
@@ -222,25 +228,24 @@ def rdp_order_for(sampling_rate: float, noise_multiplier: float, total_steps: in
 def _history(rounds: Rounds, view: View) -> tuple[Runs, float]:
     """Steps by setting as one view has them, and the slack of all; infinite if a round was not accountable."""
     steps: Counter[tuple[float, float]] = Counter()
-    integer_steps: Counter[tuple[float, int]] = Counter()
-    not_private = False
+    numbers: Counter[float] = Counter()  # that noise was added to, by its scale in integer steps
+    private = True
     for mechanism, count in rounds:
         if count < 0:
             raise ValueError("a number of rounds is negative")
         match mechanism:
             case DistributedMechanism() | LocalMechanism() | StatisticsMechanism():
-                noise = mechanism.noise_multiplier_in(view)
-                steps[mechanism.sampling_rate, noise] += count * mechanism.steps
-                # In the aggregate the noise is a sum of discrete Gaussians: one of the larger scale (decision 0023).
-                scale = mechanism.noise_scale * (noise / mechanism.noise_multiplier)
-                integer_steps[scale, mechanism.dimension] += count * mechanism.steps
+                steps[mechanism.sampling_rate, mechanism.noise_multiplier_in(view)] += count * mechanism.steps
+                # In the aggregate noise is a sum of shares: of the larger scale, as if drawn at once (decision 0023).
+                share = mechanism.noise_multiplier_in(view) / mechanism.noise_multiplier
+                numbers[mechanism.noise_scale * share] += count * mechanism.steps * mechanism.dimension
             case NoMechanism():
-                not_private = not_private or count > 0
+                private = private and count == 0
             case _:  # not reachable for a typed caller; a wrong object must never be free
                 raise UnaccountedMechanism(type(mechanism).__name__)
     runs = tuple((rate, noise, n) for (rate, noise), n in sorted(steps.items()) if n)
-    slack = math.inf if not_private else sum(_slack(*group, n) for group, n in integer_steps.items())
-    return runs, slack if slack <= MAX_SLACK else math.inf
+    slack = math.fsum(_slack(scale, count) for scale, count in numbers.items() if count)
+    return runs, slack if private and slack <= MAX_SLACK else math.inf
 
 
 def _covered(epsilon: float) -> float:
@@ -248,11 +253,10 @@ def _covered(epsilon: float) -> float:
     return epsilon if epsilon <= LARGEST_EPSILON else math.inf
 
 
-def _slack(scale: float, dimension: int, steps: int) -> float:
-    if steps == 0:
-        return 0.0
+def _slack(scale: float, numbers: int) -> float:
+    """For all noise of one scale at once: less than the sum over rounds."""
     try:
-        return discretisation_slack(scale, dimension, steps)
+        return discretisation_slack(scale, numbers, 1)
     except ValueError:  # noise too coarse, or too many numbers, for the proof
         return math.inf
 

@@ -11,7 +11,6 @@ signed round record; ``verify_ledger`` and ``Ledger.open`` take such heads as an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +23,10 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import BudgetExhausted, LocalProtocolError, PeerError, UnaccountedMechanism
 from cachefl_secure.names import COORDINATOR, Digest, FederationId, PublicKeyHex, SiloId
 from cachefl_secure.privacy import append_only, entries
-from cachefl_secure.privacy.accounting import Cost, accountant_name
+from cachefl_secure.privacy.accounting import Cost, accountant_name, is_too_coarse
 from cachefl_secure.privacy.entries import AnyBody, EntryRejected, Randomness, exact
 from cachefl_secure.privacy.ledger_report import LedgerReport, Spend
-from cachefl_secure.privacy.mechanism import NoMechanism, View, mechanism_fields
+from cachefl_secure.privacy.mechanism import View, mechanism_fields
 from cachefl_secure.privacy.terms import Terms
 from cachefl_secure.privacy.verification import (
     Anchor,
@@ -168,14 +167,12 @@ class Ledger:
 
         Raises:
             BudgetExhausted: after would pass one of the caps. A mechanism without noise passes any finite cap.
-            UnaccountedMechanism: unknown, or its noise is too coarse a lattice's for what accountants assume.
+            UnaccountedMechanism: unknown, or its noise is too few integer steps for what accountants assume.
         """
+        if is_too_coarse([*self._history.rounds(), (terms.mechanism, 1)]):
+            raise UnaccountedMechanism(f"{terms.mechanism.kind} with noise of too few integer steps")
         delta = min(terms.delta, self._history.delta)
         before, after = self._history.forecast(terms.mechanism, delta, terms.rdp_order)
-        if math.isinf(after.local) and not (
-            math.isinf(before.local) or isinstance(terms.mechanism, NoMechanism)
-        ):
-            raise UnaccountedMechanism(f"{terms.mechanism.kind} with noise of too few integer steps")
         for view in View:
             if not after.of(view) <= terms.caps.of(view):
                 raise BudgetExhausted(before.of(view), after.of(view), terms.caps.of(view), view.value)

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import CacheflError, RoundAborted
-from cachefl_secure.federation import silo_attempt
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.roster_files import read_history
+from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
@@ -37,7 +37,6 @@ from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy import append_only
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.protocol import answering, masking
-from cachefl_secure.protocol.encoding import RoundingSeed, encode
 from cachefl_secure.protocol.masking import Masks
 from cachefl_secure.protocol.messages import Roster
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -48,7 +47,7 @@ from tests.simulation.knowledge import Knowledge, Update, Upload
 from tests.simulation.observer import Observer, Violation, search_secrets
 from tests.simulation.primitives import SeededTokens, remember_primitives
 from tests.simulation.watching import watch
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, all_entries, found
 
 COORDINATOR_ROOT = "coordinator"
 HEALED, SEARCHED = 5, 50
@@ -405,10 +404,10 @@ class Stage:
                 )
             return masked
 
-        def watched_encode(
-            update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed
-        ) -> EncodedUpdate:
-            encoded = encode(update, parameters, rounding)
+        genuine = SealedUpdate.encoding
+
+        def watched_encoding(update: SealedUpdate, parameters: RoundParameters) -> EncodedUpdate:
+            encoded = all_entries(genuine(update, parameters), parameters)
             if self.world is not None:
                 silo = self._acting()
                 self.world.observer.on_encoded(silo, self._round_of(silo), encoded)
@@ -421,7 +420,7 @@ class Stage:
 
         watch(self.patch, current)
         self.patch.setattr(answering, "mask", watched_mask)
-        self.patch.setattr(silo_attempt, "Encoding", watched_encode)
+        self.patch.setattr(SealedUpdate, "encoding", watched_encoding)
         records = self.templates[0].silos[SiloId("silo-1")].records()
         self.patch.setattr(SiloFiles, "records", lambda files: records)
         # One process plays all parties, one at a time: the file lock says nothing here, and costs.

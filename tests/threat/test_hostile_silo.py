@@ -8,31 +8,35 @@ import numpy as np
 import pytest
 
 from cachefl_secure.errors import PeerError, RecordRejected
-from cachefl_secure.federation import coordinator_round, silo_attempt
+from cachefl_secure.federation import coordinator_round
+from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.ports import silent
-from cachefl_secure.protocol.encoding import DecodedSum, RoundingSeed
+from cachefl_secure.federation.sealed_update import SealedUpdate
+from cachefl_secure.protocol.encoding import DecodedSum
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
 from cachefl_secure.transport.local_federation import run_local_rounds
-from cachefl_secure.updates import PrivateUpdate
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, found, small_privacy
 
 
-@pytest.fixture
-def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallFederation:
+@pytest.fixture(params=["local", "distributed"])
+def federation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> SmallFederation:
     """Five silos, one of which encodes an entry one step beyond what all five together may sum to."""
     hostile: list[bool] = []
 
-    def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed) -> EncodedUpdate:
+    def encoding(_: SealedUpdate, parameters: RoundParameters) -> EncodedUpdate:
         words = np.zeros(parameters.dimension, parameters.word)
         if not hostile:
             hostile.append(True)
-            words[3] = parameters.cohort_size * parameters.entry_bound + 1
+            words[3] = parameters.sum_bound(parameters.cohort_size) + 1
         return EncodedUpdate(words, np.zeros(parameters.counters, "<u8"))
 
-    monkeypatch.setattr(silo_attempt, "Encoding", encode)
-    return found(tmp_path)
+    monkeypatch.setattr(SealedUpdate, "encoding", encoding)
+    choices = PrivacyChoices(mechanism=request.param, rounds=4, expected_records=15)
+    return found(tmp_path, privacy=small_privacy(choices))
 
 
 def run(federation: SmallFederation, said: list[str]) -> None:
