@@ -10,12 +10,12 @@ a process grows during its first step at full size: model and batch are there be
 warmed up on a small problem.
 
 A plain step is forward, autograd and ``torch.optim.SGD``. A private step of ``distributed`` is the whole of
-``train_privately``: from features to the noised integers that go into the secure sum. With ``local`` ten steps
-are timed in one call, and a tenth is reported. "torch noise" puts ``torch.normal_`` of the same size in the place of exact
+``train_privately``: from features to the noised integers that go into the secure sum. With ``local`` and ``none`` four steps
+are timed in one call, and a quarter is reported. "torch noise" puts ``torch.normal_`` of the same size in the place of exact
 discrete noise: what Opacus would draw, for comparison only. Text logits are computed by everybody in every step. The
 line "two products, torch.normal_" is what such a step cannot do without, so where the goal for torch noise is below it, it is
 out of reach on that machine. Its memory means nothing: its three results are there before. With ``local`` the memory is that of
-ten steps and of the float64 update at their end.
+four steps and of the float64 update at their end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = 256
-LOCAL_STEPS = 10
+LOCAL_STEPS = 4
 PHYSICAL_BATCH = 16  # of the hooks at the large size: a whole batch of gradients would be 17 GB
 
 
@@ -354,6 +354,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="the small size only")
+    parser.add_argument("--large", action="store_true", help="the large size only")
     parser.add_argument("--hooks", action="store_true", help="also Opacus' hooks")
     parser.add_argument("--runs", type=int, default=15, help="turns of every variant")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -370,7 +371,7 @@ def main() -> None:
         FLOOR,
         *(OPACUS if arguments.hooks else OPACUS[:1]),
     ]
-    figures = measure(names, SMALL, arguments.runs)
+    figures = [] if arguments.large else measure(names, SMALL, arguments.runs)
     if not arguments.quick:
         figures += measure(names, LARGE, max(3, arguments.runs // 3))
     if not arguments.hooks:
