@@ -116,7 +116,10 @@ def _extract(
                     raise
                 skipped.append(name)
         if batch:
-            rows.append(encoder.encode_images(batch))
+            # Always as many: in another shape the same image may come out with other last bits, and no image's
+            # feature should depend on how many others there are.
+            filling = [batch[-1]] * (batch_size - len(batch))
+            rows.append(encoder.encode_images(batch + filling)[: len(batch)])
         if progress is not None:
             progress(min(start + batch_size, len(images)), len(images))
     return FeatureSet(torch.cat(rows), torch.tensor(labels, dtype=torch.int64))
