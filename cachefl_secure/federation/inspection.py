@@ -267,7 +267,7 @@ def _ledger_step(report: LedgerReport) -> AuditStep:
     spent, second = report.spent, report.second
     finding = (
         f"{report.entries} entries, {len(report.spends)} rounds charged; local epsilon {rounded_up(spent.local)}, "
-        f"aggregate {rounded_up(spent.aggregate)}; by a second accountant {rounded_up(second.local)} and "
+        f"aggregate {rounded_up(spent.aggregate)}; by a second, looser accountant {rounded_up(second.local)} and "
         f"{rounded_up(second.aggregate)}; delta {report.delta!r}"
     )
     if len(report.plans) > 1:

@@ -199,6 +199,14 @@ def _config(
     features: Digest,
     owner: SiloFiles | None,
 ) -> SiloConfig:
+    if owner is not None:
+        for option, asked, bound in (
+            ("--epsilon-cap", choices.epsilon_cap, owner.caps.local),
+            ("--epsilon-cap-aggregate", choices.epsilon_cap_aggregate, owner.caps.aggregate),
+        ):
+            if asked is not None and asked > bound:
+                reason = f"the shared ledger's owner refuses beyond {bound:g}: raise it in {owner.state.path(CONFIG_FILE)}"
+                raise ConfigError(option, "", reason)
     # With a shared ledger the owner's caps bind in any case: this plan alone says nothing about the sum.
     planned = planned_cost_of(plan.privacy) if owner is None else Cost(math.inf, math.inf)
     local, aggregate = choices.epsilon_cap, choices.epsilon_cap_aggregate

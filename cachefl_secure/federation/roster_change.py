@@ -205,7 +205,7 @@ class RosterHistory:
         before = old.public_keys
         kept = [member for member in new.members if member.silo in before]
         if len(kept) < self.quorum:  # (3)
-            reason = f"a change that keeps {len(kept)} silos, {self.quorum} must stay"
+            reason = f"a change that keeps {len(kept)} silos, {self.quorum} must stay: add first, remove in a later change"
             raise PeerError(COORDINATOR, reason)
         for member in new.members:
             if before.get(member.silo) == member.public_key:

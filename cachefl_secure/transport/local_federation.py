@@ -107,7 +107,11 @@ def _check_members(silos: dict[SiloId, SiloService], members: set[str]) -> None:
         raise ConfigError("--in-process", "", reason)
     strangers = sorted(set(silos) - members)
     if strangers:
-        raise ConfigError("--in-process", strangers[0], "was not admitted to this federation")
+        raise ConfigError(
+            "--in-process",
+            strangers[0],
+            "is not in the roster: it was not admitted, or was removed; leave it out",
+        )
 
 
 def _explain(

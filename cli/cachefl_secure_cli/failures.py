@@ -39,7 +39,10 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
             "nothing was revealed; see above who was missing, and run `cachefl-secure round` again when they are back",
         ),
     ),
-    (errors.CohortExhausted, Ending(5, "found a new federation, or let silos raise their caps in silo.toml")),
+    (
+        errors.CohortExhausted,
+        Ending(5, "admit another silo, found a new federation, or let silos raise their caps in silo.toml"),
+    ),
     (errors.BudgetExhausted, Ending(5, "this silo takes no further part; see `cachefl-secure budget`")),
     (errors.UnaccountedMechanism, Ending(5, "update cachefl-secure, or ask for another plan")),
     (

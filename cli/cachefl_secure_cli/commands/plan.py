@@ -111,9 +111,22 @@ def _print(found: Forecast) -> None:
     console().print(
         table("what rounds cost", ("rounds", "aggregate epsilon", "local epsilon"), rows, caption=caption)
     )
+    if limited := _limited(found):
+        console().print(limited)
     console().print(
         f"A silo with the planned caps, aggregate {found.caps.aggregate:g} and local {found.caps.local:g}, "
         f"stops by itself after {found.most_rounds} rounds."
+    )
+
+
+def _limited(found: Forecast) -> str:
+    """Why the plan ends below the epsilon that was asked for, if it does."""
+    (planned,) = [point.cost for point in found.points if point.rounds == found.rounds]
+    if planned.aggregate > 0.98 * found.caps.aggregate:
+        return ""
+    return (
+        f"The aggregate epsilon stays below {found.caps.aggregate:g}, because the local one may be at most "
+        f"{found.caps.local:g}: --epsilon-local raises that."
     )
 
 
