@@ -133,7 +133,7 @@ def affinity_gradient(
     errors[torch.arange(len(labels), device=labels.device), labels] -= 1
     errors *= model.alpha * model.beta
     if (images := _images_per_class(model)) is not None:
-        activations.view(len(features), -1, images).mul_(errors.unsqueeze(2))
+        activations.view(len(features), model.number_of_classes, images).mul_(errors.unsqueeze(2))
         return activations
     return activations.mul_(errors[:, model.key_labels.to(features.device)])
 
@@ -148,7 +148,7 @@ def _activations_and_logits(
     activations = torch.addmm(offset, features, keys.T, alpha=model.beta).exp_()
     text_logits = model.logit_scale * features @ model.text_classifier.to(features).T
     if (images := _images_per_class(model)) is not None:
-        by_class = activations.view(len(features), -1, images).sum(dim=2)
+        by_class = activations.view(len(features), model.number_of_classes, images).sum(dim=2)
     else:
         # index_add_ is the product with one-hot cache values: 14 times faster at N = 1000, K = 16.
         by_class = torch.zeros_like(text_logits)
