@@ -17,6 +17,8 @@
 ``sealed_update``      a noised update on disk, from training to the record
 ``record``             signed round records, verified in numbered steps
 ``budget``             what a silo has spent and what is left
+``witnesses``          what others hold of a silo's ledger
+``forecasting``        what a plan's rounds will cost in privacy
 ``inspection``         status and audit: what a directory can prove about itself
 ``accuracy``           evaluate and predict with the models of a directory
 ``comparison``         what privacy costs: the same training without the protocol, on data one may pool

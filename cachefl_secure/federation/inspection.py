@@ -17,22 +17,27 @@ At the coordinator (1) and (3) are replaced by the silos' signed receipts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachefl_secure.crypto.sign import fingerprint, verify
-from cachefl_secure.errors import ConfigError, PeerError, RecordRejected
-from cachefl_secure.federation import letters
+from cachefl_secure.crypto.sign import fingerprint
+from cachefl_secure.errors import ConfigError, RecordRejected
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.confirming import change_at_coordinator, change_at_silo
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.countersigning import kept_countersignatures
-from cachefl_secure.federation.joining import CONFIG_FILE, SiloFiles
+from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_change import Difference, spoken
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
-from cachefl_secure.names import Digest, PublicKeyHex, SiloId
+from cachefl_secure.federation.witnesses import (
+    Witnessed,
+    is_silo,
+    receipts_of,
+    verified_receipts,
+)
+from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
 from cachefl_secure.privacy.statements import rounded_up
@@ -79,10 +84,6 @@ class Status:
     """The change of the roster that waits, and for whom; empty if none does."""
 
 
-def is_silo(root: Path) -> bool:
-    return (root / CONFIG_FILE).is_file()
-
-
 def open_chain(root: Path) -> Chain:
     """The verified rounds of a coordinator's or a silo's directory.
 
@@ -95,29 +96,6 @@ def open_chain(root: Path) -> Chain:
     if not files.state.has(ROSTER_FILE):
         raise ConfigError(str(root), "", "has not taken part in any round yet")
     return Chain(files.state, files.plan, read_history(files.state, files.plan))
-
-
-Witnessed = Mapping[PublicKeyHex, set[Digest]]
-"""Heads of ledgers that others hold, by the key that signs the ledger: a name may be another's elsewhere."""
-
-
-def witnessed_heads(roots: Sequence[Path]) -> Witnessed:
-    """Heads of silos' ledgers that any of these directories holds: in its records, or in a silo's receipt."""
-    heads: dict[PublicKeyHex, set[Digest]] = {}
-    for root in roots:
-        if not (root / ROSTER_FILE).is_file():
-            continue
-        chain = open_chain(root)
-        held = {silo: set(chain.ledger_heads_of(silo)) for silo in chain.rosters.all_silos()}
-        if not is_silo(root):
-            for silo, receipts in verified_receipts(CoordinatorFiles.open(root), chain).items():
-                held.setdefault(silo, set()).update(Digest(receipt.ledger_head) for receipt in receipts)
-        for silo, found in held.items():
-            for key in chain.rosters.keys_of(
-                silo
-            ):  # one ledger, whichever of them it was signed with by then
-                heads.setdefault(key, set()).update(found)
-    return heads
 
 
 def audit_silo(root: Path, witnessed: Witnessed) -> Audit:
@@ -162,22 +140,6 @@ def audit_coordinator(root: Path) -> Audit:
         _caches_step(chain),
     )
     return Audit("coordinator", steps, None)
-
-
-def verified_receipts(files: CoordinatorFiles, chain: Chain) -> dict[SiloId, list[letters.Receipt]]:
-    """Every receipt of each silo, oldest first.
-
-    Raises:
-        PeerError: a silo's signature does not verify, or is under a roster that is none of ours or lacks it.
-    """
-    receipts = _receipts(files)
-    for silo, receipt in [(silo, receipt) for silo, each in receipts.items() for receipt in each]:
-        roster = chain.rosters.named(receipt.roster_digest)
-        if roster is None or silo not in roster.public_keys:
-            raise PeerError(silo, "signed a receipt under another roster")
-        signed = letters.receipt_bytes(receipt)
-        verify(roster.public_keys[silo], letters.RECEIPT_PURPOSE, signed, receipt.signature, peer=silo)
-    return receipts
 
 
 def status(root: Path) -> Status:
@@ -230,7 +192,7 @@ def _coordinator_status(root: Path) -> Status:
     waiting = "silos: `admit` their join requests"
     silos: dict[str, str] = {}
     if chain is not None:
-        receipts, countersigned = _receipts(files), kept_countersignatures(files.state, chain.roster)
+        receipts, countersigned = receipts_of(files), kept_countersignatures(files.state, chain.roster)
         needed = RoundParameters.derive(
             files.plan, len(chain.roster.members), len(chain.roster.members)
         ).minimum_survivors
@@ -255,12 +217,6 @@ def _coordinator_status(root: Path) -> Status:
         roster_fingerprint=spoken(roster_digest(chain.roster)) if chain else "",
         roster_change=change_at_coordinator(files.state, chain.rosters) if chain else "",
     )
-
-
-def _receipts(files: CoordinatorFiles) -> dict[SiloId, list[letters.Receipt]]:
-    if not files.state.has(letters.RECEIPTS_FILE):
-        return {}
-    return letters.read_receipts(files.state.read(letters.RECEIPTS_FILE), file=str(files.state.root))
 
 
 def _ledger_step(report: LedgerReport) -> AuditStep:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.joining import LEDGER_FILE
@@ -194,14 +193,16 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     assert "no ledger" in result.stderr
 
 
-def test_none_of_it_needs_torch(silo: Path) -> None:
+def test_none_of_it_needs_torch(federation: SmallFederation, silo: Path) -> None:
     import subprocess
     import sys
 
     script = (
         "import sys\n"
         "from cachefl_secure_cli.main import app\n"
-        f"for words in (['ledger', 'verify', {str(silo)!r}], ['ledger', 'show', {str(silo)!r}], ['plan']):\n"
+        f"silo, coordinator = {str(silo)!r}, {str(federation.coordinator)!r}\n"
+        "verify = ['ledger', 'verify', silo, '--witness', coordinator]\n"
+        "for words in (verify, ['ledger', 'show', silo], ['budget', silo], ['plan', coordinator]):\n"
         "    app(words, standalone_mode=False)\n"
         "assert not {'torch', 'opacus', 'open_clip'} & set(sys.modules)\n"
     )

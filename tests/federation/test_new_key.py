@@ -13,11 +13,12 @@ from cachefl_secure.federation.confirming import ROTATE_FILE, ask_for_new_key, s
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.enrolment import write_join_request
-from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status, witnessed_heads
+from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.roster_files import CHANGE_FILE
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.synchronising import Attendance
+from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import append_only
 from tests.changing import (

@@ -18,11 +18,12 @@ from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
-from cachefl_secure.federation.inspection import audit_silo, open_chain, status, witnessed_heads
+from cachefl_secure.federation.inspection import audit_silo, open_chain, status
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import training
 from cachefl_secure.privacy.accounting import cost_of

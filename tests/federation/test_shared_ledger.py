@@ -11,11 +11,12 @@ from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
-from cachefl_secure.federation.inspection import audit_silo, status, witnessed_heads
+from cachefl_secure.federation.inspection import audit_silo, status
 from cachefl_secure.federation.joining import Joined
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy.accounting import Cost, charged, cost_of
 from cachefl_secure.privacy.mechanism import View, mechanism_of

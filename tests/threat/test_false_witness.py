@@ -13,16 +13,11 @@ from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import LedgerRolledBack, RecordRejected
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.coordinator_round import CoordinatorService
-from cachefl_secure.federation.inspection import (
-    audit_coordinator,
-    audit_silo,
-    is_silo,
-    open_chain,
-    witnessed_heads,
-)
+from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, open_chain
 from cachefl_secure.federation.letters import Hello, Receipt
 from cachefl_secure.federation.record import sign_record
 from cachefl_secure.federation.silo_round import SiloService
+from cachefl_secure.federation.witnesses import is_silo, witnessed_heads
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire

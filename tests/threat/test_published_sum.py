@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, open_chain, witnessed_heads
+from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, open_chain
+from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.protocol.coordinator import CoordinatorSession
 from cachefl_secure.protocol.vectors import AggregateSum
 from tests.driven import run

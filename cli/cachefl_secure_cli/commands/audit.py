@@ -31,7 +31,8 @@ def command(
     hold. Exits 6 at the first step that does not hold, and names it. What no audit of files can show:
     that the noise was really drawn.
     """
-    from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, is_silo, witnessed_heads
+    from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
+    from cachefl_secure.federation.witnesses import is_silo, witnessed_heads
 
     witnessed = witnessed_heads(directories)
     audits = [

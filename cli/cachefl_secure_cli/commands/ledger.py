@@ -144,7 +144,7 @@ def _witnessed(listed: Listing, witnesses: list[Path]) -> set[Digest]:
         ConfigError: a witness knows nothing of this ledger: it would seem to have been asked.
     """
     from cachefl_secure.errors import ConfigError
-    from cachefl_secure.federation.inspection import witnessed_heads
+    from cachefl_secure.federation.witnesses import witnessed_heads
 
     held: set[Digest] = set()
     for witness in witnesses:
