@@ -6,18 +6,32 @@ was told apart in 120 of 120 tries at a claimed epsilon of 0.55.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
+from cachefl_secure.cache import model
 from cachefl_secure.cache.features import FeatureSet
-from cachefl_secure.cache.model import affinity_gradient
+from cachefl_secure.cache.model import affinity_gradient, cache_digest, cache_to_bytes
+from cachefl_secure.errors import ConfigError, PeerError
+from cachefl_secure.federation.chain import install_initial_cache
+from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.privacy.mechanism import DistributedMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
-from cachefl_secure.privacy.training import change_of_keys, train_privately
+from cachefl_secure.privacy.training import (
+    _rows_alike,
+    change_of_keys,
+    check_rows_alike,
+    train_privately,
+)
 from cachefl_secure.updates import IntegerUpdate
 from tests.privacy.examples import cache_of, distributed, local, records_of, without_noise
+from tests.small_federation import found, random_cache
 
 BOUNDARIES = (0, 1, 8, 127, 128, 255, 256, 300)
 
@@ -174,3 +188,48 @@ def test_torch_threads_and_seeds_are_not_touched_by_training() -> None:
     for mechanism in (local(sampling_rate=0.5, steps=3), distributed(sampling_rate=0.5)):
         released(records_of(20), mechanism)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.claim("C7")
+@pytest.mark.parametrize(
+    ("classes", "images", "dim"),
+    [(10, 4, 65), (7, 16, 511), (11, 4, 513), (10, 1, 50), (2, 1, 3), (100, 4, 512)],
+)
+def test_a_records_gradient_does_not_depend_on_its_place_in_the_batch(
+    classes: int, images: int, dim: int
+) -> None:
+    """In odd shapes a bare product gives most rows other last bits one place further, and a removed record moves all."""
+    cache, records = cache_of(classes, images, dim), records_of(257, classes, dim)
+    first, shifted = (
+        affinity_gradient(cache, records.features[part], records.labels[part])
+        for part in (slice(0, 256), slice(1, 257))
+    )
+    assert torch.equal(first[1:], shifted[:-1])
+
+
+@pytest.mark.claim("C7", "C9")
+def test_a_device_whose_gradients_depend_on_the_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_rows_alike(cache_of(), distributed(), "cpu")
+    genuine = model._inner_products
+
+    def last_bits(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        products = genuine(features, rows)
+        return products + 1e-7 * torch.arange(len(products)).unsqueeze(1)
+
+    monkeypatch.setattr(model, "_inner_products", last_bits)
+    _rows_alike.cache_clear()
+    with pytest.raises(ConfigError, match="depends on its place in a batch"):
+        check_rows_alike(cache_of(), distributed(), "cpu")
+    _rows_alike.cache_clear()
+
+
+@pytest.mark.claim("C7")
+@pytest.mark.parametrize("what", ["cache_keys", "text_classifier"])
+def test_an_initial_cache_of_long_rows_is_refused(tmp_path: Path, what: str) -> None:
+    """Two nearly equal rows of norm 10^6 would make a decision out of a last bit."""
+    cache = random_cache()
+    longer = replace(cache, **{what: getattr(cache, what) * 1e6})
+    plan = found(tmp_path).plan
+    named = structs.replace(plan, cache=structs.replace(plan.cache, initial_digest=cache_digest(longer)))
+    with pytest.raises(PeerError, match="unit norm"):
+        install_initial_cache(StateDir(tmp_path), named, cache_to_bytes(longer))
