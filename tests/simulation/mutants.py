@@ -378,7 +378,7 @@ MUTANTS = (
         failed_look_is_absence,
         "C3",
         the_same_attempt_again,
-        within=200,
+        within=600,
         faults=Faults(disk_blindness=0.05),
     ),
     Mutant(certificate_leaves_before_it_is_on_disk, "C2", honest, within=400),
