@@ -115,6 +115,9 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     features = Features(records, digest, tuple(map(Digest, file_digests)), skipped)
     if owner is not None:
         owner.ledger().close()  # verifies it, and that nobody has it open
+        if owner.verified_ledger().insecure_rounds:
+            reason = "holds rounds with noise of a test's repeatable streams: nothing can be claimed of it any more"
+            raise ConfigError(str(owner.ledger_path), "randomness", reason)
     return establish_silo(root, invite.read_bytes(), silo, features, choices)
 
 

@@ -39,6 +39,7 @@ from cachefl_secure.federation.session_file import (
 from cachefl_secure.federation.state_dir import StateDir, round_file, utc_now
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest
+from cachefl_secure.privacy.entries import Randomness
 from cachefl_secure.privacy.ledger import Ledger, Spend
 from cachefl_secure.privacy.mechanism import StepMechanism, mechanism_of
 from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
@@ -72,6 +73,8 @@ class Trainer:
     check: Callable[[CacheModel, StepMechanism, str], None]
     """Raises if the device cannot train such a model. Called before the charge."""
     train: Callable[[CacheModel, FeatureSet, StepMechanism, str], NoisedUpdate]
+    randomness: Randomness = "os"
+    """Stands in the ledger. With repeatable streams of a test a silo takes part in no federation."""
 
 
 def _check(model: CacheModel, mechanism: StepMechanism, device: str) -> None:
@@ -271,5 +274,6 @@ class SiloAttempt:
             attempt=manifest.attempt,
             cache_digest=manifest.cache_digest,
             data_commitment=Digest(config.data_commitment),
+            randomness=self.trainer.randomness,
             timestamp=utc_now(),
         )

@@ -28,6 +28,7 @@ from cachefl_secure.crypto.sign import verify
 from cachefl_secure.errors import (
     ConfigError,
     LedgerRolledBack,
+    LocalProtocolError,
     PeerError,
     PrivacyError,
     ProtocolError,
@@ -74,7 +75,13 @@ class SiloService:
     """
 
     def __init__(self, files: SiloFiles, ledger: Ledger, trainer: Trainer = OPACUS) -> None:
-        """Goes on where a killed process stopped; ``take_trouble`` says so if that was not possible."""
+        """Goes on where a killed process stopped; ``take_trouble`` says so if that was not possible.
+
+        Raises:
+            LocalProtocolError: a trainer with repeatable noise, which others could subtract.
+        """
+        if trainer.randomness != "os":
+            raise LocalProtocolError("noise of a test's streams takes part in no federation")
         self._files, self._ledger, self._trainer = files, ledger, trainer
         self._identity = files.state.signing_key()
         self._chain: Chain | None = None

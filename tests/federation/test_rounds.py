@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cachefl_secure.cache.model import cache_digest
-from cachefl_secure.errors import CohortExhausted, ConfigError, LedgerRolledBack, RecordRejected, RoundAborted
+from cachefl_secure.errors import (
+    CohortExhausted,
+    ConfigError,
+    LedgerRolledBack,
+    LocalProtocolError,
+    RecordRejected,
+    RoundAborted,
+)
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.calibration import PrivacyChoices
@@ -21,6 +29,8 @@ from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_silo, open_chain, status
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.sealed_update import SealedUpdate
+from cachefl_secure.federation.silo_attempt import OPACUS
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.witnesses import witnessed_heads
@@ -745,3 +755,10 @@ def test_status_tells_of_a_round_that_is_charged_and_not_finished(
         with pytest.raises(RoundAborted):
             run(federation)
     assert "round 1 is charged" in status(federation.silos[SiloId("silo-3")]).waiting_for
+
+
+@pytest.mark.claim("C7")
+def test_a_silo_with_repeatable_noise_takes_part_in_no_federation(federation: SmallFederation) -> None:
+    files = SiloFiles.open(federation.silos[SiloId("silo-1")])
+    with files.ledger() as ledger, pytest.raises(LocalProtocolError, match="no federation"):
+        SiloService(files, ledger, replace(OPACUS, randomness="insecure-test"))

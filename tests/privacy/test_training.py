@@ -368,3 +368,23 @@ def test_training_helps() -> None:
     after = add_update(cache, update(records, mechanism).copy())
     before_loss = float(cross_entropy(logits(cache, records.features), records.labels))
     assert float(cross_entropy(logits(after, records.features), records.labels)) < 0.9 * before_loss
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device here: integer sums are tried on one when there is"
+)
+@pytest.mark.claim("C7")
+def test_on_a_gpu_a_record_adds_one_integer_gradient_of_at_most_the_unit_and_the_noise_is_the_same() -> None:
+    mechanism = distributed()
+
+    def on_gpu(records: FeatureSet) -> NDArray[np.int64]:
+        released = train_privately(
+            cache_of(), records, mechanism, RandomStreams.repeatable(KEY), device="cuda"
+        )
+        assert isinstance(released, IntegerUpdate)
+        return released.integers.astype(np.int64)
+
+    assert np.array_equal(on_gpu(records_of(0)), integers(records_of(0), mechanism))
+    for count in (0, 8, 127, 128, 255):
+        difference = on_gpu(records_of(count + 1)) - on_gpu(records_of(count))
+        assert sum(int(x) ** 2 for x in difference) <= mechanism.lattice.unit**2
