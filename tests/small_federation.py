@@ -142,6 +142,7 @@ def joined_with_random_features(
         images=root,
         clip=ClipSource("local-dir", "", root),
         epsilon_cap=epsilon_cap,
+        epsilon_cap_aggregate=epsilon_cap,
         ledger=ledger,
         not_private=True,
     )

@@ -147,7 +147,9 @@ def test_a_class_without_cache_keys_keeps_its_text_logit() -> None:
     features, _ = records(6, 5, 4, 8)
     text = model.logit_scale * features @ model.text_classifier.double().T
     scores = logits(model, features)
-    assert torch.equal(scores[:, 0], text[:, 0])
+    torch.testing.assert_close(
+        scores[:, 0], text[:, 0], rtol=1e-14, atol=0
+    )  # in whole lanes, hence other last bits
     assert bool((scores[:, 1:] > text[:, 1:]).all())
     assert model.cache_values.shape == (6, 4)
 
