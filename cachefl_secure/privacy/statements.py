@@ -41,9 +41,13 @@ def aggregate_statement(
     if (nothing := _nothing(silo, epsilon, insecure_rounds)) is not None:
         return nothing
     least = "as many survivors as its plan guarantees" if survivors is None else f">= {survivors} survivors"
+    some = (
+        "1 institution colludes with the coordinator or leaves out its noise"
+        if colluders == 1
+        else f"{colluders} institutions collude with the coordinator or leave out their noise"
+    )
     return (
-        f"If at most {colluders} institutions collude with the coordinator or leave out their noise, and the secure sum is "
-        f"unbroken ({least} in every completed round), "
+        f"If at most {some}, and the secure sum is unbroken ({least} in every completed round), "
         f"every record of silo {silo} has ({rounded_up(epsilon)}, {delta!r})-DP{_WHENEVER}."
     )
 

@@ -19,7 +19,7 @@ def test_both_sentences_say_against_whom_and_round_up() -> None:
         "every record of silo clinic has (1.980, 1e-05)-DP, whenever its rounds end."
     )
     assert aggregate_statement(CLINIC, 1.97931786, 1e-5, colluders=1, survivors=4) == (
-        "If at most 1 institutions collude with the coordinator or leave out their noise, and the secure sum is unbroken "
+        "If at most 1 institution colludes with the coordinator or leaves out its noise, and the secure sum is unbroken "
         "(>= 4 survivors in every completed round), every record of silo clinic has (1.980, 1e-05)-DP, "
         "whenever its rounds end."
     )
