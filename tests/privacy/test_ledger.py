@@ -344,7 +344,7 @@ def test_a_ledger_states_what_its_weakest_plan_allows(path: Path) -> None:
     report = verify_ledger(path, SIGNING_KEY.public_key)
     alone, together, so_far = report.statements(CLINIC, terms(distributed()))
     assert "(9.000, 1e-05)-DP, whenever its rounds end" in alone
-    assert "at most 1 institutions" in together
+    assert "at most 1 institution colludes" in together
     assert "as many survivors as its plan guarantees" in together
     assert "(9.000, 1e-05)-DP, whenever its rounds end" in together
     spent = report.spent
