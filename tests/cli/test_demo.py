@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,37 @@ def test_a_finished_demo_is_replaced_and_anything_else_is_not(demo: tuple[Path, 
     assert "not an earlier demo" in refused.stderr
     assert (tmp_path / "thesis.tex").exists()
     assert (demo[0] / ".cachefl-secure-demo").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.claim("C11")
+def test_a_second_federation_over_the_records_of_the_demo_adds_up_in_the_first_ledger(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from cachefl_secure_cli.main import app
+
+    def answer(*words: object) -> dict[str, Any]:
+        ran = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*map(str, words), "--json"])
+        assert ran.exit_code == 0, ran.stderr
+        found: dict[str, Any] = json.loads(ran.stdout)["result"]
+        return found
+
+    coordinator, silos = tmp_path / "coordinator", [tmp_path / f"again-{n}" for n in range(1, 4)]
+    answer("init", coordinator, "--name", "second", "--rounds", "5", "--epsilon", "1")
+    for number, silo in enumerate(silos, 1):
+        words = ["--data", demo[0] / f"data/silo-{number}", "--name", silo.name]
+        joined = answer(
+            "join", coordinator / "invite.toml", silo, *words, "--ledger", demo[0] / f"silo-{number}"
+        )
+        assert not joined["has_other_records"]
+    answer("admit", coordinator, *(silo / "join-request.toml" for silo in silos), "--yes")
+    inside = [word for silo in silos for word in ("--in-process", str(silo))]
+    refused = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["round", str(coordinator), *inside])
+    assert refused.exit_code == 5  # the demo spent all that its silos had
+    assert "again-1: budget-exhausted" in refused.stderr
+    assert "0 are left" in refused.stderr
+    (budget,) = answer("budget", silos[0])["silos"]
+    assert (budget["rounds_charged"], budget["rounds_left"]) == (20, 0)
+    assert 1.99 < budget["spent"]["aggregate"] <= 2.0
