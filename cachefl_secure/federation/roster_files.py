@@ -55,6 +55,16 @@ def keep_change(state: StateDir, history: RosterHistory) -> None:
     state.write(roster_file(history.current.epoch), change_to_bytes(history.changes[-1]))
 
 
+def settle_changes(state: StateDir, history: RosterHistory) -> None:
+    """Writes the changes that led to the present roster once more. Durable when this returns.
+
+    A process that starts after a last sync that failed sees the new file, which the next loss of power takes away;
+    a key that was replaced by then, or a signature under that roster, would be left without it.
+    """
+    for epoch, change in enumerate(history.changes, start=2):
+        state.write(roster_file(epoch), change_to_bytes(change))
+
+
 def pending_change(state: StateDir, history: RosterHistory) -> RosterChange | None:
     """The change that waits for approvals, verified in all but those that are missing.
 

@@ -14,7 +14,7 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.enrolment import read_invite
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_change import RosterHistory
-from cachefl_secure.federation.roster_files import read_history
+from cachefl_secure.federation.roster_files import read_history, settle_changes
 from cachefl_secure.federation.shared_ledger import sharing_directories
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
 from cachefl_secure.fields import Hex64
@@ -148,12 +148,14 @@ class SiloFiles:
     def ledger(self) -> Ledger:
         """The ledger, open for appending, under the key that the roster names for this silo.
 
-        A change of the key that a crash cut off is completed first.
+        A change of the key that a crash cut off is completed first, once the roster that names it is on the disk.
 
         Raises:
             LedgerError: it does not verify, or lacks a head that a record names: it was rolled back.
             ConfigError: the roster names a key that this silo has not got.
         """
+        if self.state.has(ROSTER_FILE):
+            settle_changes(self.state, self._rosters())
         path, (earlier, following) = self.ledger_path, self._other_keys()
         ledger = Ledger.open(
             path,

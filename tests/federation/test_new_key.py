@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from cachefl_secure import durable
 from cachefl_secure.crypto.sign import SigningKey, fingerprint
 from cachefl_secure.errors import BadSignature, ConfigError, PeerError
 from cachefl_secure.federation.confirming import ROTATE_FILE, ask_for_new_key, show_change
@@ -15,7 +17,7 @@ from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.enrolment import write_join_request
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status
 from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
-from cachefl_secure.federation.roster_files import CHANGE_FILE
+from cachefl_secure.federation.roster_files import CHANGE_FILE, roster_file
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.federation.witnesses import witnessed_heads
@@ -81,6 +83,29 @@ def test_a_silo_goes_over_to_its_new_key_and_its_ledger_goes_on(federation: Smal
     for silo in federation.silos.values():
         audit_silo(silo, witnessed)
     audit_coordinator(federation.coordinator)
+
+
+@pytest.mark.claim("C10", "C17")
+def test_no_key_is_replaced_before_the_roster_that_names_it_is_on_the_disk(
+    federation: SmallFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A roster whose last sync failed is seen by the next process, and is gone after a loss of power."""
+    ask(federation)
+    path, before = federation.silos[SECOND], tmp_path / "before"
+    shutil.copytree(path, before)
+    run(federation)
+    (before / "rosters").mkdir(mode=0o700)
+    shutil.copy(path / roster_file(2), before / roster_file(2))
+    replaced, replace_file = list[str](), durable.replace_file
+
+    def watched(target: durable.AnyPath, content: bytes, mode: int) -> None:
+        replaced.append(Path(target).relative_to(before).as_posix())
+        replace_file(target, content, mode)
+
+    monkeypatch.setattr(durable, "replace_file", watched)
+    SiloFiles.open(before).ledger().close()
+    assert replaced == [roster_file(2), "keys/signing.key"]
+    assert key_of(before).public_key == key_of(path).public_key
 
 
 @pytest.mark.claim("C16")
