@@ -29,7 +29,7 @@ class _Steps(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_
     rounds: Annotated[int, Meta(ge=1, le=100_000)]
     """Rounds planned; the noise multiplier was calibrated for them."""
     delta: Annotated[float, Meta(ge=1e-12, le=1e-3)]
-    """Below one over the number of records of any silo; a silo checks that with its own number."""
+    """At most a tenth of one over the number of records of any silo; a silo checks that with its own number."""
 
     @property
     def mechanism(self) -> str:

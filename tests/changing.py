@@ -12,10 +12,10 @@ from cachefl_secure.federation.confirming import confirm_change, show_change
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import make_roster, sign_roster
 from cachefl_secure.federation.inspection import open_chain
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.roster_change import RosterChange, RosterHistory, approve, with_approvals
 from cachefl_secure.federation.roster_files import CHANGE_FILE
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.messages import Member, roster_digest
 from cachefl_secure.transport.local_federation import run_local_rounds

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy.accounting import Cost, charged, rounds_within
 from cachefl_secure.privacy.mechanism import View

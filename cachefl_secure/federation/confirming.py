@@ -13,7 +13,6 @@ from pathlib import Path
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.enrolment import write_join_request
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_change import (
     MAX_CHANGE_BYTES,
     Approval,
@@ -32,6 +31,7 @@ from cachefl_secure.federation.roster_files import (
     pending_change,
     read_history,
 )
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import Digest, PublicKeyHex
 from cachefl_secure.protocol.messages import Roster, roster_digest

@@ -26,7 +26,7 @@ from cachefl_secure.federation.chain import Chain, apply_aggregate
 from cachefl_secure.federation.letters import Reply
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
 from cachefl_secure.federation.record import RoundRecord, recorded, sign_record, smallest_cohort
-from cachefl_secure.federation.roster_files import settle_changes
+from cachefl_secure.federation.roster_files import settle_rosters
 from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
 from cachefl_secure.federation.synchronising import Attendance, Synchroniser
 from cachefl_secure.names import PublicKeyHex, SiloId
@@ -71,7 +71,7 @@ class CoordinatorService:
         self._state, self._chain, self._channel = state, chain, channel
         self._deadline_seconds = deadline_seconds
         self._identity: SigningKey = state.signing_key()
-        settle_changes(state, chain.rosters)  # records under a roster rest on it
+        settle_rosters(state, chain.rosters)  # records under a roster rest on it
 
     @property
     def _keys(self) -> dict[SiloId, PublicKeyHex]:

@@ -8,8 +8,8 @@ from cachefl_secure.errors import PeerError
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.countersigning import kept_countersignatures
 from cachefl_secure.federation.enrolment import check_own_entry, open_roster
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_change import RosterChange, RosterHistory
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE
 from cachefl_secure.names import COORDINATOR
 from cachefl_secure.protocol.messages import Roster

@@ -27,9 +27,9 @@ from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.confirming import change_at_coordinator, change_at_silo
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.countersigning import kept_countersignatures
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_change import Difference, spoken
 from cachefl_secure.federation.roster_files import read_history
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.federation.witnesses import (
     Witnessed,

@@ -39,8 +39,6 @@ from cachefl_secure.privacy.terms import planned_cost_of
 if TYPE_CHECKING:
     from cachefl_secure.cache.features import FeatureSet
 
-__all__ = ["CONFIG_FILE", "LEDGER_FILE", "SiloConfig", "SiloFiles", "establish_silo", "join_federation"]
-
 
 @dataclass(frozen=True, slots=True)
 class Joined:

@@ -1,7 +1,7 @@
 """A party's rosters on disk: all that it followed, and the change that waits for approvals.
 
     roster.bin            the first, as the coordinator signed it
-    rosters/0002.bin      the change to epoch 2, with the approvals that passed it, and so on; never rewritten
+    rosters/0002.bin      the change to epoch 2, with the approvals that passed it, and so on; these never change
     roster-change.bin     the change that waits: at the coordinator with the approvals so far, at a silo as it came
     approvals/0002.bin    at a silo: that it approves a certain change to epoch 2, and therefore no other, ever
 
@@ -23,7 +23,7 @@ from cachefl_secure.federation.roster_change import (
     change_from_bytes,
     change_to_bytes,
 )
-from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.plan import FederationPlan
 
 CHANGE_FILE = "roster-change.bin"
@@ -55,12 +55,14 @@ def keep_change(state: StateDir, history: RosterHistory) -> None:
     state.write(roster_file(history.current.epoch), change_to_bytes(history.changes[-1]))
 
 
-def settle_changes(state: StateDir, history: RosterHistory) -> None:
-    """Writes the changes that led to the present roster once more. Durable when this returns.
+def settle_rosters(state: StateDir, history: RosterHistory) -> None:
+    """Writes the first roster and the changes that led to the present one once more. Durable when this returns.
 
     A process that starts after a last sync that failed sees the new file, which the next loss of power takes away;
-    a key that was replaced by then, or a signature under that roster, would be left without it.
+    a key that was replaced by then, or a signature under that roster, would be left without it. While there is only a first roster, losing it loses no more.
     """
+    if history.changes:
+        state.write(ROSTER_FILE, state.read(ROSTER_FILE))
     for epoch, change in enumerate(history.changes, start=2):
         state.write(roster_file(epoch), change_to_bytes(change))
 

@@ -27,7 +27,6 @@ from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.errors import LocalProtocolError
 from cachefl_secure.federation.certified import note_certified
 from cachefl_secure.federation.chain import Chain
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.record import Participation
 from cachefl_secure.federation.sealed_update import has_update, open_update, seal_update
 from cachefl_secure.federation.session_file import (
@@ -36,6 +35,7 @@ from cachefl_secure.federation.session_file import (
     open_journal,
     save_journal,
 )
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import StateDir, round_file, utc_now
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest

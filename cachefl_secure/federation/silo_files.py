@@ -14,7 +14,7 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.enrolment import read_invite
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_change import RosterHistory
-from cachefl_secure.federation.roster_files import read_history, settle_changes
+from cachefl_secure.federation.roster_files import read_history, settle_rosters
 from cachefl_secure.federation.shared_ledger import sharing_directories
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
 from cachefl_secure.fields import Hex64
@@ -155,7 +155,7 @@ class SiloFiles:
             ConfigError: the roster names a key that this silo has not got.
         """
         if self.state.has(ROSTER_FILE):
-            settle_changes(self.state, self._rosters())
+            settle_rosters(self.state, self._rosters())
         path, (earlier, following) = self.ledger_path, self._other_keys()
         ledger = Ledger.open(
             path,

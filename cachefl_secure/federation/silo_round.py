@@ -46,7 +46,6 @@ from cachefl_secure.federation.countersigning import (
 from cachefl_secure.federation.declining import Decline, reason_of
 from cachefl_secure.federation.enrolment import open_roster
 from cachefl_secure.federation.following import check_place_of_this_silo, pin_first_roster
-from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.letters import Hello, Receipt, Reply, Standing, Sync
 from cachefl_secure.federation.record import genesis, open_record, smallest_cohort
 from cachefl_secure.federation.roster_change import RosterChange
@@ -54,6 +53,7 @@ from cachefl_secure.federation.roster_files import CHANGE_FILE, keep_pending, re
 from cachefl_secure.federation.sealed_update import discard_updates
 from cachefl_secure.federation.session_file import discard_journals, last_attempt
 from cachefl_secure.federation.silo_attempt import OPACUS, SiloAttempt, Trainer, UpdateSpent, may_enter
+from cachefl_secure.federation.silo_files import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE, round_numbers, utc_now
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest

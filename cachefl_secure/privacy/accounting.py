@@ -55,6 +55,7 @@ MAX_SLACK = 1e-3
 """Most that discreteness may add to epsilon. Far above what any plan's lattice gives."""
 
 _FOR_GAUSSIANS = 0.999
+"""Less than ``discretisation.gaussian_delta`` leaves for any slack that is accounted for."""
 
 Rounds = Iterable[tuple[Mechanism, int]]
 """(mechanism, number of rounds), in any order."""

@@ -28,9 +28,8 @@ _BLOCK_ENTRIES = 1 << 18  # of the product that is in memory at once, beside the
 _BLOCK_COINS = 1 << 17  # stay in the processor's cache
 _MOST_RECORDS = 256
 _SHORTER = 0.99
-_TRIES = (
-    64  # 0.99^64 is a half: no row is left by then unless numbers are broken, and such a row counts as absent
-)
+# 0.99^64 is a half: no row is left by then unless numbers are broken, and such a row counts as absent.
+_TRIES = 64
 _NORM_FLOOR = 1e-6  # as in Opacus' DPOptimizer: no division by zero
 
 
@@ -56,8 +55,8 @@ def integer_factors(
 ) -> IntegerFactors:
     """Gradients ``a f^T``, clipped to ``clip_norm``, in steps of clip_norm / unit.
 
-    ``a`` (b, NK) and ``f`` (b, C) float32, finite. ``a`` is taken over: ``u`` is made in its memory. ``coins`` gives as many uniform 16-bit numbers as asked for;
-    b * NK are taken, whatever the values are.
+    ``a`` (b, NK) and ``f`` (b, C) float32, finite. ``a`` is taken over: ``u`` is made in its memory.
+    ``coins`` gives as many uniform 16-bit numbers as asked for; b * NK are taken, whatever the values are.
     """
     lengths = f.norm(dim=1)
     v = torch.round(f * (2.0**lattice.feature_bits / lengths.clamp(min=_NORM_FLOOR)).unsqueeze(1))

@@ -1,7 +1,8 @@
 """What a silo does to its records in one round, as one frozen object.
 
-Training reads sampling rate, clip norm, noise and steps from it; accounting turns the same object into
-a ``DpEvent``; the ledger stores its fields. So the noise that is charged is the noise that is drawn.
+Training reads sampling rate, clip norm, noise and steps from it; accounting counts the same object, whose
+``event`` says it in the terms of ``dp_accounting``; the ledger stores its fields. So the noise that is charged
+is the noise that is drawn.
 
 The kinds are a closed set, the union ``Mechanism``:
 

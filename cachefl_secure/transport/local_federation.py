@@ -10,10 +10,10 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.roster_files import pending_change
 from cachefl_secure.federation.rounds import run_rounds
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId

@@ -42,7 +42,7 @@ EpsilonLocal = Annotated[
 Delta = Annotated[
     float | None,
     typer.Option(
-        help="Below one over the number of records of any silo. Default: 1e-5, or a tenth of one over "
+        help="At most a tenth of one over the number of records of any silo. Default: 1e-5, or a tenth of one over "
         "--expected-records if that is less.",
         show_default=False,
     ),

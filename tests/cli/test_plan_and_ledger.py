@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cachefl_secure.federation.calibration import PrivacyChoices
-from cachefl_secure.federation.joining import LEDGER_FILE
 from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.silo_files import LEDGER_FILE
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure_cli.main import app

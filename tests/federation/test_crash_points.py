@@ -18,9 +18,9 @@ from cachefl_secure.federation import letters
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_attempt import Trainer
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.synchronising import Attendance

@@ -18,7 +18,7 @@ from cachefl_secure.federation.enrolment import (
     sign_roster,
 )
 from cachefl_secure.federation.following import pin_first_roster
-from cachefl_secure.federation.joining import SiloFiles
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.protocol.messages import Member
 from tests.small_federation import found, found_coordinator, join_with_random_features, small_privacy

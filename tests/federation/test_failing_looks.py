@@ -16,8 +16,8 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.countersigning import countersign
 from cachefl_secure.federation.enrolment import read_roster, sign_roster
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.letters import Sync
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol import wire

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cachefl_secure.cache.features import load_features
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import training
 from cachefl_secure.privacy.training import train_privately

@@ -16,8 +16,8 @@ from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
 from cachefl_secure.federation.enrolment import write_join_request
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status
-from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.roster_files import CHANGE_FILE, roster_file
+from cachefl_secure.federation.silo_files import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.federation.witnesses import witnessed_heads
@@ -104,7 +104,7 @@ def test_no_key_is_replaced_before_the_roster_that_names_it_is_on_the_disk(
 
     monkeypatch.setattr(durable, "replace_file", watched)
     SiloFiles.open(before).ledger().close()
-    assert replaced == [roster_file(2), "keys/signing.key"]
+    assert replaced == ["roster.bin", roster_file(2), "keys/signing.key"]
     assert key_of(before).public_key == key_of(path).public_key
 
 

@@ -15,7 +15,6 @@ from cachefl_secure.federation.certified import check_against_signed, note_certi
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import open_roster
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.record import (
     Participation,
@@ -26,6 +25,7 @@ from cachefl_secure.federation.record import (
     sign_record,
 )
 from cachefl_secure.federation.roster_change import RosterHistory
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.transport.local_federation import run_local_rounds

@@ -10,8 +10,8 @@ from cachefl_secure.errors import ConfigError, RoundAborted
 from cachefl_secure.federation.confirming import check_expected, confirm_change, show_change
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_files import CHANGE_FILE
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.messages import roster_digest

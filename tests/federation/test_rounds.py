@@ -182,7 +182,7 @@ def test_below_the_threshold_the_round_aborts_and_a_retry_sends_the_same_update_
 
 
 def _update_digest(directory: Path) -> str | None:
-    from cachefl_secure.federation.joining import SiloFiles
+    from cachefl_secure.federation.silo_files import SiloFiles
 
     with SiloFiles.open(directory).ledger() as ledger:
         return ledger.spends[-1].update_digest

@@ -13,8 +13,8 @@ from cachefl_secure.errors import CacheflError
 from cachefl_secure.federation.confirming import ROTATE_FILE, Shown, ask_for_new_key, confirm_change
 from cachefl_secure.federation.coordinator_files import Candidate, CoordinatorFiles
 from cachefl_secure.federation.enrolment import JoinRequest, Voucher
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.roster_files import pending_change, read_history
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import decode_toml

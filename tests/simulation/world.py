@@ -25,10 +25,10 @@ from cachefl_secure.errors import CacheflError, RoundAborted
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
-from cachefl_secure.federation.joining import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_attempt import Trainer
+from cachefl_secure.federation.silo_files import LEDGER_FILE, SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.synchronising import Attendance

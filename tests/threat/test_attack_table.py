@@ -16,8 +16,8 @@ import pytest
 
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import plan_digest

@@ -21,9 +21,9 @@ from cachefl_secure.federation.countersigning import (
 )
 from cachefl_secure.federation.enrolment import read_roster, sign_roster
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.letters import Countersignature, Hello, Reply, Sync
 from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import plan_digest

@@ -14,7 +14,6 @@ from cachefl_secure.federation.confirming import confirm_change, show_change
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import sign_roster
 from cachefl_secure.federation.inspection import audit_coordinator, open_chain
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.letters import Hello, Reply, Standing, Sync
 from cachefl_secure.federation.record import open_record, sign_record
 from cachefl_secure.federation.roster_change import (
@@ -26,6 +25,7 @@ from cachefl_secure.federation.roster_change import (
     with_approvals,
 )
 from cachefl_secure.federation.roster_files import approval_file, keep_change, roster_file
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import plan_digest
@@ -382,14 +382,7 @@ def test_an_update_that_was_sent_under_one_roster_enters_no_sum_under_the_next(
     federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Round 2 is broken off after masked inputs left; then the roster changes, and round 2 is asked for again."""
-
-    def nobody_signs(*_: object) -> None:
-        raise RoundAborted(0, 4)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(CoordinatorSession, "on_statements", nobody_signs)
-        with pytest.raises(RoundAborted):
-            run(federation)
+    _break_off_a_round(federation, monkeypatch)
     sent, first = federation.silos[FIRST] / "rounds/0002/sent", rosters_of(federation.coordinator).current
     assert sent.read_text() == roster_digest(first)
     propose(federation, remove=["silo-5"])
@@ -411,13 +404,7 @@ def test_an_update_that_was_sent_under_one_roster_enters_no_sum_under_the_next(
 def test_a_silo_killed_right_after_it_followed_destroys_the_masks_of_the_attempt_before(
     federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nobody_signs(*_: object) -> None:
-        raise RoundAborted(0, 4)
-
-    with monkeypatch.context() as broken:
-        broken.setattr(CoordinatorSession, "on_statements", nobody_signs)
-        with pytest.raises(RoundAborted):
-            run(federation)
+    _break_off_a_round(federation, monkeypatch)
     files, rosters = SiloFiles.open(federation.silos[FIRST]), rosters_of(federation.coordinator)
     assert files.state.has("rounds/0002/session")
     change = forged_change(federation, rosters, members(rosters, member("guest")), FOUR)
@@ -454,3 +441,15 @@ def test_a_round_between_certificate_and_record_is_finished_under_its_roster_bef
     assert chain.roster.epoch == 2  # followed in the last look around
     run(without_silo(federation, "silo-5"))
     assert len(chain_of(federation).verified[-1].record.survivors) == 4
+
+
+def _break_off_a_round(federation: SmallFederation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After masked inputs left, before a certificate."""
+
+    def nobody_signs(*_: object) -> None:
+        raise RoundAborted(0, 4)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(CoordinatorSession, "on_statements", nobody_signs)
+        with pytest.raises(RoundAborted):
+            run(federation)

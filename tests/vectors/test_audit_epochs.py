@@ -11,13 +11,13 @@ import pytest
 
 from cachefl_secure.federation.confirming import ask_for_new_key
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.joining import SiloFiles
 from cachefl_secure.federation.record import open_record, sign_record
 from cachefl_secure.federation.roster_change import (
     RosterChange,
     change_from_bytes,
     change_to_bytes,
 )
+from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.messages import Member, roster_digest
 from tests.changing import (

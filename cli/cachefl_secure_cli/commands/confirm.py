@@ -39,7 +39,7 @@ def command(
     Example: cachefl-secure confirm clinic-1 roster-change.bin --expect "1f2e ..."
     """
     from cachefl_secure.federation.confirming import check_expected, confirm_change, show_change
-    from cachefl_secure.federation.joining import SiloFiles
+    from cachefl_secure.federation.silo_files import SiloFiles
 
     if json and not yes:
         say("--json needs --yes: a program cannot compare fingerprints")

@@ -26,7 +26,7 @@ def command(
     Example: cachefl-secure rotate clinic-1
     """
     from cachefl_secure.federation.confirming import ask_for_new_key
-    from cachefl_secure.federation.joining import SiloFiles
+    from cachefl_secure.federation.silo_files import SiloFiles
 
     files = SiloFiles.open(directory)
     written, mark = ask_for_new_key(files)
