@@ -14,7 +14,7 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, Counters, EncodedUpdate, ReadEntries, Words
 from cachefl_secure.updates import IntegerUpdate, PrivateUpdate
 
-_CHUNK = 1 << 16  # entries, where a whole update is encoded at once
+_CHUNK = 1 << 16  # entries
 _FRACTION_BITS = 16
 
 
@@ -131,8 +131,7 @@ def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: Roundin
     words = np.empty(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
     read = _Rounding(update.values, parameters, Keystream(rounding))
-    for start in range(0, words.size, _CHUNK):
-        counters[0] += read(words[start : start + _CHUNK])
+    counters[0] = read(words)
     return EncodedUpdate(words, counters)
 
 
@@ -210,25 +209,30 @@ class _Rounding:
         self._scale = 2.0**_FRACTION_BITS / parameters.grid_step
         # 2^15 steps and a coin fill 31 bits; more than 2^31 steps do not occur, so 64 bits always do.
         self._lane = np.dtype("<i4" if parameters.entry_bound <= 1 << (31 - _FRACTION_BITS) else "<i8")
-        self._make_scratch(0)
-
-    def _make_scratch(self, size: int) -> None:
-        self._scaled, self._coin = np.empty(size), np.empty(size, "<u2")
-        self._fixed = self._scaled.view("<i8") if self._lane.itemsize == 8 else np.empty(size, self._lane)
+        self._fixed, self._coin = np.empty(0, self._lane), np.empty(0, "<u2")
 
     def __call__(self, out: Words) -> int:
-        """Works in memory for as many entries as the longest call so far asked for: 10 to 14 bytes each."""
-        if out.size > self._scaled.size:
-            self._make_scratch(out.size)
+        """Works in memory for as many entries as the longest call so far asked for, at most 2^16: 6 or 10 bytes each."""
+        at_once = min(out.size, _CHUNK)
+        if self._fixed.size < at_once:
+            self._fixed, self._coin = np.empty(at_once, self._lane), np.empty(at_once, "<u2")
+        return sum(self._round(out[start : start + _CHUNK]) for start in range(0, out.size, _CHUNK))
+
+    def _round(self, out: Words) -> int:
         values, self._left = self._left[: out.size], self._left[out.size :]
-        scaled, fixed, coin = self._scaled[: out.size], self._fixed[: out.size], self._coin[: out.size]
+        fixed, coin = self._fixed[: out.size], self._coin[: out.size]
+        # Two passes in memory that is there anyway, or one that needs none.
+        scaled = fixed.view("<f8") if self._lane.itemsize == 8 else None
         clamped = 0
         if values.max() > self._clamp or values.min() < -self._clamp:  # seldom
-            np.clip(values, -self._clamp, self._clamp, out=scaled)
-            clamped = int(np.count_nonzero(scaled != values))
-            values = scaled
-        np.multiply(values, self._scale, out=scaled)
-        np.copyto(fixed, scaled, casting="unsafe")
+            within = np.clip(values, -self._clamp, self._clamp, out=scaled)
+            clamped = int(np.count_nonzero(within != values))
+            values = within
+        if scaled is None:
+            np.multiply(values, self._scale, out=fixed, casting="unsafe")
+        else:
+            np.multiply(values, self._scale, out=scaled)
+            np.copyto(fixed, scaled, casting="unsafe")
         self._coins.fill(coin.view(np.uint8))
         np.add(fixed, coin, out=fixed)
         np.right_shift(fixed, _FRACTION_BITS, out=fixed)  # arithmetic: the floor, of negative numbers too

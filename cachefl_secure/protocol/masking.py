@@ -125,7 +125,8 @@ def mask(
             words = scratch[: stop - at]
             clamped += read(words)
             streams.apply(words)
-            packed.write(at, words)
+            for part in range(0, words.size, CHUNK_WORDS):  # planes are cut out in scratch of their own
+                packed.write(at + part, words[part : part + CHUNK_WORDS])
         return streams, clamped
 
     done = in_threads(mask_slice, slices(size, threads, chunk_words))
@@ -142,8 +143,8 @@ def mask(
 
 
 def _chunk_words(threads: int) -> int:
-    """Entries at a time: all scratch of all threads stays below 4 MiB, and steps are long beside what is between them."""
-    return 1 << 18 - threads.bit_length()
+    """Entries at a time: all scratch of all threads stays at 4 MiB, and steps are long beside what threads wait for."""
+    return 1 << (17 if threads <= 2 else 16)
 
 
 def _write_segment(segment: Segment, words: Words, target: NDArray[np.uint8]) -> None:
