@@ -13,13 +13,13 @@ class PrivateUpdate:
     """A silo's noised change of the trainable parameters. Never leaves the silo unmasked.
 
     ``values`` is float64 of shape (d,), d = number of trainable parameters, already noised and
-    already divided by the public constants of the plan. Copied on entry and read-only.
+    already divided by the public constants of the plan. Read-only; an array of that type is taken over.
     """
 
     values: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        values = np.array(self.values, dtype=np.float64, copy=True).reshape(-1)
+        values = np.asarray(self.values, dtype=np.float64).reshape(-1)
         if not np.isfinite(values).all():
             raise ValueError("an update must be finite")
         values.setflags(write=False)

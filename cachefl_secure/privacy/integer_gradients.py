@@ -145,9 +145,13 @@ class IntegerSum:
         self._begun = True
 
     def clamped(self, bound: int) -> Tensor:
-        """int32 on the processor, every entry in [-bound, bound]. Ends this sum: its memory may be used again."""
+        """int32 on the processor, every entry in [-bound, bound]. Ends this sum: the next ``add`` begins another.
+
+        Both may stand in the memory of what is returned.
+        """
         if not self._begun:
             raise LocalProtocolError("a sum of nothing, not even of an empty chunk")
+        self._begun = False
         return self._total.clamp_(-bound, bound).to("cpu", torch.int32)
 
 

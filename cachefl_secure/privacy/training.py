@@ -46,6 +46,7 @@ from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanis
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.updates import IntegerUpdate, NoisedUpdate, PrivateUpdate
 
+_BLOCK_ENTRIES = 1 << 16
 _CHUNK_RECORDS = 128
 """Without privacy: records whose ``a`` (NK numbers each) are in memory at once."""
 
@@ -90,6 +91,7 @@ def train_privately(
     counted = engine.accountant.history
     if counted != [(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)]:
         raise LocalProtocolError(f"Opacus counted {counted}, which is not the mechanism that was charged")
+    trained.forget_position()
     return optimizer.released()
 
 
@@ -212,6 +214,10 @@ class _KeyChange(nn.Module):
         """Fixes the cache keys that the next step's gradients are taken at."""
         self._keys = optimizer.moved(self._start)
 
+    def forget_position(self) -> None:
+        """After the last step: the release needs the memory."""
+        self._keys = self._start
+
     @torch.no_grad()
     def forward(self, features: Tensor, labels: Tensor) -> None:
         """Leaves the gradients where Opacus looks for them. No autograd: they have a closed form."""
@@ -284,6 +290,7 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         self._total_dtype = torch.int32 if mechanism.steps * most < 1 << 31 else torch.int64
         self._sum: IntegerSum | None = None
         self._total: Tensor | None = None
+        self._moved: Tensor | None = None
 
     def clip_and_accumulate(self) -> None:
         """Adds the chunk's integer gradients, none longer than the unit, and takes them away."""
@@ -304,10 +311,10 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         """Noise of standard deviation noise_multiplier * unit, once for the whole batch."""
         if self._sum is None:
             raise LocalProtocolError("noise for a step that summed nothing")
-        noised, self._sum = self._sum.clamped(self._mechanism.sum_bound), None
+        noised = self._sum.clamped(self._mechanism.sum_bound)
         self._noise.add_to(noised.numpy().reshape(-1), self._stream)
         if self._total is None:
-            self._total = noised.to(self._total_dtype)
+            self._total, self._sum = noised.to(self._total_dtype), None  # perhaps in the same memory
         else:
             self._total += noised
 
@@ -319,8 +326,17 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         return self.pre_step()
 
     def moved(self, start: Tensor) -> Tensor:
-        """As ``RankOneDPOptimizer.moved``, rounded twice: a function of what is released, whatever its rounding."""
-        return start if self._total is None else start.add(self._total.to(start.device), alpha=-self._value)
+        """As ``RankOneDPOptimizer.moved``, rounded twice: a function of what is released, whatever its rounding.
+
+        The same memory at every step.
+        """
+        if self._total is None:
+            return start
+        if self._moved is None:
+            self._moved = torch.empty_like(start)
+        for before, after, total in zip(*map(_row_blocks, (start, self._moved, self._total)), strict=True):
+            torch.add(before, total.to(before), alpha=-self._value, out=after)
+        return self._moved
 
     def released(self) -> NoisedUpdate:
         """The noised sums of all steps, negated as descent steps are."""
@@ -328,12 +344,18 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
             raise LocalProtocolError("nothing was noised")
         if isinstance(self._mechanism, DistributedMechanism):
             return IntegerUpdate(self._total.neg_().numpy().reshape(-1))
+        self._moved = self._sum = None  # makes room
         return PrivateUpdate(self._total.numpy() * np.float64(-self._value))
 
     @property
     def _value(self) -> float:
         """What an integer moves a cache key by."""
         return self._mechanism.step_length * self._mechanism.integer_value
+
+
+def _row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+    """A few rows at a time: what is made of them stays in the processor's cache."""
+    return torch.split(matrix, max(1, _BLOCK_ENTRIES // matrix.shape[1]))
 
 
 class CachePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is untyped
