@@ -171,3 +171,14 @@ class TransportError(CacheflError):
 
     def __str__(self) -> str:
         return f"{self.peer}: {self.reason}"
+
+
+class MissingExtra(CacheflError):
+    """An optional part of the installation is not there: ``pip install 'cachefl-secure[extra]'``."""
+
+    def __init__(self, extra: str) -> None:
+        super().__init__(extra)
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return f"needs the optional packages of {self.extra!r}"

@@ -6,11 +6,11 @@ one change of a roster: on disk before it leaves.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachefl_secure.crypto.sign import fingerprint
+from cachefl_secure.crypto.spoken import check_heard
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.enrolment import write_join_request
 from cachefl_secure.federation.roster_change import (
@@ -106,12 +106,8 @@ def check_expected(shown: Shown, expect: str) -> None:
     Raises:
         ConfigError: the operator heard another change read out, or mistyped it.
     """
-    heard = "".join(expect.split()).lower()
-    if not re.fullmatch(r"[0-9a-f]{32}", heard):
-        raise ConfigError("--expect", "", "a change is named by eight groups of four hex digits")
-    if heard != shown.spoken.replace(" ", ""):
-        reason = f"is {shown.spoken}, not as expected: do not confirm, call the other silos"
-        raise ConfigError("--expect", f"the change to epoch {shown.epoch}", reason)
+    where = ("--expect", f"the change to epoch {shown.epoch}")
+    check_heard(expect, shown.spoken, where=where, otherwise="do not confirm, call the other silos")
 
 
 def confirm_change(files: SiloFiles, shown: Shown) -> Path:

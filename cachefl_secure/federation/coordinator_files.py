@@ -13,7 +13,7 @@ from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.enrolment import (
     Voucher,
     make_roster,
-    read_invite,
+    open_invite,
     read_join_request,
     sign_roster,
 )
@@ -55,6 +55,8 @@ class CoordinatorFiles:
 
     state: StateDir
     plan: FederationPlan
+    engine: str = ""
+    """URL of what carries messages; empty: all parties are on one machine."""
 
     @classmethod
     def open(cls, root: Path) -> CoordinatorFiles:
@@ -70,7 +72,8 @@ class CoordinatorFiles:
             raise ConfigError(str(root), "", "no coordinator's directory; init makes one")
         if not StateDir(root).is_finished:
             raise ConfigError(str(root), "", "init was interrupted; run it again with the same directory")
-        return cls(StateDir(root), read_invite(root / INVITE_FILE))
+        invite = open_invite(root / INVITE_FILE)
+        return cls(StateDir(root), invite.plan, invite.engine)
 
     def candidates(self, requests: Sequence[Path]) -> list[Candidate]:
         """The silos behind these join requests, sorted by name.

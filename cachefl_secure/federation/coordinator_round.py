@@ -67,9 +67,12 @@ class CoordinatorService:
         channel: CoordinatorChannel,
         *,
         deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
+        gather_seconds: float | None = None,
     ) -> None:
+        """``gather_seconds``: how long silos are waited for before a round; None: as long as for an answer in it."""
         self._state, self._chain, self._channel = state, chain, channel
         self._deadline_seconds = deadline_seconds
+        self._gather_seconds = deadline_seconds if gather_seconds is None else gather_seconds
         self._identity: SigningKey = state.signing_key()
         settle_rosters(state, chain.rosters)  # records under a roster rest on it
 
@@ -138,6 +141,11 @@ class CoordinatorService:
         for number in asked:
             self._give_up(number)
         return max(asked, default=None)
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether a round was begun that neither happened nor was given up."""
+        return self._unfinished() is not None or self._begun(self.next_round())[0] > 0
 
     def _unfinished(self) -> UnmaskingRound | None:
         for number in reversed(round_numbers(self._state)):
@@ -283,7 +291,8 @@ class CoordinatorService:
     ) -> dict[SiloId, bytes]:
         """The bodies of the silos that answered; the others are noted in ``attendance``."""
         bodies: dict[SiloId, bytes] = {}
-        replies = self._channel.exchange(phase, requests, self._deadline_seconds)
+        seconds = self._gather_seconds if phase == letters.HELLO else self._deadline_seconds
+        replies = self._channel.exchange(phase, requests, seconds)
         attendance.absent |= set(requests) - set(replies)
         for silo, raw in replies.items():
             try:

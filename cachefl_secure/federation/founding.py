@@ -50,6 +50,8 @@ class FoundingChoices:
     privacy: PrivacyChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
+    engine: str = ""
+    """URL of what will carry messages; empty: all parties are on one machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     RoundParameters.derive(plan, fewest, fewest)  # the encoding must fit
     state.write("models/0000.safetensors", cache_to_bytes(model))
     key = state.signing_key()
-    state.write(INVITE_FILE, write_invite(plan, key))
+    state.write(INVITE_FILE, write_invite(plan, key, engine=choices.engine))
     state.finish()
     images = len(choices.classes) * choices.images_per_class
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, images)

@@ -30,6 +30,7 @@ from cachefl_secure.federation.countersigning import kept_countersignatures
 from cachefl_secure.federation.roster_change import Difference, spoken
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.silo_files import SiloFiles
+from cachefl_secure.federation.standing_aside import standing_aside
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.federation.witnesses import (
     Witnessed,
@@ -155,7 +156,9 @@ def _silo_status(root: Path) -> Status:
     chain = open_chain(root) if files.state.has(ROSTER_FILE) else None
     enrolled = chain is not None and files.silo in chain.roster.public_keys
     rounds = chain.position.round if chain is not None else 0
-    waiting = "the coordinator: hand over join-request.toml"
+    waiting = "the coordinator: " + (
+        "to `admit` it" if files.config.engine else "hand over join-request.toml"
+    )
     files.records()  # raises if what a round needs is gone
     report, plan = files.verified_ledger(), plan_digest(files.plan)
     charged = [spend.round for spend in report.spends if spend.plan_digest == plan]
@@ -167,6 +170,8 @@ def _silo_status(root: Path) -> Status:
         waiting = "nobody: all planned rounds are done"
     elif not report.allows(files.terms):
         waiting = "nobody: its caps allow no further round; the federation goes on without it"
+    if (aside := standing_aside(files.state)) is not None:
+        waiting = "nobody: this silo has left" if aside == "left" else "you: paused; `cachefl-secure resume`"
     if chain is not None and (removal := chain.rosters.removal_of(files.silo)) is not None:
         waiting = f"nobody: epoch {removal.epoch} of the roster removed this silo"
     return Status(

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.clip_source import ClipSource, open_encoder
-from cachefl_secure.federation.enrolment import read_invite, write_join_request
+from cachefl_secure.federation.enrolment import open_invite, read_invite, write_join_request
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.shared_ledger import add_sharing_directory
 from cachefl_secure.federation.silo_files import (
@@ -73,6 +75,8 @@ class JoinChoices:
     not_private: bool = False
     skip_unreadable: bool = False
     device: str = "cpu"
+    engine: str | None = None
+    """This machine's own path to what carries messages; None: as the invite says."""
 
 
 def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Progress = silent) -> Joined:
@@ -141,11 +145,13 @@ def establish_silo(
     owner = _owner(choices)
     state = StateDir.create(root, None if owner is None else owner.state.signing_key())
     state.write(INVITE_FILE, invite)
-    plan, key = read_invite(root / INVITE_FILE), state.signing_key()
+    asked, key = open_invite(root / INVITE_FILE), state.signing_key()
+    plan, engine = asked.plan, asked.engine if choices.engine is None else choices.engine
     state.write(FEATURES_FILE, features_to_bytes(features.records, features.digest), private=True)
     commitment = _commit_to_data(state, features.file_digests, owner)
     state.write(REQUEST_FILE, write_join_request(silo, plan, key))
-    state.write(CONFIG_FILE, encode_toml(_config(silo, plan, choices, commitment, features.digest, owner)))
+    config = _config(silo, plan, choices, commitment, features.digest, owner)
+    state.write(CONFIG_FILE, encode_toml(msgspec.structs.replace(config, engine=engine)))
     files = SiloFiles(state, plan, read_toml(root / CONFIG_FILE, SiloConfig))
     known = set() if owner is None else {each.config.data_commitment for each in owner.ledger_sharers()}
     _agree_to_plan(files)

@@ -46,6 +46,8 @@ Reason = Literal[
     "not-enrolled",
     "removed",
     "roster-not-countersigned",
+    "paused",
+    "left",
     "storage-failed",
     "internal-error",
 ]

@@ -52,6 +52,8 @@ class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ledger: str = ""
     """Directory of the silo whose ledger, key and caps this one shares; empty: its own."""
     training_device: Literal["cpu", "cuda"] = "cpu"
+    engine: str = ""
+    """Where this silo reaches what carries messages: the invite's URL, or this machine's own path to the same place."""
 
 
 @dataclass(frozen=True, slots=True)

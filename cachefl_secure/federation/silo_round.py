@@ -54,6 +54,7 @@ from cachefl_secure.federation.sealed_update import discard_updates
 from cachefl_secure.federation.session_file import discard_journals, last_attempt
 from cachefl_secure.federation.silo_attempt import OPACUS, SiloAttempt, Trainer, UpdateSpent, may_enter
 from cachefl_secure.federation.silo_files import LEDGER_FILE, SiloFiles
+from cachefl_secure.federation.standing_aside import standing_aside
 from cachefl_secure.federation.state_dir import ROSTER_FILE, round_numbers, utc_now
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
@@ -139,6 +140,7 @@ class SiloService:
     # --- enrolment and records
 
     def _on_hello(self, hello: Hello) -> bytes:
+        self._check_willing()
         if hello.plan_digest != plan_digest(self._files.plan):
             raise Decline("plan-differs")
         if hello.receipt is not None and self._signed(hello.receipt):
@@ -284,11 +286,17 @@ class SiloService:
 
     # --- one attempt
 
+    def _check_willing(self) -> None:
+        """An operator may stand aside from the next round on; what was begun goes on."""
+        if (reason := standing_aside(self._files.state)) is not None:
+            raise Decline(reason)
+
     def _on_manifest(self, content: bytes) -> bytes:
         chain, plan = self._open(), self._files.plan
         manifest = open_manifest(content, plan.coordinator_key)
         if self._attempt is not None and self._attempt.manifest == manifest:
             return self._attempt.session.advertise()  # the same request again: the same reply
+        self._check_willing()
         self._check_manifest(manifest, chain)
         try:
             parameters = RoundParameters.derive(plan, len(manifest.cohort), len(chain.roster.members))

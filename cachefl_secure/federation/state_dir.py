@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cachefl_secure import durable
+from cachefl_secure.crypto.hpke import TransportKey
 from cachefl_secure.crypto.seal import AtRestKey
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.crypto.sign import SigningKey
@@ -27,6 +28,7 @@ Those that followed it are in ``rosters/``; see ``roster_files``.
 _SIGNING_KEY = "keys/signing.key"
 _NEXT_SIGNING_KEY = "keys/next-signing.key"
 _STORAGE_KEY = "keys/storage.key"
+_TRANSPORT_KEY = "keys/transport.key"
 _UNFINISHED = ".unfinished"
 
 
@@ -187,6 +189,12 @@ class StateDir:
         """The next key is the present one from now on; the old one is gone, but for old blocks (limit N6)."""
         self.write(_SIGNING_KEY, self._read_key(_NEXT_SIGNING_KEY), private=True)
         self.remove(_NEXT_SIGNING_KEY)
+
+    def transport_key(self) -> TransportKey:
+        """Made when it is first asked for: only some transports need it."""
+        if not self.has(_TRANSPORT_KEY):
+            self.write(_TRANSPORT_KEY, TransportKey.generate().reveal(), private=True)
+        return TransportKey(self._read_key(_TRANSPORT_KEY))
 
     def storage_key(self) -> AtRestKey:
         return AtRestKey(self._read_key(_STORAGE_KEY))

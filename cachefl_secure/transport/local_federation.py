@@ -9,18 +9,15 @@ from pathlib import Path
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
+from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.roster_files import pending_change
-from cachefl_secure.federation.rounds import run_rounds
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
+from cachefl_secure.transport.coordinating import Rounds, Tell, run_over
 from cachefl_secure.transport.in_process import InProcessNetwork, reasons
-
-Tell = Callable[[str], None]
-"""A sentence to the operator of this machine, who is every party's operator here."""
 
 
 def run_local_rounds(
@@ -32,50 +29,32 @@ def run_local_rounds(
     progress: Progress,
     tell: Tell,
     until: int | None = None,
-    finished: Callable[[RoundOutcome], None] | None = None,
+    resume: bool = False,
     give_up: bool = False,
+    finished: Callable[[RoundOutcome], None] = lambda outcome: None,
 ) -> list[RoundOutcome]:
-    """``number`` rounds between the coordinator and the silos of these directories, or ``until`` a round.
-
-    Each is handed to ``finished`` as it ends, so that those before a failure are not lost. With ``give_up``, a
-    round that was left between certificate and record is given up first.
+    """Rounds between the coordinator and the silos of these directories; what is asked for as in ``Rounds``.
 
     Raises:
         ConfigError: a directory is not what it should be, or is in use.
         LedgerError: a silo's ledger does not verify or was rolled back.
         RoundAborted, CohortExhausted: a round failed; those before it stand.
     """
-    outcomes: list[RoundOutcome] = []
-
-    def note(outcome: RoundOutcome) -> None:
-        outcomes.append(outcome)
-        if finished is not None:
-            finished(outcome)
-
     files = CoordinatorFiles.open(directory)
+    rounds = Rounds(
+        number=number, until=until, resume=resume, give_up=give_up, deadline_seconds=deadline_seconds
+    )
     with contextlib.ExitStack() as held:
         held.enter_context(files.state.lock())
         silos = _open_silos(silo_directories, held, tell)
         chain = files.chain()
         _check_members(silos, _members_and_candidates(files, chain))
         network = held.enter_context(InProcessNetwork({silo: s.handle for silo, s in silos.items()}))
-        if until is not None:
-            number = max(0, until - chain.position.round)
-        _warn_beyond_the_plan(chain, number, tell)
-        service = CoordinatorService(files.state, chain, network, deadline_seconds=deadline_seconds)
-        if give_up and (given_up := service.give_up_round()) is not None:
-            tell(f"round {given_up} is given up; what it cost stays charged")
-        run_rounds(service, number, progress, lambda who: _explain(who, silos, network, tell), note)
-    return outcomes
 
+        def explain(attendance: Attendance) -> None:
+            _explain(attendance, silos, network, tell)
 
-def _warn_beyond_the_plan(chain: Chain, number: int, tell: Tell) -> None:
-    planned, last = chain.plan.privacy.rounds, chain.position.round
-    if last + number > planned:
-        tell(
-            f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
-            "silos decline the rounds that pass their caps"
-        )
+        return run_over(network, files, chain, rounds, progress, tell, explain, finished)
 
 
 def _open_silos(

@@ -55,7 +55,8 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
         errors.RecordRejected,
         Ending(6, "this round proves nothing as it is; keep a copy and compare it with another party's"),
     ),
-    (errors.TransportError, Ending(8, "try again")),
+    (errors.TransportError, Ending(8, "see that this machine reaches it, then run the command again")),
+    (errors.MissingExtra, Ending(2)),
     (errors.CacheflError, Ending(1)),
     (PermissionError, Ending(7, "check who owns the directory")),
     (OSError, Ending(7)),
@@ -95,6 +96,8 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, errors.MissingExtra):
+        return f"{error}: pip install 'cachefl-secure[{error.extra}]'"
     if isinstance(error, errors.RoundAborted):
         return f"round aborted: {error}"
     if isinstance(error, errors.RecordRejected):

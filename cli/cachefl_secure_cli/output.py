@@ -64,7 +64,7 @@ def _plain(value: Any) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> Table:
-    """A table whose first column is text and whose others are right-aligned."""
+    """A table; columns under a heading are right-aligned where every cell begins with a digit or a sign."""
     made = Table(
         title=title,
         title_justify="left",
@@ -78,13 +78,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
         longest = max((len(row[index]) for row in rows), default=1)
         made.add_column(
             column,
-            justify="left" if index == 0 else "right",
+            justify="right" if index and any(columns) and _is_numeric(rows, index) else "left",
             overflow="fold",
             min_width=min(longest, 14 if index == 0 else 6),
         )
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def _is_numeric(rows: Sequence[Sequence[str]], index: int) -> bool:
+    return all(row[index][:1].isdigit() or row[index][:1] in ("-", "+") for row in rows)
 
 
 def percent(fraction: float) -> str:

@@ -21,7 +21,16 @@ def command(
     directory: Coordinator,
     requests: Annotated[
         list[Path] | None,
-        typer.Argument(help="The silos' join-request.toml files.", show_default=False),
+        typer.Argument(
+            help="The silos' join-request.toml files. Default: all that wait at the engine.",
+            show_default=False,
+        ),
+    ] = None,
+    silo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--silo", help="Of those that wait, only this one; repeat for each.", show_default=False
+        ),
     ] = None,
     remove: Annotated[
         list[str] | None,
@@ -55,8 +64,11 @@ def command(
     A change needs the silos: each looks at it with `cachefl-secure confirm`, and when a quorum of the present
     ones has approved it, the next round begins with the new roster. A name or a key that left never returns.
 
-    Example: cachefl-secure admit coordinator clinic-6/join-request.toml --remove clinic-2
+    Without files, the requests that silos left at the federation's engine are shown and asked about.
+
+    Example: cachefl-secure admit coordinator --remove clinic-2
     """
+    from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 
     if json and not yes:
@@ -70,15 +82,18 @@ def command(
         if approval:
             _say_change(files, files.add_approvals(approval), json, said="approvals taken")
             return
-        if not requests and not remove:
-            say("nothing to do: give join requests, --remove, --approval or --withdraw")
+        candidates = files.candidates(requests or _waiting(files, silo))
+        if not candidates and not remove:
+            say("nobody waits to be admitted; give join requests, --remove, --approval or --withdraw")
             raise typer.Exit(2)
-        candidates = files.candidates(requests or [])
         rows = [(str(c.member.silo), c.fingerprint) for c in candidates]
-        if not json:
-            console().print(table("asking to be admitted", ("silo", "fingerprint"), rows))
-            for silo in remove or []:
-                console().print(f"to be removed: {silo}")
+        if not json and candidates:
+            spoken = [(name, f"{mark}\n{in_words(mark)}") for name, mark in rows]
+            console().print(
+                table("asking to be admitted", ("silo", "fingerprint, and the same in words"), spoken)
+            )
+            for leaving in remove or []:
+                console().print(f"to be removed: {leaving}")
         if not yes:
             typer.confirm("Did every silo read out exactly its fingerprint above?", abort=True)
         if files.has_roster:
@@ -102,6 +117,20 @@ def command(
         f"{parameters.colluders} may collude with the coordinator without seeing more than the sum."
     )
     console().print(f"{explained}.")
+
+
+def _waiting(files: CoordinatorFiles, chosen: list[str] | None) -> list[Path]:
+    """The requests at the engine, or those of the silos named."""
+    if not files.engine:
+        return []
+    from cachefl_secure.errors import ConfigError
+    from cachefl_secure.transport.engines import waiting_requests
+
+    found = waiting_requests(files, say)
+    for name in chosen or []:
+        if name not in found:
+            raise ConfigError("--silo", name, "does not wait to be admitted")
+    return [path for name, path in sorted(found.items()) if chosen is None or name in chosen]
 
 
 def _say_change(files: CoordinatorFiles, change: RosterChange | None, json: bool, *, said: str) -> None:

@@ -72,6 +72,14 @@ def command(
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What carries messages between sites: a folder that all reach (dir:///shared/federation) or an "
+            "object store (s3://BUCKET/PATH, gs://, az://, sftp://). Default: none, all parties on this machine.",
+            show_default=False,
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(help="Of the synthetic images. Not of any noise or key.")] = 0,
     device: DeviceOption = Device.auto,
     json: Json = False,
@@ -83,11 +91,13 @@ def command(
     Example: cachefl-secure init coordinator --classes cat,dog,horse --generator ./my-generator --clip RN50
     --pretrained openai
     """
+    from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.errors import ConfigError
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.founding import FoundingChoices, found_federation
     from cachefl_secure.plan import SecureSumPlan
     from cachefl_secure.privacy.terms import planned_cost_of
+    from cachefl_secure.transport.engines import check_engine
 
     if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
@@ -117,7 +127,9 @@ def command(
             minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
         ),
         device=resolve_device(device),
+        engine=engine,
     )
+    check_engine(engine)
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
     plan, planned = founded.plan, planned_cost_of(founded.plan.privacy)
@@ -128,6 +140,7 @@ def command(
                 "federation_id": plan.federation_id,
                 "fingerprint": founded.fingerprint,
                 "invite": str(founded.invite),
+                "engine": engine,
                 "noise_multiplier": plan.privacy.noise_multiplier,
                 "learning_rate": plan.privacy.learning_rate,
                 "mechanism": plan.privacy.mechanism,
@@ -144,7 +157,9 @@ def command(
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         ("learning rate", f"{plan.privacy.learning_rate:g}"),
         *_privacy_rows(plan, planned),
+        *([("messages go by", engine)] if engine else []),
         ("fingerprint", founded.fingerprint),
+        ("the same in words", in_words(founded.fingerprint)),
         ("invite", str(founded.invite)),
     ]
     console().print(table(f"federation {plan.name!r}", ("", ""), rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,17 +12,31 @@ import typer
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Clip, Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
+from cachefl_secure_cli.stopping import stopped_by_signals
 
 if TYPE_CHECKING:
     from cachefl_secure.federation.joining import Joined
+    from cachefl_secure.federation.silo_files import SiloFiles
+    from cachefl_secure.plan import FederationPlan
 
 
 @explained
 def command(
     invite: Annotated[Path, typer.Argument(help="The invite.toml from the coordinator.", show_default=False)],
-    directory: Annotated[Path, typer.Argument(help="A new directory for this silo.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="Private images: one folder a class.", show_default=False)],
-    name: Annotated[str, typer.Option(help="This silo's name: a-z, 0-9 and '-'.", show_default=False)],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            help="This silo's directory; made the first time. Default: named as the silo.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Private images, one folder a class; needed the first time.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="This silo's name: a-z, 0-9 and '-'; needed the first time.", show_default=False),
+    ] = None,
     clip: Clip = None,
     expect: Annotated[
         str | None, typer.Option(help="The coordinator's fingerprint as you heard it; refuses any other.")
@@ -47,31 +63,119 @@ def command(
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
     ] = False,
     device: DeviceOption = Device.auto,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="This machine's own path to the engine of the invite, such as dir:///mnt/other/federation.",
+            show_default=False,
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Take part in one round, then end.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Only ask to be admitted; serve later, by the same command.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Join a federation: encode the private images once, make keys, write a join request.
+    """Join a federation and take part: encode the private images once, make keys, ask to be admitted, serve.
 
-    Nothing is sent. Hand join-request.toml to the coordinator and read out this silo's fingerprint.
+    Images and features stay here. If the invite names an engine, this leaves the request there and then waits:
+    for the coordinator's `admit`, and for rounds. End it with Ctrl-C and start it again by the same command, as
+    often as you like; a killed one goes on where it was. Without an engine, hand join-request.toml to the
+    coordinator. Either way read this silo's fingerprint to the coordinator.
 
-    Example: cachefl-secure join invite.toml my-clinic --data /data/xrays --name my-clinic
+    Example: cachefl-secure join invite.toml --data /data/xrays --name my-clinic --expect "1f2e ..."
     """
-    from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.enrolment import read_invite
-    from cachefl_secure.federation.joining import JoinChoices, join_federation
+    from cachefl_secure.federation.silo_files import SiloFiles
+    from cachefl_secure.federation.state_dir import StateDir
 
-    plan = read_invite(invite, expect=expect)
+    root = directory if directory is not None else None if name is None else Path(name)
+    if root is None:
+        say("give this silo's --name the first time, its directory later")
+        raise typer.Exit(2)
+    if (root / "silo.toml").is_file() and StateDir(root).is_finished:
+        _check_same(SiloFiles.open(root), read_invite(invite, expect=expect), name)
+        say(f"{root} has joined already")
+    else:
+        if data is None or name is None:
+            say(f"{root} has not joined yet: give --data and --name")
+            raise typer.Exit(2)
+        choices = _Choices(
+            clip,
+            expect,
+            epsilon_cap,
+            epsilon_cap_aggregate,
+            ledger,
+            not_private,
+            skip_unreadable,
+            device,
+            engine,
+        )
+        _join(invite, root, data, name, choices, json=json)
+    if no_wait or json or not SiloFiles.open(root).config.engine:
+        return
+    serve(root, once=once)
+
+
+def serve(root: Path, *, once: bool) -> None:
+    """Answers the coordinator until somebody stops it."""
+    from cachefl_secure.transport.engines import serve_at
+
+    with stopped_by_signals() as stop:
+        say("waiting for the coordinator; Ctrl-C ends, nothing is lost by it")
+        serve_at(
+            root, stop=stop, tell=lambda sentence: say(f"{datetime.now():%H:%M:%S} {sentence}"), once=once
+        )
+    say("ended")
+
+
+def _check_same(files: SiloFiles, plan: FederationPlan, name: str | None) -> None:
+    from cachefl_secure.errors import ConfigError
+    from cachefl_secure.plan import plan_digest
+
+    if plan_digest(plan) != plan_digest(files.plan):
+        raise ConfigError(str(files.state.root), "", "has joined another federation; give a new directory")
+    if name is not None and name != files.silo:
+        raise ConfigError("--name", name, f"{files.state.root} has joined as {files.silo}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Choices:
+    clip: str | None
+    expect: str | None
+    epsilon_cap: float | None
+    epsilon_cap_aggregate: float | None
+    ledger: Path | None
+    not_private: bool
+    skip_unreadable: bool
+    device: Device
+    engine: str | None
+
+
+def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices, *, json: bool) -> None:
+    from cachefl_secure.crypto.spoken import in_words
+    from cachefl_secure.federation.clip_source import ClipSource
+    from cachefl_secure.federation.enrolment import open_invite
+    from cachefl_secure.federation.joining import JoinChoices, join_federation
+    from cachefl_secure.federation.silo_files import SiloFiles
+    from cachefl_secure.transport.engines import check_engine
+
+    asked = open_invite(invite, expect=chosen.expect)
+    check_engine(asked.engine if chosen.engine is None else chosen.engine)
     choices = JoinChoices(
         name=name,
         images=data,
-        clip=ClipSource.of_plan(plan.encoder, clip),
-        expect=expect,
-        epsilon_cap=epsilon_cap,
-        epsilon_cap_aggregate=epsilon_cap_aggregate,
-        ledger=ledger,
-        not_private=not_private,
-        skip_unreadable=skip_unreadable,
-        device=resolve_device(device),
+        clip=ClipSource.of_plan(asked.plan.encoder, chosen.clip),
+        expect=chosen.expect,
+        epsilon_cap=chosen.epsilon_cap,
+        epsilon_cap_aggregate=chosen.epsilon_cap_aggregate,
+        ledger=chosen.ledger,
+        not_private=chosen.not_private,
+        skip_unreadable=chosen.skip_unreadable,
+        device=resolve_device(chosen.device),
+        engine=chosen.engine,
     )
+    expect = chosen.expect
     with progress_bar(quiet=json) as progress:
         joined = join_federation(invite, directory, choices, progress)
     if json:
@@ -96,8 +200,10 @@ def command(
         ("records (stay here)", f"{joined.records} of {joined.classes_present} classes"),
         ("this silo refuses beyond", _promise(joined)),
         ("this silo's fingerprint", joined.fingerprint),
+        ("the same in words", in_words(joined.fingerprint)),
         ("coordinator's fingerprint", joined.coordinator_fingerprint),
-        ("join request", str(joined.request)),
+        ("the same in words", in_words(joined.coordinator_fingerprint)),
+        *([] if SiloFiles.open(directory).config.engine else [("join request", str(joined.request))]),
     ]
     console().print(table(f"silo {joined.silo}", ("", ""), rows))
     if joined.skipped:

@@ -27,13 +27,14 @@ def command(
     """
     from cachefl_secure.federation.confirming import ask_for_new_key
     from cachefl_secure.federation.silo_files import SiloFiles
+    from cachefl_secure.transport.engines import hand_over_request
 
     files = SiloFiles.open(directory)
     written, mark = ask_for_new_key(files)
+    handed = hand_over_request(files, written.read_bytes())
     if json:
         print_json("rotate", {"silo": files.silo, "fingerprint": mark, "request": str(written)})
         return
     console().print(f"new fingerprint of {files.silo}: {mark}")
-    console().print(
-        f"hand over {written}, and read the new fingerprint to the coordinator and the other silos"
-    )
+    request = "the request waits for the coordinator's `admit`" if handed else f"hand over {written}"
+    console().print(f"{request}; read the new fingerprint to the coordinator and the other silos")

@@ -29,11 +29,22 @@ def command(
         list[Path] | None,
         typer.Option(
             "--in-process",
-            help="A silo's directory to run in this process; repeat for each.",
+            help="A silo's directory on this machine to run in this process; repeat for each. For trials, and for "
+            "federations without an engine.",
             show_default=False,
         ),
     ] = None,
     deadline: Annotated[float, typer.Option(min=1.0, help="Seconds a silo has for one phase.")] = 600.0,
+    gather: Annotated[
+        float,
+        typer.Option(min=0.1, help="Seconds that silos are waited for before a round begins without them."),
+    ] = 60.0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Only the round that was interrupted, if there is one; begin no other."
+        ),
+    ] = False,
     give_up: Annotated[
         bool,
         typer.Option(
@@ -42,33 +53,45 @@ def command(
             "What it cost them stays charged.",
         ),
     ] = False,
+    keep_messages: Annotated[
+        bool,
+        typer.Option(
+            "--keep-messages", help="Leave sealed messages in the mailbox when they have been read."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run rounds: every silo trains with noise, the masked updates are summed, the record is signed.
 
-    Until networked transports are built, silos run in threads of this process; each still uses its own
-    directory, keys and ledger, and exchanges the same sealed bytes. Interrupted? Run it again (with
-    --until, so that not more rounds run than you meant): silos re-send the same noised update and pay
-    nothing twice. A round that had its certificate is finished first.
+    Silos that run `cachefl-secure join` at the federation's engine take part by themselves; one that does not
+    answer in time counts as dropped. Interrupted? Run it again (with --until or --resume, so that not more rounds
+    run than you meant): silos re-send the same noised update and pay nothing twice. A round that had its
+    certificate is finished first.
 
-    Example: cachefl-secure round coordinator -n 20 --in-process clinic-1 --in-process clinic-2
-    --in-process clinic-3
+    Example: cachefl-secure round coordinator -n 10
     """
-    from cachefl_secure.transport.local_federation import run_local_rounds
+    from cachefl_secure.transport.coordinating import Rounds
+    from cachefl_secure.transport.engines import run_rounds_at
 
     outcomes: list[RoundOutcome] = []
+    asked = Rounds(
+        number=number,
+        until=until,
+        resume=resume,
+        give_up=give_up,
+        deadline_seconds=deadline,
+        gather_seconds=min(gather, deadline),
+    )
     try:
         with progress_bar(quiet=json) as progress:
-            run_local_rounds(
+            run_rounds_at(
                 directory,
                 in_process or [],
-                number,
-                deadline_seconds=deadline,
+                asked,
                 progress=progress,
                 tell=say,
-                until=until,
                 finished=outcomes.append,
-                give_up=give_up,
+                keep_parcels=keep_messages,
             )
     finally:  # rounds that happened are shown also when a later one failed
         if json:

@@ -1,0 +1,343 @@
+"""The mailbox: coordinator and silos exchange parcels through a store, with no server and no open port.
+
+    <federation>/contacts/<party>/<digest>        contact cards: transport keys, signed
+    <federation>/requests/<silo>-<digest>.toml    join requests, public (``mailbox_enrolment``)
+    <federation>/to/<silo>/<number>-<phase>       requests, one for each silo and exchange
+    <federation>/from/<number>/<silo>             answers
+
+An object is written once. Exchanges are numbered, and the number is on the coordinator's disk before its requests
+leave; an answer names the request that it answers. So what a store delays, repeats, reorders or shows cut off is
+skipped or looked at again, and whoever was killed goes on: the coordinator with the next number, a silo with the
+requests that have no answer yet. Repeating a request to a silo is harmless (``silo_round``, rule 6).
+
+When an exchange is over the coordinator deletes its parcels, unless told to keep them; contact cards and join
+requests stay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+
+from cachefl_secure.errors import ConfigError, PeerError, TransportError
+from cachefl_secure.federation.ports import Handler
+from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.names import COORDINATOR, FederationId, PublicKeyHex, SiloId, digest_of
+from cachefl_secure.protocol import wire
+from cachefl_secure.transport import parcels
+from cachefl_secure.transport.parcels import Parcel, Sender
+from cachefl_secure.transport.store import ObjectStore
+
+EXCHANGE_FILE = "engine/exchange"
+"""Number of the coordinator's last exchange, as text."""
+
+_CARD_BYTES = 1024
+_TELL_SECONDS = 5.0
+_TRIES = 20  # looks at a request that does not verify, in case it is still being written
+
+Identities = Callable[[], Mapping[SiloId, Sequence[PublicKeyHex]]]
+"""The signing keys that a silo's parcels may carry: its present one, and while keys change the one before."""
+
+Waiting = Callable[[str, Sequence[SiloId], float], None]
+"""(phase, silos that have not answered, seconds since they were asked); called every few seconds."""
+
+
+def says_nothing(phase: str, missing: Sequence[SiloId], seconds: float) -> None:
+    """A ``Waiting`` that tells nobody."""
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Pauses between looks at a store: short after something happened, longer and longer after nothing did."""
+
+    shortest_seconds: float
+    longest_seconds: float
+    _next: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hurry()
+
+    def hurry(self) -> None:
+        self._next = self.shortest_seconds
+
+    def pause(self) -> float:
+        pause, self._next = self._next, min(1.5 * self._next, self.longest_seconds)
+        return pause
+
+
+class CoordinatorMailbox:
+    """The coordinator's channel; see ``ports.CoordinatorChannel``."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        sender: Sender,
+        state: StateDir,
+        identities: Identities,
+        *,
+        limit_bytes: int,
+        waiting: Waiting = says_nothing,
+        keep_parcels: bool = False,
+    ) -> None:
+        """``limit_bytes``: no answer of a silo is longer. Longer ones are not read."""
+        self._store, self._sender, self._state = store, sender, state
+        self._identities, self._limit_bytes = identities, limit_bytes
+        self._waiting, self._keeps = waiting, keep_parcels
+        announce(store, sender)
+
+    def exchange(
+        self, phase: str, requests: Mapping[SiloId, bytes], deadline_seconds: float
+    ) -> dict[SiloId, bytes]:
+        """Silos that have no contact card yet are looked for until the deadline.
+
+        Raises:
+            TransportError: the store could not be reached at any time until the deadline.
+            ConfigError: the exchange's number could not be kept.
+        """
+        if not requests:
+            return {}
+        round_trip = _Exchange(self._next_number(), phase, self._identities())
+        started, told, pace = time.monotonic(), _TELL_SECONDS, self._pace()
+        trouble: TransportError | None = None
+        while True:
+            before = len(round_trip.answers)
+            try:
+                self._send(round_trip, requests)
+                self._collect(round_trip)
+                trouble = None
+            except TransportError as error:  # a store may come back
+                trouble = error
+            missing = sorted(set(requests) - set(round_trip.answers))
+            passed = time.monotonic() - started
+            if not missing or passed >= deadline_seconds:
+                break
+            if len(round_trip.answers) > before:
+                pace.hurry()
+            if passed >= told:
+                self._waiting(phase, missing, passed)
+                told = passed + _TELL_SECONDS
+            time.sleep(min(pace.pause(), deadline_seconds - passed))
+        if trouble is not None and not round_trip.answers:
+            raise trouble
+        if not self._keeps:
+            self._clear(round_trip.number, list(requests))
+        return round_trip.answers
+
+    def _next_number(self) -> int:
+        """On disk before it is used: silos answer each number once."""
+        number = 0
+        if self._state.has(EXCHANGE_FILE):
+            text = self._state.read(EXCHANGE_FILE).decode("ascii", "replace")
+            if not text.isdecimal():
+                raise ConfigError(str(self._state.path(EXCHANGE_FILE)), "", "not a number")
+            number = int(text)
+        self._state.write(EXCHANGE_FILE, str(number + 1).encode())
+        return number + 1
+
+    def _send(self, exchange: _Exchange, requests: Mapping[SiloId, bytes]) -> None:
+        for silo in requests:
+            if silo in exchange.sent:
+                continue
+            public_key = find_transport_key(
+                self._store, self._sender.federation_id, silo, exchange.identities.get(silo, ())
+            )
+            if public_key is None:
+                continue
+            parcel = self._sender.pack(silo, public_key, exchange.number, exchange.phase, requests[silo])
+            self._store.put(request_name(parcel), wire.encode(parcel))
+            exchange.sent[silo] = parcel.digest
+
+    def _collect(self, exchange: _Exchange) -> None:
+        folder = f"{self._sender.federation_id}/from/{exchange.number:012d}"
+        for name in self._store.names(folder):
+            silo = SiloId(name)
+            if silo not in exchange.sent or silo in exchange.answers:
+                continue
+            raw = self._store.get(f"{folder}/{name}", limit_bytes=parcels.limit_bytes(self._limit_bytes))
+            if raw is None:
+                continue
+            try:
+                exchange.answers[silo] = self._open(exchange, silo, raw)
+            except PeerError:
+                continue  # cut off, or somebody else's: perhaps it is still being written
+
+    def _open(self, exchange: _Exchange, silo: SiloId, raw: bytes) -> bytes:
+        parcel = parcels.read_parcel(
+            raw,
+            federation_id=self._sender.federation_id,
+            sender=silo,
+            recipient=COORDINATOR,
+            identities=exchange.identities.get(silo, ()),
+        )
+        if parcel.label.answers != exchange.sent[silo]:
+            raise PeerError(silo, "the answer to another request")
+        return self._sender.unpack(parcel)
+
+    def _clear(self, number: int, silos: Sequence[SiloId]) -> None:
+        """This exchange's parcels, and what late answers left of earlier ones."""
+        root = self._sender.federation_id
+        try:
+            stale = [f"from/{at}" for at in self._store.folders(f"{root}/from") if at <= f"{number:012d}"]
+            for folder in (*stale, *(f"to/{silo}" for silo in silos)):
+                for name in self._store.names(f"{root}/{folder}"):
+                    if folder.startswith("from/") or name.partition("-")[0] <= f"{number:012d}":
+                        self._store.remove(f"{root}/{folder}/{name}")
+                self._store.remove_folder(f"{root}/{folder}")
+        except TransportError:
+            return  # next time
+
+    def _pace(self) -> _Pace:
+        return _Pace(0.02, 1.0) if self._store.is_near else _Pace(0.2, 2.0)
+
+
+@dataclass(slots=True)
+class _Exchange:
+    number: int
+    phase: str
+    identities: Mapping[SiloId, Sequence[PublicKeyHex]]
+    sent: dict[SiloId, str] = field(default_factory=dict)
+    """Silo -> digest of its request."""
+    answers: dict[SiloId, bytes] = field(default_factory=dict)
+
+
+class SiloMailbox:
+    """A silo's channel; see ``ports.SiloChannel``."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        sender: Callable[[], Sender],
+        coordinator_key: PublicKeyHex,
+        *,
+        limit_bytes: int,
+        tell: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        """``sender`` is asked for every parcel: this silo's signing key may change while it serves."""
+        self._store, self._sender, self._coordinator_key = store, sender, coordinator_key
+        self._limit_bytes, self._tell = limit_bytes, tell
+        self._answered: set[str] = set()
+        self._tries: dict[str, int] = {}
+        self._announced: PublicKeyHex | None = None
+        self._reachable = True
+
+    def serve(self, handler: Handler, *, stop: Event) -> None:
+        """Requests are answered in the order of their numbers. A store that cannot be reached is tried again."""
+        pace = _Pace(0.02, 1.0) if self._store.is_near else _Pace(0.2, 3.0)
+        while not stop.is_set():
+            try:
+                worked = self._look(handler, stop)
+                self._note_reachable(True)
+            except TransportError as error:
+                self._note_reachable(False, str(error))
+                worked = False
+            if worked:
+                pace.hurry()
+            stop.wait(pace.pause())
+
+    def _note_reachable(self, reachable: bool, why: str = "") -> None:
+        if reachable != self._reachable:
+            self._tell(
+                "the store is back" if reachable else f"the store cannot be reached, trying again: {why}"
+            )
+            self._reachable = reachable
+
+    def _look(self, handler: Handler, stop: Event) -> bool:
+        """Whether there was anything to do."""
+        sender = self._sender()
+        if self._announced != sender.identity.public_key:
+            announce(self._store, sender)
+            self._announced = sender.identity.public_key
+        folder = f"{sender.federation_id}/to/{sender.party}"
+        names = self._store.names(folder)
+        self._answered &= set(names)
+        self._tries = {name: tries for name, tries in self._tries.items() if name in names}
+        worked = False
+        for name in names:
+            if stop.is_set():
+                break
+            if name not in self._answered and self._tries.get(name, 0) < _TRIES:
+                worked |= self._answer(f"{folder}/{name}", name, handler)
+        return worked
+
+    def _answer(self, path: str, name: str, handler: Handler) -> bool:
+        sender = self._sender()
+        raw = self._store.get(path, limit_bytes=parcels.limit_bytes(self._limit_bytes))
+        if raw is None:
+            return False
+        try:
+            parcel = parcels.read_parcel(
+                raw,
+                federation_id=sender.federation_id,
+                sender=COORDINATOR,
+                recipient=sender.party,
+                identities=(self._coordinator_key,),
+            )
+            content = sender.unpack(parcel)
+            public_key = self._coordinator_transport_key(sender)
+        except PeerError as error:
+            self._tries[name] = self._tries.get(name, 0) + 1
+            if self._tries[name] == _TRIES:
+                self._tell(f"a request is left unanswered: {error}")
+            return False
+        target = answer_name(parcel)
+        if not self._store.has(target):
+            reply = handler(parcel.label.phase, content)
+            # The handler may have given this silo a new signing key: the answer to that still carries the old one.
+            answer = sender.pack(
+                COORDINATOR, public_key, parcel.label.number, parcel.label.phase, reply, parcel.digest
+            )
+            self._store.put(target, wire.encode(answer))
+        self._answered.add(name)
+        return True
+
+    def _coordinator_transport_key(self, sender: Sender) -> bytes:
+        found = find_transport_key(self._store, sender.federation_id, COORDINATOR, (self._coordinator_key,))
+        if found is None:
+            raise PeerError(COORDINATOR, "has left no contact card")
+        return found
+
+
+def request_name(parcel: Parcel) -> str:
+    """Where a request lies."""
+    label = parcel.label
+    return f"{label.federation_id}/to/{label.recipient}/{label.number:012d}-{label.phase}"
+
+
+def answer_name(request: Parcel) -> str:
+    """Where the answer to this request belongs."""
+    label = request.label
+    return f"{label.federation_id}/from/{label.number:012d}/{label.recipient}"
+
+
+def announce(store: ObjectStore, sender: Sender) -> None:
+    """Leaves this party's contact card, unless it is there.
+
+    Raises:
+        TransportError: not left.
+    """
+    card = sender.card()
+    digest = digest_of("cachefl-secure/contact/1", card)[:16]
+    name = f"{sender.federation_id}/contacts/{sender.party}/{digest}"
+    if store.get(name, limit_bytes=_CARD_BYTES) != card:
+        store.put(name, card)
+
+
+def find_transport_key(
+    store: ObjectStore, federation_id: FederationId, party: str, identities: Sequence[PublicKeyHex]
+) -> bytes | None:
+    """The transport key that this party announced under one of its identity keys; the latest key's, if several did.
+
+    Raises:
+        TransportError: the store could not be looked at.
+    """
+    folder, found = f"{federation_id}/contacts/{party}", dict[PublicKeyHex, bytes]()
+    for name in store.names(folder):
+        raw = store.get(f"{folder}/{name}", limit_bytes=_CARD_BYTES)
+        for identity in identities if raw is not None else ():
+            try:
+                found[identity] = parcels.read_card(raw or b"", federation_id, party, (identity,))
+            except PeerError:
+                continue
+    return next((found[identity] for identity in reversed(identities) if identity in found), None)

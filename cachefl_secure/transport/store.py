@@ -1,0 +1,182 @@
+"""Objects in a place that all parties reach: a shared folder, or any store that fsspec knows.
+
+    dir:///shared/fed     a folder: on one machine, on a network file system, on a stick that is carried about
+    s3:// gs:// az:// sftp:// memory:// ...    through fsspec and the package that it names for the scheme
+
+An object is written once, whole, and never changed. Nothing is expected of the store: it may lose, delay, repeat or
+cut objects, and show them to anybody; readers check what they read (see ``parcels``) and look again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from cachefl_secure.errors import ConfigError, MissingExtra, TransportError
+
+FOLDER_SCHEME = "dir"
+_EXTRAS = {
+    "s3": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "sftp": "sftp",
+    "ssh": "sftp",
+}
+# Where an object appears whole or not at all. Elsewhere it is written under another name first.
+_WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "adl"})
+_DRAFT = ".part-"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectStore:
+    """Named objects below one URL. Names are relative, with ``/`` between their parts.
+
+    Raises, from every method: TransportError if the store cannot be reached or refuses. Its own words are left out:
+    they may hold keys.
+    """
+
+    url: str
+    _files: Any
+    _root: str
+    _is_folder: bool
+    _writes_whole: bool
+
+    @classmethod
+    def open(cls, url: str) -> ObjectStore:
+        """Connects to nothing yet.
+
+        Raises:
+            ConfigError: no URL, a scheme that fsspec does not know, or a relative folder.
+            MissingExtra: the scheme needs a package that is not installed.
+        """
+        import fsspec
+
+        scheme = check_url(url)
+        target = "file" + url.removeprefix(FOLDER_SCHEME) if scheme == FOLDER_SCHEME else url
+        try:
+            # What others write must be seen: nothing may be remembered between two looks.
+            options = {"use_listings_cache": False, "skip_instance_cache": True}
+            files, root = fsspec.url_to_fs(target, **options)
+        except ImportError:
+            raise MissingExtra(_EXTRAS.get(scheme, scheme)) from None
+        except Exception as error:
+            raise ConfigError("engine", url, f"cannot be opened ({type(error).__name__})") from None
+        return cls(url, files, root.rstrip("/"), scheme == FOLDER_SCHEME, scheme in _WHOLE)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Whole or not at all, as far as the store allows."""
+        target = f"{self._root}/{name}"
+        with self._reaching():
+            folder = target.rpartition("/")[0]
+            if self._writes_whole:
+                self._files.pipe_file(target, content)
+                return
+            self._files.makedirs(folder, exist_ok=True)
+            draft = f"{folder}/{_DRAFT}{uuid.uuid4().hex}"
+            try:
+                self._write(draft, content)
+                self._files.mv(draft, target) if not self._is_folder else os.replace(draft, target)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self._files.rm_file(draft)
+                raise
+
+    def _write(self, draft: str, content: bytes) -> None:
+        if not self._is_folder:
+            self._files.pipe_file(draft, content)
+            return
+        with open(draft, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def get(self, name: str, *, limit_bytes: int) -> bytes | None:
+        """The object's content; None if there is none, or if it is longer than ``limit_bytes``."""
+        with self._reaching():
+            try:
+                content: bytes = self._files.cat_file(f"{self._root}/{name}", start=0, end=limit_bytes + 1)
+            except FileNotFoundError:
+                return None
+        return content if len(content) <= limit_bytes else None
+
+    def has(self, name: str) -> bool:
+        with self._reaching():
+            return bool(self._files.exists(f"{self._root}/{name}"))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the objects directly in the folder, sorted, without it; none if there is no such folder."""
+        with self._reaching():
+            try:
+                self._files.invalidate_cache()
+                found = self._files.ls(f"{self._root}/{folder}", detail=True)
+            except FileNotFoundError:
+                return []
+        return _last_parts(found, "file")
+
+    def folders(self, folder: str) -> list[str]:
+        """As ``names``, of the folders directly in it."""
+        with self._reaching():
+            try:
+                self._files.invalidate_cache()
+                return _last_parts(self._files.ls(f"{self._root}/{folder}", detail=True), "directory")
+            except FileNotFoundError:
+                return []
+
+    @property
+    def is_near(self) -> bool:
+        """Whether a look costs next to nothing."""
+        return self._is_folder or self.url.startswith("memory:")
+
+    def remove(self, name: str) -> None:
+        """Best effort: a store that lets nothing be deleted keeps sealed bytes for longer, that is all."""
+        with contextlib.suppress(Exception):
+            self._files.rm_file(f"{self._root}/{name}")
+
+    def remove_folder(self, folder: str) -> None:
+        """If it is empty; best effort. Object stores have none to remove."""
+        if self._is_folder:
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{self._root}/{folder}")
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TransportError(self.url, error.strerror or type(error).__name__) from None
+        except Exception as error:  # each store has errors of its own
+            raise TransportError(self.url, type(error).__name__) from None
+
+
+def _last_parts(found: list[dict[str, Any]], kind: str) -> list[str]:
+    parts = (str(each["name"]).rstrip("/").rpartition("/")[2] for each in found if each["type"] == kind)
+    return sorted(part for part in parts if part and not part.startswith(_DRAFT))
+
+
+def check_url(url: str) -> str:
+    """The scheme of a store's URL.
+
+    Raises:
+        ConfigError: not a URL of a store.
+    """
+    from fsspec.registry import known_implementations
+
+    parts = urlsplit(url)
+    if parts.scheme == FOLDER_SCHEME:
+        if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+            reason = "a folder is given by its whole path: dir:///shared/federation"
+            raise ConfigError("engine", url, reason)
+        return FOLDER_SCHEME
+    if not parts.scheme or parts.scheme not in known_implementations:
+        reason = (
+            "not a place for messages: dir:///FOLDER, s3://, gs://, az://, sftp:// or another of fsspec's"
+        )
+        raise ConfigError("engine", url, reason)
+    return parts.scheme
