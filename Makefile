@@ -75,7 +75,9 @@ $(BIN)/python:
 	fi; \
 	echo "==> $$found -m venv $(VENV)"; "$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
+# Packages stay at the versions that they are locked at; delete $(LOCK) first to move them all.
 lock:
+	@cp $(LOCK) $(LOCK).new 2>/dev/null || true
 	printf '%s\n' $(PINS) | uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header -q -o $(LOCK).new
 	@{ echo "# Every package of every platform, with hashes. Written by 'make lock'; not edited by hand."; cat $(LOCK).new; } > $(LOCK)

@@ -44,6 +44,12 @@ def command(
     seed: Annotated[
         int, typer.Option(help="Of the partition and the synthetic images. Noise is always fresh.")
     ] = 0,
+    images_only: Annotated[
+        bool,
+        typer.Option(
+            "--images-only", help="Only write the silos' handwriting as image folders, into DIRECTORY/data."
+        ),
+    ] = False,
 ) -> None:
     """Run a whole federation of five silos on this machine: real handwriting, a real CLIP, real noise.
 
@@ -63,6 +69,8 @@ def command(
         f"[bold]1,797 handwritten digits[/bold]: {len(folders)} silos by Dirichlet(0.3) and a held-out fifth, "
         f"in {images}"
     )
+    if images_only:
+        return
     report = directory / "report"
     target = DEFAULT_EPSILON[mechanism] if epsilon is None else epsilon
     privacy = ["--mechanism", mechanism, "--epsilon", f"{target:g}"]
