@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from cachefl_secure_cli.failures import explained
 from cachefl_secure_cli.options import Party
@@ -11,13 +12,20 @@ from cachefl_secure_cli.output import Json, console, print_json, table
 
 @explained
 def command(directory: Party, json: Json = False) -> None:
-    """Say where a party stands and what it waits for."""
+    """Say where a party stands and what it waits for.
+
+    At the coordinator also who asks to be admitted, if the engine can be reached.
+
+    Example: cachefl-secure status coordinator
+    """
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.inspection import status
 
     found = status(directory)
+    engine, asking = _at_the_engine(directory) if found.role == "coordinator" else ("", ())
     if json:
-        print_json("status", dataclasses.asdict(found) | {"silos": dict(found.silos)})
+        result = dataclasses.asdict(found) | {"silos": dict(found.silos)}
+        print_json("status", result | {"engine": engine, "asking": list(asking)})
         return
     rows = [
         ("role", found.role),
@@ -32,5 +40,23 @@ def command(directory: Party, json: Json = False) -> None:
         rows[4:4] = [("roster", at), ("the same in words", in_words(found.roster_fingerprint))]
     if found.roster_change:
         rows.append(("change of the roster", found.roster_change))
+    if engine:
+        rows.append(("engine", engine))
     rows += [(f"silo {silo}", how) for silo, how in found.silos.items()]
+    rows += [(f"silo {silo}", "asks: look at it with `cachefl-secure admit`") for silo in asking]
     console().print(table(f"federation {found.federation!r}", ("", ""), rows))
+
+
+def _at_the_engine(directory: Path) -> tuple[str, tuple[str, ...]]:
+    """The engine, or why it cannot be looked at, and who asks there to be admitted."""
+    from cachefl_secure.errors import MissingExtra, TransportError
+    from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+    from cachefl_secure.transport.engines import waiting_requests
+
+    files = CoordinatorFiles.open(directory)
+    if not files.engine:
+        return "", ()
+    try:
+        return files.engine, tuple(sorted(waiting_requests(files, lambda _: None)))
+    except (MissingExtra, TransportError) as error:
+        return f"{files.engine} (cannot be reached: {error})", ()
