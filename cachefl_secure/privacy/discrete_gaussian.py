@@ -50,6 +50,7 @@ _SLOTS = 1 << 16
 _WIDTH_BITS = 16  # at most: a slot and an offset share 32 bits
 _CELLS_A_SCALE = 64  # to 128 where the width allows; more would round more slots down, fewer be less level
 _CHUNK = 1 << 15
+_GUIDE_BITS = 12
 BLOCK = 1 << 17
 """Draws between two visits to the tested slots."""
 
@@ -74,6 +75,10 @@ class _Cells:
     sure: NDArray[np.int64]
     tested_from: NDArray[np.uint64]
     """Of every cell, the first 64-bit word that falls on its tested part."""
+    tested_to: NDArray[np.uint64]
+    """The last one."""
+    guide: NDArray[np.intp]
+    """Of every value of a word's upper bits, the cell of the first such word."""
     tested: NDArray[np.float64]
     """Of every cell, ``share[j] * tested_slots / 2^64``, rounded."""
     share: tuple[int, ...]
@@ -82,6 +87,16 @@ class _Cells:
     @property
     def sure_slots(self) -> int:
         return int(self.sure.sum())
+
+    def tested_cell(self, words: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """The cell on whose tested part each word falls: ``searchsorted``, but for most words by a table."""
+        cell: NDArray[np.intp] = self.guide[words >> np.uint64(64 - _GUIDE_BITS)]
+        for _ in range(2):
+            cell += words > self.tested_to[cell]
+        left = np.flatnonzero(words > self.tested_to[cell])
+        if left.size:
+            cell[left] = np.searchsorted(self.tested_from, words[left], side="right") - 1
+        return cell
 
 
 @lru_cache(maxsize=8)
@@ -102,18 +117,30 @@ def _cells_of(scale: float) -> _Cells:
     # What is left of all words makes the last cell higher, hence worse; a test refuses what it must.
     share[-1] += 2**64 - sum(share)
     ends = np.cumsum(np.array(share[:-1], dtype=np.uint64), dtype=np.uint64)
+    tested_from = np.concatenate([np.zeros(1, dtype=np.uint64), ends])
+    firsts = np.arange(1 << _GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - _GUIDE_BITS)
     cells = _Cells(
         width=width,
         density=density,
         slot_value=np.zeros(_SLOTS, dtype=np.int32),
         value=value,
         sure=sure,
-        tested_from=np.concatenate([np.zeros(1, dtype=np.uint64), ends]),
+        tested_from=tested_from,
+        tested_to=np.append(ends - np.uint64(1), np.uint64(2**64 - 1)),
+        guide=np.searchsorted(tested_from, firsts, side="right") - 1,
         tested=np.array(share, dtype=np.float64) * (tested_slots / 2.0**64),
         share=tuple(share),
     )
     cells.slot_value[: cells.sure_slots] = np.repeat(value, sure)
-    for array in (cells.slot_value, cells.value, cells.sure, cells.tested_from, cells.tested):
+    for array in (
+        cells.slot_value,
+        cells.value,
+        cells.sure,
+        cells.tested_from,
+        cells.tested_to,
+        cells.guide,
+        cells.tested,
+    ):
         array.setflags(write=False)
     return cells
 
@@ -172,18 +199,18 @@ class DiscreteGaussian:
 
     def _draw(self, count: int, stream: RandomStream) -> NDArray[np.int32]:
         cells, drawn = self._cells, np.empty(count, dtype=np.int32)
-        sure_slots, tested = cells.sure_slots, []
+        first_tested, tested = np.uint32(cells.sure_slots << 16), []
         for start in range(0, count, _CHUNK):
             part = drawn[start : start + _CHUNK]
             words = stream.words((part.size + 1) // 2).astype("<u8", copy=False)
             halves = words.view("<u4")[: part.size]
+            tested.append(np.flatnonzero(halves >= first_tested) + start)
             slots = (halves >> np.uint32(16)).astype(np.intp)
             np.take(
                 cells.slot_value, slots, out=part, mode="clip"
             )  # no slot is out of range: "raise" is slower
             halves &= np.uint32(cells.width - 1)
             part += halves.view("<i4")
-            tested.append(np.flatnonzero(slots >= sure_slots) + start)
         positions = np.concatenate(tested)
         if positions.size:
             drawn[positions], accepted = self._test(drawn[positions], stream)
@@ -198,7 +225,7 @@ class DiscreteGaussian:
         """For draws on tested slots: a value at each offset, and whether it is accepted."""
         cells, words = self._cells, stream.words(2 * offsets.size)
         uniform = words[offsets.size :]
-        chosen = np.searchsorted(cells.tested_from, words[: offsets.size], side="right") - 1
+        chosen = cells.tested_cell(words[: offsets.size])
         values = cells.value[chosen] + offsets
         sure, tested = cells.sure[chosen], cells.tested[chosen]
         height = (uniform >> np.uint64(11)) * 2.0**-53 * tested + sure

@@ -62,7 +62,7 @@ class RandomStream:
         drawn = np.empty(count, dtype="<u8")
         for start in range(0, count, _CHUNK):
             part = drawn[start : start + _CHUNK]
-            part[:] = np.frombuffer(self._cipher.update(_ZEROS[: part.nbytes]), dtype="<u8")
+            self._cipher.update_into(_ZEROS[: part.nbytes], part.view(np.uint8).data)
         return drawn.astype(np.uint64, copy=False)
 
     def coins(self, count: int, probability: float) -> NDArray[np.bool_]:
