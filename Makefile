@@ -34,7 +34,7 @@ test: $(STAMP)
 	@echo "==> lint-imports: who may import whom"
 	$(BIN)/lint-imports
 	@echo "==> pytest: examples, vectors, properties, threats; ends with the table of claims"
-	$(BIN)/python -m pytest -v
+	$(BIN)/python -m pytest -v -n 2 --dist loadfile
 
 # `make soak MINUTES=30 FROM=2000000`; two processes.
 SCHEDULES := 1000000

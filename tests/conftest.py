@@ -3,6 +3,8 @@
 Every run watches the ledgers that it makes (``every_ledger``), and refuses marks with unknown ids. A full run
 (no paths, nothing deselected) also fails when an enforced claim has no *passed* test. ``pytest -v`` ends with
 the table of claims.
+
+With ``pytest -n 2`` each worker process hands in what it has shown when it ends, and all of it is judged together.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import os
 from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.claims import REPOSITORY, read_claims, unproven
-from tests.every_ledger import FOUND, watch_ledgers
+from tests.every_ledger import FOUND, SEEN, compare_in_processes, watch_ledgers
 
 # The same examples in every run, and no limit on how long one may take: machines are shared.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -77,8 +80,37 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker ended: what it has shown counts, and its ledgers are compared with all others at the end."""
+    handed_in = getattr(node, "workeroutput", {}).get("shown")
+    if handed_in is None:
+        return
+    evidence: Evidence = node.config.stash[_EVIDENCE]
+    collected, passed, deselected, ledgers = handed_in
+    evidence.collected |= Counter(collected)  # each has collected all
+    evidence.passed += Counter(passed)
+    evidence.deselected |= deselected
+    for runs, delta, count in ledgers:
+        SEEN[tuple(tuple(run) for run in runs), delta] += count
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     evidence = session.config.stash[_EVIDENCE]
+    if _is_worker(session.config):
+        ledgers = [(*charged, count) for charged, count in SEEN.items() if count > 0]
+        shown = (dict(evidence.collected), dict(evidence.passed), evidence.deselected, ledgers)
+        session.config.workeroutput["shown"] = shown  # type: ignore[attr-defined]  # xdist's
+        return
+    if session.config.getoption("numprocesses", None) and exitstatus in _REACHED_THE_END:
+        opinions = compare_in_processes(SEEN)
+        FOUND.append(opinions)
+        if opinions.contradictions:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if exitstatus in _REACHED_THE_END and _is_full(session.config) and unproven(CLAIMS, evidence.passed):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -89,6 +121,8 @@ def pytest_terminal_summary(
     evidence = config.stash[_EVIDENCE]
     for opinions in FOUND:
         terminalreporter.line(str(opinions))
+        for contradiction in opinions.contradictions:
+            terminalreporter.line(contradiction, red=True)
     if config.get_verbosity() > 0:
         terminalreporter.section("claims (tests passed / collected)")
         for claim in CLAIMS.values():

@@ -1,14 +1,16 @@
 """Remembers what every ledger of a test run was charged for, so that a third accountant can check all of them.
 
-``conftest`` installs it; ``tests/privacy/test_every_ledger.py`` runs last and checks. Ledgers of subprocesses
-are not seen.
+``conftest`` installs it; ``tests/privacy/test_every_ledger.py`` runs last and checks, and with workers (``pytest -n``)
+``conftest`` does once all have ended. Ledgers of other subprocesses are not seen.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 
 from cachefl_secure.names import Digest
 from cachefl_secure.privacy.accountants import GRID, Runs, pld_epsilon, rdp_epsilon
@@ -60,6 +62,23 @@ def watch_ledgers() -> None:
             SEEN.update(self.charged)  # type: ignore[attr-defined]
 
     History.accept = watched  # type: ignore[method-assign]
+
+
+def all_histories(seen: Counter[Charged]) -> list[Charged]:
+    """Every history that some ledger has, once."""
+    return sorted(charged for charged, ledgers in seen.items() if ledgers > 0 and charged[0])
+
+
+def compare_in_processes(seen: Counter[Charged], processes: int = 2) -> Opinions:
+    """As ``compare``, of all histories, by several processes."""
+    together, histories = Opinions(), all_histories(seen)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for part in pool.map(compare, [histories[i::processes] for i in range(processes)]):
+            together.agreeing += part.agreeing
+            together.beyond_range += part.beyond_range
+            together.left_out += part.left_out
+            together.contradictions += part.contradictions
+    return together
 
 
 def compare(histories: list[Charged]) -> Opinions:
