@@ -282,7 +282,7 @@ class SiloMailbox:
                 self._tell(f"a request is left unanswered: {error}")
             return False
         target = answer_name(parcel)
-        if not self._store.has(target):
+        if not self._holds_answer(target, parcel, sender):
             reply = handler(parcel.label.phase, content)
             # The handler may have given this silo a new signing key: the answer to that still carries the old one.
             answer = sender.pack(
@@ -291,6 +291,23 @@ class SiloMailbox:
             self._store.put(target, wire.encode(answer))
         self._answered.add(name)
         return True
+
+    def _holds_answer(self, target: str, request: Parcel, sender: Sender) -> bool:
+        """Whether this silo's whole answer lies there: it was killed after it had left it. A torn one is left again."""
+        if not self._store.has(target):
+            return False
+        raw = self._store.get(target, limit_bytes=parcels.limit_bytes(self._limit_bytes))
+        try:
+            answer = parcels.read_parcel(
+                raw or b"",
+                federation_id=sender.federation_id,
+                sender=sender.party,
+                recipient=COORDINATOR,
+                identities=(sender.identity.public_key,),
+            )
+        except PeerError:
+            return False
+        return answer.label.answers == request.digest
 
     def _coordinator_transport_key(self, sender: Sender) -> bytes:
         found = find_transport_key(self._store, sender.federation_id, COORDINATOR, (self._coordinator_key,))
