@@ -30,7 +30,8 @@ def check_engine(url: str) -> None:
         MissingExtra: it needs packages that are not installed.
     """
     if url:
-        check_url(url)
+        if check_url(url) == "memory":
+            raise ConfigError("--engine", url, "is the memory of one process: no other party reaches it")
         from cachefl_secure.transport.store import ObjectStore
 
         ObjectStore.open(url)

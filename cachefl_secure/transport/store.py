@@ -67,7 +67,7 @@ class ObjectStore:
         except ImportError:
             raise MissingExtra(_EXTRAS.get(scheme, scheme)) from None
         except Exception as error:
-            raise ConfigError("engine", url, f"cannot be opened ({type(error).__name__})") from None
+            raise ConfigError("--engine", url, f"cannot be opened ({type(error).__name__})") from None
         return cls(url, files, root.rstrip("/"), scheme == FOLDER_SCHEME, scheme in _WHOLE)
 
     def put(self, name: str, content: bytes) -> None:
@@ -172,11 +172,13 @@ def check_url(url: str) -> str:
     if parts.scheme == FOLDER_SCHEME:
         if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
             reason = "a folder is given by its whole path: dir:///shared/federation"
-            raise ConfigError("engine", url, reason)
+            raise ConfigError("--engine", url, reason)
         return FOLDER_SCHEME
     if not parts.scheme or parts.scheme not in known_implementations:
         reason = (
             "not a place for messages: dir:///FOLDER, s3://, gs://, az://, sftp:// or another of fsspec's"
         )
-        raise ConfigError("engine", url, reason)
+        raise ConfigError("--engine", url, reason)
+    if not parts.netloc and not parts.path.strip("/"):
+        raise ConfigError("--engine", url, f"names no place: {parts.scheme}://BUCKET/PATH")
     return parts.scheme
