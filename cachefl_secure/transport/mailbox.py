@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 
-from cachefl_secure.errors import ConfigError, PeerError, TransportError
+from cachefl_secure.errors import ConfigError, PeerError, TransportError, UnexpectedMessage
 from cachefl_secure.federation.ports import Handler
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, FederationId, PublicKeyHex, SiloId, digest_of
@@ -35,6 +35,8 @@ EXCHANGE_FILE = "engine/exchange"
 
 _CARD_BYTES = 1024
 _TELL_SECONDS = 5.0
+_REMEMBERED = 4096  # requests that a store cannot make a silo handle again by bringing them back
+_UNSENT = 2  # answers kept for a store that does not take them: each may be an update long
 _TRIES = 20  # looks at a request that does not verify, in case it is still being written
 
 Identities = Callable[[], Mapping[SiloId, Sequence[PublicKeyHex]]]
@@ -100,15 +102,10 @@ class CoordinatorMailbox:
             return {}
         round_trip = _Exchange(self._next_number(), phase, self._identities())
         started, told, pace = time.monotonic(), _TELL_SECONDS, self._pace()
-        trouble: TransportError | None = None
         while True:
             before = len(round_trip.answers)
-            try:
-                self._send(round_trip, requests)
-                self._collect(round_trip)
-                trouble = None
-            except TransportError as error:  # a store may come back
-                trouble = error
+            # A store may come back, and what cannot be read or written for one silo is not the others' trouble.
+            troubles = [*self._send(round_trip, requests), *self._collect(round_trip)]
             missing = sorted(set(requests) - set(round_trip.answers))
             passed = time.monotonic() - started
             if not missing or passed >= deadline_seconds:
@@ -119,8 +116,8 @@ class CoordinatorMailbox:
                 self._waiting(phase, missing, passed)
                 told = passed + _TELL_SECONDS
             time.sleep(min(pace.pause(), deadline_seconds - passed))
-        if trouble is not None and not round_trip.answers:
-            raise trouble
+        if troubles and not round_trip.answers:
+            raise troubles[0]
         if not self._keeps:
             self._clear(round_trip.number, list(requests))
         return round_trip.answers
@@ -136,32 +133,56 @@ class CoordinatorMailbox:
         self._state.write(EXCHANGE_FILE, str(number + 1).encode())
         return number + 1
 
-    def _send(self, exchange: _Exchange, requests: Mapping[SiloId, bytes]) -> None:
+    def _send(self, exchange: _Exchange, requests: Mapping[SiloId, bytes]) -> list[TransportError]:
+        troubles: list[TransportError] = []
         for silo in requests:
             if silo in exchange.sent:
                 continue
-            public_key = find_transport_key(
-                self._store, self._sender.federation_id, silo, exchange.identities.get(silo, ())
-            )
-            if public_key is None:
+            try:
+                # What may have arrived although the store said no is sent again, the same bytes: packed anew it
+                # would be another request, which the answer to the first does not answer.
+                parcel = exchange.packed.get(silo) or self._pack(exchange, silo, requests[silo])
+                if parcel is None:
+                    continue
+                exchange.packed[silo] = parcel
+                self._store.put(request_name(parcel), wire.encode(parcel))
+            except TransportError as error:
+                troubles.append(error)
                 continue
-            parcel = self._sender.pack(silo, public_key, exchange.number, exchange.phase, requests[silo])
-            self._store.put(request_name(parcel), wire.encode(parcel))
-            exchange.sent[silo] = parcel.digest
+            exchange.sent[silo] = exchange.packed.pop(silo).digest
+        return troubles
 
-    def _collect(self, exchange: _Exchange) -> None:
+    def _pack(self, exchange: _Exchange, silo: SiloId, content: bytes) -> Parcel | None:
+        """None until the silo has left a contact card with a key that can be sealed to."""
+        identities = exchange.identities.get(silo, ())
+        public_key = find_transport_key(self._store, self._sender.federation_id, silo, identities)
+        if public_key is None:
+            return None
+        try:
+            return self._sender.pack(silo, public_key, exchange.number, exchange.phase, content)
+        except PeerError:
+            return None
+
+    def _collect(self, exchange: _Exchange) -> list[TransportError]:
+        troubles: list[TransportError] = []
         folder = f"{self._sender.federation_id}/from/{exchange.number:012d}"
-        for name in self._store.names(folder):
+        try:
+            names = self._store.names(folder)
+        except TransportError as error:
+            return [error]
+        for name in names:
             silo = SiloId(name)
             if silo not in exchange.sent or silo in exchange.answers:
                 continue
-            raw = self._store.get(f"{folder}/{name}", limit_bytes=parcels.limit_bytes(self._limit_bytes))
-            if raw is None:
-                continue
             try:
-                exchange.answers[silo] = self._open(exchange, silo, raw)
+                raw = self._store.get(f"{folder}/{name}", limit_bytes=parcels.limit_bytes(self._limit_bytes))
+                if raw is not None:
+                    exchange.answers[silo] = self._open(exchange, silo, raw)
+            except TransportError as error:
+                troubles.append(error)
             except PeerError:
                 continue  # cut off, or somebody else's: perhaps it is still being written
+        return troubles
 
     def _open(self, exchange: _Exchange, silo: SiloId, raw: bytes) -> bytes:
         parcel = parcels.read_parcel(
@@ -199,6 +220,8 @@ class _Exchange:
     identities: Mapping[SiloId, Sequence[PublicKeyHex]]
     sent: dict[SiloId, str] = field(default_factory=dict)
     """Silo -> digest of its request."""
+    packed: dict[SiloId, Parcel] = field(default_factory=dict)
+    """Silo -> its request, until the store has taken it."""
     answers: dict[SiloId, bytes] = field(default_factory=dict)
 
 
@@ -217,7 +240,9 @@ class SiloMailbox:
         """``sender`` is asked for every parcel: this silo's signing key may change while it serves."""
         self._store, self._sender, self._coordinator_key = store, sender, coordinator_key
         self._limit_bytes, self._tell = limit_bytes, tell
-        self._answered: set[str] = set()
+        self._done_with: set[str] = set()  # names in the folder
+        self._handled: dict[str, None] = {}  # digests of the last requests, in order
+        self._unsent: dict[str, bytes] = {}  # such a digest -> the answer, until the store has taken it
         self._tries: dict[str, int] = {}
         self._announced: PublicKeyHex | None = None
         self._reachable = True
@@ -251,14 +276,19 @@ class SiloMailbox:
             self._announced = sender.identity.public_key
         folder = f"{sender.federation_id}/to/{sender.party}"
         names = self._store.names(folder)
-        self._answered &= set(names)
+        self._done_with &= set(names)
         self._tries = {name: tries for name, tries in self._tries.items() if name in names}
-        worked = False
+        worked, trouble = False, None
         for name in names:
             if stop.is_set():
                 break
-            if name not in self._answered and self._tries.get(name, 0) < _TRIES:
-                worked |= self._answer(f"{folder}/{name}", name, handler)
+            if name not in self._done_with and self._tries.get(name, 0) < _TRIES:
+                try:
+                    worked |= self._answer(f"{folder}/{name}", name, handler)
+                except TransportError as error:  # that one object; the next may be the coordinator's
+                    trouble = error
+        if trouble is not None:
+            raise trouble
         return worked
 
     def _answer(self, path: str, name: str, handler: Handler) -> bool:
@@ -274,26 +304,40 @@ class SiloMailbox:
                 recipient=sender.party,
                 identities=(self._coordinator_key,),
             )
-            content = sender.unpack(parcel)
-            public_key = self._coordinator_transport_key(sender)
+            del raw
+            if request_name(parcel) != path:
+                raise UnexpectedMessage(COORDINATOR, "request in another place")
+            if parcel.digest not in self._handled:
+                self._handle(parcel, sender, handler)
         except PeerError as error:
             self._tries[name] = self._tries.get(name, 0) + 1
             if self._tries[name] == _TRIES:
                 self._tell(f"a request is left unanswered: {error}")
             return False
-        target = answer_name(parcel)
-        if not self._holds_answer(target, parcel, sender):
-            reply = handler(parcel.label.phase, content)
-            # The handler may have given this silo a new signing key: the answer to that still carries the old one.
-            answer = sender.pack(
-                COORDINATOR, public_key, parcel.label.number, parcel.label.phase, reply, parcel.digest
-            )
-            self._store.put(target, wire.encode(answer))
-        self._answered.add(name)
+        if parcel.digest in self._unsent:
+            self._store.put(answer_name(parcel), self._unsent[parcel.digest])
+            del self._unsent[parcel.digest]
+        self._done_with.add(name)
         return True
 
-    def _holds_answer(self, target: str, request: Parcel, sender: Sender) -> bool:
+    def _handle(self, request: Parcel, sender: Sender, handler: Handler) -> None:
+        """Once for each request, as long as this process lives; afterwards an answer that lies there says so."""
+        content, public_key = sender.unpack(request), self._coordinator_transport_key(sender)
+        if not self._holds_answer(request, sender):
+            label = request.label
+            reply = handler(label.phase, content)
+            # The handler may have given this silo a new signing key: the answer to that still carries the old one.
+            answer = sender.pack(COORDINATOR, public_key, label.number, label.phase, reply, request.digest)
+            self._unsent[request.digest] = wire.encode(answer)
+        self._handled[request.digest] = None
+        for old in list(self._handled)[:-_REMEMBERED]:
+            del self._handled[old]
+        for old in list(self._unsent)[:-_UNSENT]:
+            del self._unsent[old]
+
+    def _holds_answer(self, request: Parcel, sender: Sender) -> bool:
         """Whether this silo's whole answer lies there: it was killed after it had left it. A torn one is left again."""
+        target = answer_name(request)
         if not self._store.has(target):
             return False
         raw = self._store.get(target, limit_bytes=parcels.limit_bytes(self._limit_bytes))
@@ -350,11 +394,18 @@ def find_transport_key(
         TransportError: the store could not be looked at.
     """
     folder, found = f"{federation_id}/contacts/{party}", dict[PublicKeyHex, bytes]()
+    trouble: TransportError | None = None
     for name in store.names(folder):
-        raw = store.get(f"{folder}/{name}", limit_bytes=_CARD_BYTES)
+        try:
+            raw = store.get(f"{folder}/{name}", limit_bytes=_CARD_BYTES)
+        except TransportError as error:  # that one card; another may be the party's
+            trouble = error
+            continue
         for identity in identities if raw is not None else ():
             try:
                 found[identity] = parcels.read_card(raw or b"", federation_id, party, (identity,))
             except PeerError:
                 continue
+    if trouble is not None and not found:
+        raise trouble
     return next((found[identity] for identity in reversed(identities) if identity in found), None)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import msgspec
@@ -57,17 +58,22 @@ class Label(Message, frozen=True):
     """Digest of the request that this is the answer to; empty for a request."""
 
 
-class Parcel(Message, frozen=True):
+class Parcel(Message, frozen=True, dict=True):
     """A label, and what is sealed for its recipient."""
 
     label: Label
     sealed: bytes
     signature: _Signature
 
+    @cached_property
+    def covered(self) -> bytes:
+        """What the signature covers. Kept, because what is sealed may be long to hash."""
+        return _covered(self.label, self.sealed)
+
     @property
     def digest(self) -> str:
         """Names this parcel, label and content, in its answer."""
-        return digest_of("cachefl-secure/parcel-digest/1", _covered(self.label, self.sealed))
+        return digest_of("cachefl-secure/parcel-digest/1", self.covered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,10 @@ class Sender:
         """
         label = Label(self.federation_id, self.party, recipient, number, phase, answers)
         sealed = hpke.seal_to(public_key, content, wire.encode(label), peer=recipient)
-        return Parcel(label, sealed, self.identity.sign(_PARCEL_PURPOSE, _covered(label, sealed)))
+        covered = _covered(label, sealed)
+        parcel = Parcel(label, sealed, self.identity.sign(_PARCEL_PURPOSE, covered))
+        parcel.__dict__["covered"] = covered
+        return parcel
 
     def unpack(self, parcel: Parcel) -> bytes:
         """The content of a parcel for this party, whose signature the caller has checked.
@@ -146,7 +155,7 @@ def read_parcel(
     label = parcel.label
     if (label.federation_id, label.sender, label.recipient) != (federation_id, sender, recipient):
         raise UnexpectedMessage(sender, "parcel of another place")
-    _verify_by_any(identities, _PARCEL_PURPOSE, _covered(label, parcel.sealed), parcel.signature, sender)
+    _verify_by_any(identities, _PARCEL_PURPOSE, parcel.covered, parcel.signature, sender)
     return parcel
 
 

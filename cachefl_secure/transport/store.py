@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from cachefl_secure.errors import ConfigError, MissingExtra, TransportError
 
@@ -32,6 +32,7 @@ _EXTRAS = {
 # Where an object appears whole or not at all. Elsewhere it is written under another name first.
 _WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "adl"})
 _DRAFT = ".part-"
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,14 +102,31 @@ class ObjectStore:
         """The object's content; None if there is none, or if it is longer than ``limit_bytes``."""
         with self._reaching():
             try:
-                content: bytes = self._files.cat_file(f"{self._root}/{name}", start=0, end=limit_bytes + 1)
+                content = self._read(f"{self._root}/{name}", limit_bytes + 1)
             except FileNotFoundError:
                 return None
-        return content if len(content) <= limit_bytes else None
+        return content if content is not None and len(content) <= limit_bytes else None
+
+    def _read(self, path: str, most_bytes: int) -> bytes | None:
+        if self._is_folder:
+            return _read_file(path, most_bytes)
+        # A range of nothing is an error at some stores, and an object longer than its limit need not travel.
+        size = self._files.info(path).get("size")
+        if size == 0:
+            return b""
+        if size is not None and size >= most_bytes:
+            return None
+        content: bytes = self._files.cat_file(path, start=0, end=most_bytes)
+        return content
 
     def has(self, name: str) -> bool:
+        """Not ``exists``, which says no when it could not find out."""
         with self._reaching():
-            return bool(self._files.exists(f"{self._root}/{name}"))
+            try:
+                self._files.info(f"{self._root}/{name}")
+            except FileNotFoundError:
+                return False
+            return True
 
     def names(self, folder: str) -> list[str]:
         """Names of the objects directly in the folder, sorted, without it; none if there is no such folder."""
@@ -155,6 +173,15 @@ class ObjectStore:
             raise TransportError(self.url, type(error).__name__) from None
 
 
+def _read_file(path: str, most_bytes: int) -> bytes | None:
+    """None if it is no file, or longer. A pipe that somebody left there is not waited for."""
+    with open(os.open(path, os.O_RDONLY | _NO_WAIT), "rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size >= most_bytes:
+            return None
+        return file.readall()
+
+
 def _last_parts(found: list[dict[str, Any]], kind: str) -> list[str]:
     parts = (str(each["name"]).rstrip("/").rpartition("/")[2] for each in found if each["type"] == kind)
     return sorted(part for part in parts if part and not part.startswith(_DRAFT))
@@ -168,17 +195,17 @@ def check_url(url: str) -> str:
     """
     from fsspec.registry import known_implementations
 
-    parts = urlsplit(url)
-    if parts.scheme == FOLDER_SCHEME:
-        if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+    # Taken apart here and not by ``urlsplit``: what that one repairs (spaces, case, one slash) fsspec takes for the
+    # name of a folder, wherever the process happens to run.
+    scheme, marked, place = url.partition("://")
+    if scheme == FOLDER_SCHEME and marked:
+        if not place.startswith("/") or not place.strip("/"):
             reason = "a folder is given by its whole path: dir:///shared/federation"
             raise ConfigError("--engine", url, reason)
-        return FOLDER_SCHEME
-    if not parts.scheme or parts.scheme not in known_implementations:
+        return scheme
+    if not place.strip("/") or scheme not in known_implementations:
         reason = (
             "not a place for messages: dir:///FOLDER, s3://, gs://, az://, sftp:// or another of fsspec's"
         )
         raise ConfigError("--engine", url, reason)
-    if not parts.netloc and not parts.path.strip("/"):
-        raise ConfigError("--engine", url, f"names no place: {parts.scheme}://BUCKET/PATH")
-    return parts.scheme
+    return scheme

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from cachefl_secure.cache.model import cache_from_bytes, cache_to_bytes
+from cachefl_secure.crypto.hpke import TransportKey
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import CacheflError, ConfigError, PeerError, RecordRejected
 from cachefl_secure.federation import enrolment, letters, record
@@ -43,7 +44,7 @@ from cachefl_secure.federation.roster_change import (
     change_from_bytes,
     change_to_bytes,
 )
-from cachefl_secure.names import PublicKeyHex, SiloId
+from cachefl_secure.names import COORDINATOR, FederationId, PublicKeyHex, SiloId
 from cachefl_secure.plan import FederationPlan, decode_toml
 from cachefl_secure.privacy.verification import read_history
 from cachefl_secure.protocol import messages, wire
@@ -53,6 +54,7 @@ from cachefl_secure.protocol.masked_input import InputLayout
 from cachefl_secure.protocol.messages import Phase
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.unmasking import unmasking_from_bytes, unmasking_to_bytes
+from cachefl_secure.transport import parcels
 from tests.fuzz.sessions import drive_coordinator, drive_session, mutate, played
 from tests.privacy.examples import SIGNING_KEY, cache_of, new_ledger, spend
 from tests.protocol.rounds import Federation, Round, a_plan, fixed, run_round
@@ -78,6 +80,8 @@ _KINDS = (
     letters.Sync,
     letters.Receipt,
     letters.Reply,
+    parcels.Parcel,
+    parcels.ContactCard,
 )
 
 
@@ -98,6 +102,28 @@ def _follow(data: bytes, plan: FederationPlan) -> object:
     """As a silo of a federation of three takes a change."""
     first = make_roster(plan, played().fed.roster.members)
     return RosterHistory.first(plan, first).follow(change_from_bytes(data))
+
+
+def _sender(name: str, fed: Federation) -> parcels.Sender:
+    """A party with its transport key."""
+    key = TransportKey(fixed(f"transport key of {name}"))
+    return parcels.Sender(FederationId(_HEX64[:32]), name, fed.identities[name], key)
+
+
+def _read_parcel(data: bytes, fed: Federation) -> object:
+    """As the coordinator takes what lies in a silo's place."""
+    silo = fed.silos[0]
+    own, identities = _sender(COORDINATOR, fed), (fed.identities[silo].public_key,)
+    place = {"federation_id": own.federation_id, "sender": silo, "recipient": COORDINATOR}
+    parcel = parcels.read_parcel(data, **place, identities=identities)  # type: ignore[arg-type]
+    assert wire.encode(parcel) == data
+    return parcel
+
+
+def _read_card(data: bytes, fed: Federation) -> object:
+    """As the coordinator takes what lies among a silo's contact cards."""
+    silo = fed.silos[0]
+    return parcels.read_card(data, FederationId(_HEX64[:32]), silo, (fed.identities[silo].public_key,))
 
 
 def _record_of(body: bytes) -> bytes:
@@ -140,6 +166,8 @@ def parsers() -> dict[str, Parser]:
         "signed roster": (lambda data: open_roster(_roster_of(data), plan), (PeerError,)),
         "record": (lambda data: open_record(data, plan), (RecordRejected,)),
         "signed record": (lambda data: open_record(_record_of(data), plan), (RecordRejected,)),
+        "parcel": (lambda data: _read_parcel(data, played().fed), (PeerError,)),
+        "contact card": (lambda data: _read_card(data, played().fed), (PeerError,)),
         "masked input": (lambda data: _both_readers(data, played().fed), (PeerError,)),
         "receipts": (lambda data: letters.read_receipts(data, file="receipts.json"), (CacheflError,)),
         "invite": (lambda data: decode_toml(data, Invite, file="invite.toml"), (ConfigError,)),
@@ -175,7 +203,18 @@ def seeds() -> list[bytes]:
     bodies = [wire.decode(raw, messages.Signed, limit_bytes=1 << 20, peer="x").body for raw in every]
     session: SiloSession = finished.silos[game.me]
     sealed = [journal_to_bytes(session._journal), *_unmasking(game.fed, game.updates)]
-    return [*every, *bodies, *sealed, *_letters(), *_files(game.fed)]
+    return [*every, *bodies, *sealed, *_letters(), *_files(game.fed), *_mail(game.fed)]
+
+
+def _mail(fed: Federation) -> list[bytes]:
+    """A card and two parcels, one long; what they hold is not sealed, so that it is the same in every run."""
+    sender = _sender(fed.silos[0], fed)
+    found = [sender.card()]
+    for sealed in (b"sealed", bytes(1 << 16)):
+        label = parcels.Label(sender.federation_id, sender.party, COORDINATOR, 3, letters.HELLO, _HEX64)
+        signature = sender.identity.sign(parcels._PARCEL_PURPOSE, parcels._covered(label, sealed))
+        found.append(wire.encode(parcels.Parcel(label, sealed, signature)))
+    return found
 
 
 def _letters() -> list[bytes]:
