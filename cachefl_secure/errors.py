@@ -171,3 +171,14 @@ class TransportError(CacheflError):
 
     def __str__(self) -> str:
         return f"{self.peer}: {self.reason}"
+
+
+class MissingExtra(CacheflError):
+    """What was asked for needs packages that are optional: ``pip install 'cachefl-secure[extra]'``."""
+
+    def __init__(self, extra: str, reason: str = "not installed") -> None:
+        super().__init__(extra, reason)
+        self.extra, self.reason = extra, reason
+
+    def __str__(self) -> str:
+        return f"the extra {self.extra!r} is needed: {self.reason}"
