@@ -21,7 +21,13 @@ import msgspec
 from msgspec import Meta
 
 from cachefl_secure import durable, errors
-from cachefl_secure.errors import CacheflError, ConfigError, LocalProtocolError, TransportError
+from cachefl_secure.errors import (
+    CacheflError,
+    ConfigError,
+    LocalProtocolError,
+    SharesRejected,
+    TransportError,
+)
 from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
 
@@ -135,7 +141,9 @@ def failed(error: BaseException) -> Failed | Crashed:
     """The error as a line."""
     kind = type(error).__name__
     if isinstance(error, CacheflError) and _KINDS.get(kind) is type(error):
-        return Failed(error=kind, fields=tuple(error.args))
+        # What its class was called with, so that it can be called with it again.
+        fields = (error.suspects,) if isinstance(error, SharesRejected) else error.args
+        return Failed(error=kind, fields=tuple(fields))
     return Crashed(error=kind)
 
 
