@@ -1,7 +1,7 @@
 """Live rounds over NVIDIA FLARE: mutual TLS, silos connect outwards only, payloads are opaque bytes to it.
 
 An extra (``pip install 'cachefl-secure[nvflare]'``). Importing this package, or any of its modules but
-``controller``, ``executor``, ``app_check`` and ``running``, does not import FLARE.
+``controller``, ``executor``, ``app_check``, ``running``, ``submitting`` and ``ending``, does not import FLARE.
 
 ``engine``        ``parse_engine``: nvflare+grpc://host:port; ``require_nvflare``
 ``certificates``  X.509 as FLARE expects it: the federation's own certificate authority, requests, certificates
@@ -12,7 +12,10 @@ An extra (``pip install 'cachefl-secure[nvflare]'``). Importing this package, or
 ``running``       what those processes run: FLARE, less what a hostile server could reach in it
 ``app_check``     the only app that a site accepts, compared byte for byte
 ``executor``      a silo's answers: its directory, its lock, its ``SiloService``
-``controller``    the coordinator's rounds, over tasks with deadlines of ours
+``controller``    a channel of FLARE's tasks, with deadlines of ours
+``ordered``       the coordinator's rounds over it, with every event said
+``submitting``    hands an order to FLARE's server as a job
+``ending``        how a child process ends
 ``reports``       what a job tells the command that asked for it: an append-only file of few kinds of lines
 ``rounds``        ``run_flare_rounds``
 

@@ -11,9 +11,7 @@ import queue
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from nvflare.apis.client import Client
 from nvflare.apis.controller_spec import ClientTask, Task
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
@@ -23,14 +21,10 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from cachefl_secure.errors import TransportError
-from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
-from cachefl_secure.federation.rounds import run_rounds
-from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import COORDINATOR, SiloId
 from cachefl_secure.transport.flare import reports
-from cachefl_secure.transport.flare.kits import CONTENT, ORDERS, PHASE, POLL_SECONDS, SERVER, TASK
-from cachefl_secure.transport.flare.reports import Attended, Committed, Line, Order, Progressed
+from cachefl_secure.transport.flare.kits import CONTENT, PHASE, POLL_SECONDS, SERVER, TASK
+from cachefl_secure.transport.flare.ordered import carry_out
 
 _MARGIN_SECONDS = 60
 """FLARE's own timeout of a task comes this long after ours, so that it never decides."""
@@ -123,47 +117,7 @@ class RoundsController(Controller):  # type: ignore[misc]
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
         """All of the job. How it ends stands in the order's folder; to FLARE it always ends well."""
-        root = coordinator_directory(fl_ctx)
-        folder = root / ORDERS / self._order
-
-        def say(line: Line) -> None:
-            reports.write_line(folder / reports.JOB_FILE, line)
-
-        try:
-            order = msgspec.json.decode((folder / reports.ORDER_FILE).read_bytes(), type=Order)
-            run_order(root, order, TaskChannel(self, fl_ctx, abort_signal), say)
-        except Exception as error:
-            if isinstance(said := reports.failed(error), reports.Crashed):
-                self.log_exception(fl_ctx, "the rounds ended by an error that is not ours")
-            say(said)
-        finally:
-            say(reports.Ended())
-
-
-def run_order(root: Path, order: Order, channel: Any, say: Any) -> None:
-    """The rounds of one order, over any channel; every event is said.
-
-    Raises:
-        CacheflError: as ``local_federation.run_local_rounds``.
-    """
-    files = CoordinatorFiles.open(root)
-    with files.state.lock():
-        chain = files.chain()
-        service = CoordinatorService(files.state, chain, channel, deadline_seconds=order.deadline_seconds)
-        if order.give_up and (given_up := service.give_up_round()) is not None:
-            say(reports.Told(text=f"round {given_up} is given up; what it cost stays charged"))
-
-        def progress(done: int, total: int, what: str) -> None:
-            say(Progressed(done=done, total=total, what=what))
-
-        def tell(attendance: Attendance) -> None:
-            say(Attended.of(attendance))
-
-        def finished(outcome: RoundOutcome) -> None:
-            attendance = Attended.of(outcome.attendance)
-            say(Committed(round=outcome.record.round, attendance=attendance, enrolled=outcome.enrolled))
-
-        run_rounds(service, order.number, progress, tell, finished)
+        carry_out(coordinator_directory(fl_ctx), self._order, TaskChannel(self, fl_ctx, abort_signal))
 
 
 def coordinator_directory(context: FLContext) -> Path:

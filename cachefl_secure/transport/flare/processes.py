@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 import socket
 import threading
 import time
@@ -28,6 +30,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 _STEADY_SECONDS = 120.0
 """A site that ran this long before it died is restarted at once."""
 
+_RUN, _KEPT_RUNS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"), 10
+
 _SERVER_LOCK, _SITE_LOCK = ".flare-server.lock", ".flare-site.lock"
 
 
@@ -52,6 +56,9 @@ class ServerProcess:
             refresh_coordinator(self._state)
             engine, folder = engine_of(self._state), self._state.path(kits.SERVER)
             check_port_free(engine)
+            # Jobs that a killed server left would be run again. What came of them stands in the orders' folders.
+            for left in (folder / "jobs", folder / "snapshots", *_run_folders(folder)):
+                shutil.rmtree(left, ignore_errors=True)
             self._child = Child("server", folder)
             held.callback(self._child.stop)
             _wait_until_ready(self._child, engine, folder)
@@ -108,6 +115,8 @@ class SiteProcess:
         with contextlib.ExitStack() as held:
             held.enter_context(self._files.state.lock(_SITE_LOCK))
             refresh_site(self._files.state)
+            for old in _run_folders(self._folder)[:-_KEPT_RUNS]:
+                shutil.rmtree(old, ignore_errors=True)
             said = reports.Tail(self._folder / kits.SITE_REPORTS)
             list(said.lines())  # of earlier runs
             self._start()
@@ -158,6 +167,12 @@ class SiteProcess:
                     self._tell(line.text)
         except TransportError as error:
             self._tell(str(error))
+
+
+def _run_folders(folder: Path) -> list[Path]:
+    """What FLARE keeps of single jobs, with a log in each, the oldest first."""
+    runs = [path for path in folder.iterdir() if _RUN.match(path.name)] if folder.is_dir() else []
+    return sorted(runs, key=lambda path: path.stat().st_mtime)
 
 
 def check_port_free(engine: FlareEngine) -> None:

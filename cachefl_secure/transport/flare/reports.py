@@ -118,6 +118,18 @@ class Crashed(_Line, frozen=True):
     error: str
 
 
+class Connected(_Line, frozen=True):
+    """Which silos the server sees, said when it changes."""
+
+    silos: tuple[str, ...]
+
+
+class Regrouped(_Line, frozen=True):
+    """The job ends before its last round, so that a silo which came back can take part in the others."""
+
+    left: _Count
+
+
 class Submitted(_Line, frozen=True):
     """FLARE's name of the job, for people who read its log."""
 
@@ -128,7 +140,7 @@ class Ended(_Line, frozen=True):
     """The last line: nothing follows."""
 
 
-Line = Progressed | Told | Attended | Committed | Failed | Crashed | Submitted | Ended
+Line = Progressed | Told | Attended | Committed | Failed | Crashed | Connected | Regrouped | Submitted | Ended
 
 _KINDS: dict[str, type[CacheflError]] = {
     name: kind
@@ -155,7 +167,9 @@ def error_of(line: Failed | Crashed) -> CacheflError:
             return kind(*line.fields)
         except TypeError:
             return LocalProtocolError(line.error, *line.fields)
-    return LocalProtocolError(f"{line.error} in the job; engine/nvflare/server/ has FLARE's log")
+    return LocalProtocolError(
+        f"{line.error} in a process of FLARE's; its folder below engine/nvflare has where"
+    )
 
 
 def check_order_name(order: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.record import open_record, smallest_cohort
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_files import pending_change
-from cachefl_secure.federation.state_dir import round_file
+from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import kits, reports
 from cachefl_secure.transport.flare.children import Child
@@ -29,8 +30,9 @@ from cachefl_secure.transport.flare.reports import Attended, Line, Order
 DEFAULT_CONNECT_SECONDS = 60.0
 _COMMAND_LOCK = ".flare-command.lock"
 _LOOK_SECONDS = 0.1
-_WAIT_FOR_END_SECONDS = 60.0
-"""How long FLARE may take to end a job of which all is said."""
+_WAIT_FOR_END_SECONDS = 2.0
+"""How long FLARE has to tell the sites that a job is over. It needs some ten more to end its own processes."""
+_KEPT_ORDERS = 20
 
 
 def run_flare_rounds(
@@ -66,8 +68,10 @@ def run_flare_rounds(
             records = Records(files.state, files.plan, files.rosters())
         if until is not None:
             number = max(0, until - records.position.round)
+        _retire_orders(files.state)
         if not server_is_running(files.state):
             held.enter_context(ServerProcess(files.state))
+        following = _Following(files, records, progress, tell, finished)
         order = Order(
             number=number,
             deadline_seconds=deadline_seconds,
@@ -75,14 +79,36 @@ def run_flare_rounds(
             needed=smallest_cohort(files.plan, records.roster),
             connect_seconds=connect_seconds,
         )
-        folder = files.state.path(f"{kits.ORDERS}/{secrets.token_hex(16)}")
-        relative = str(folder.relative_to(files.state.root))
-        files.state.write(f"{relative}/{reports.ORDER_FILE}", msgspec.json.encode(order))
-        following = _Following(files, records, progress, tell, finished)
-        submitter = Child("submit", files.state.path(kits.ADMIN), [str(folder), *_silos(files, records)])
-        held.callback(submitter.stop)
-        following.follow(folder, submitter)
+        while True:
+            _place(order, files, _silos(files, records), following)
+            if following.left is None:
+                break
+            tell("a silo is back: the remaining rounds are another job of FLARE's")
+            order = msgspec.structs.replace(order, number=following.left, give_up=False)
     return following.outcomes
+
+
+def _place(order: Order, files: CoordinatorFiles, silos: list[SiloId], following: _Following) -> None:
+    """Gives the order to FLARE and follows it to its end."""
+    folder = f"{kits.ORDERS}/{secrets.token_hex(16)}"
+    files.state.write(f"{folder}/{reports.ORDER_FILE}", msgspec.json.encode(order))
+    place = files.state.path(folder).resolve()
+    submitter = Child("submit", files.state.path(kits.ADMIN), [str(place), *silos])
+    try:
+        following.follow(place, submitter)
+    finally:
+        files.state.remove(f"{folder}/{reports.ORDER_FILE}")
+        submitter.stop()
+
+
+def _retire_orders(state: StateDir) -> None:
+    """Withdraws what a killed command left behind, and keeps the reports of the last orders only."""
+    root = state.path(kits.ORDERS)
+    folders = sorted(root.iterdir(), key=lambda folder: folder.stat().st_mtime) if root.is_dir() else []
+    for folder in folders:
+        (folder / reports.ORDER_FILE).unlink(missing_ok=True)
+    for folder in folders[:-_KEPT_ORDERS]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silos(files: CoordinatorFiles, records: Records) -> list[SiloId]:
@@ -102,6 +128,8 @@ class _Following:
     tell: Tell
     finished: Callable[[RoundOutcome], None] | None
     outcomes: list[RoundOutcome] = field(default_factory=list)
+    left: int | None = None
+    """Rounds that the last job left to another one."""
     _failure: CacheflError | None = None
     _job_ended: bool = False
 
@@ -113,6 +141,7 @@ class _Following:
         """
         job, submission = reports.Tail(folder / reports.JOB_FILE), reports.Tail(folder / reports.SUBMIT_FILE)
         given_up: float | None = None
+        self.left, self._job_ended = None, False
         trouble: CacheflError | None = None
         while True:
             submitter_ended = submitter.exit_reason is not None
@@ -149,6 +178,8 @@ class _Following:
                     self._note(line)
                 case reports.Failed() | reports.Crashed():
                     self._failure = reports.error_of(line)
+                case reports.Regrouped():
+                    self.left = line.left
                 case reports.Ended():
                     self._job_ended = True
 

@@ -31,7 +31,7 @@ def submit(admin: Path, folder: Path, silos: list[str]) -> int:
         connected = _wait_for(session, silos, order, say)
         job = _submit(session, folder, connected)
         say(reports.Submitted(job=job))
-        _follow(session, job, say)
+        _follow(session, job, folder, say)
     except Exception as error:  # whatever FLARE raises: the command that waits is told its type
         say(reports.failed(error))
     finally:
@@ -78,17 +78,32 @@ def _submit(session: Session, folder: Path, connected: list[str]) -> str:
     return str(session.submit_job(str(job)))
 
 
-def _follow(session: Session, job: str, say: Any) -> None:
-    last_words.append(lambda: session.abort_job(job))
+def _follow(session: Session, job: str, folder: Path, say: Any) -> None:
+    """Until FLARE has ended the job, or the command that waits for it has ended this process."""
+    said = reports.Tail(folder / reports.JOB_FILE)
+    last_words.append(lambda: _abort_unless_ended(session, job, said))
+    seen: tuple[str, ...] = ()
     while True:
         meta = session.get_job_meta(job)
         status, details = str(meta.get("status", "")), meta.get("job_deploy_detail") or []
         if status.startswith("FINISHED"):
             break
+        there = tuple(sorted(client.name for client in session.get_system_info().client_info))
+        if there != seen:
+            seen = there
+            say(reports.Connected(silos=there))
         time.sleep(_POLL_SECONDS)
     last_words.clear()
+    if not details:  # FLARE writes them after the status
+        time.sleep(_POLL_SECONDS)
+        details = session.get_job_meta(job).get("job_deploy_detail") or []
     for detail in map(str, details):  # "silo-1: OK", or why that site refused the job
         if not detail.endswith(": OK"):
             say(reports.Told(text=detail))
     if status != "FINISHED:COMPLETED":
         raise TransportError("the job", f"ended as {status} at FLARE's server; its log says why")
+
+
+def _abort_unless_ended(session: Session, job: str, said: reports.Tail) -> None:
+    if not any(isinstance(line, reports.Ended) for line in said.lines()):
+        session.abort_job(job)
