@@ -174,11 +174,11 @@ class TransportError(CacheflError):
 
 
 class MissingExtra(CacheflError):
-    """An optional part of the installation is not there: ``pip install 'cachefl-secure[extra]'``."""
+    """What was asked for needs packages that are optional: ``pip install 'cachefl-secure[extra]'``."""
 
-    def __init__(self, extra: str) -> None:
-        super().__init__(extra)
-        self.extra = extra
+    def __init__(self, extra: str, reason: str = "not installed") -> None:
+        super().__init__(extra, reason)
+        self.extra, self.reason = extra, reason
 
     def __str__(self) -> str:
-        return f"needs the optional packages of {self.extra!r}"
+        return f"the extra {self.extra!r} is needed: {self.reason}"

@@ -97,7 +97,7 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, errors.MissingExtra):
-        return f"{error}: pip install 'cachefl-secure[{error.extra}]'"
+        return f"{error}; pip install 'cachefl-secure[{error.extra}]'"
     if isinstance(error, errors.RoundAborted):
         return f"round aborted: {error}"
     if isinstance(error, errors.RecordRejected):

@@ -1,0 +1,90 @@
+"""What the child processes run: ``python -m cachefl_secure.transport.flare.running server|site|submit FOLDER``.
+
+FLARE's own programs, with two changes at a site. Requests of the server that a round does not need are not
+answered: FLARE authorises a request only if the server says that it should (``private/fed/client/admin.py``),
+and among them are reading files below the site's folder and changing what is logged. And the process ends, with
+all that it started, when its parent does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from cachefl_secure.errors import LocalProtocolError
+from cachefl_secure.transport.flare.certificates import ORGANISATION
+from cachefl_secure.transport.flare.ending import end_with_parent
+from cachefl_secure.transport.flare.engine import require_nvflare
+
+ANSWERED = frozenset(
+    {
+        *("DeployProcessor", "StartJobProcessor", "AbortAppProcessor", "AbortTaskProcessor"),
+        *("CheckResourceProcessor", "CancelResourceProcessor", "NotifyJobStatusProcessor"),
+        *("ClientStatusProcessor", "ReportVersionProcessor"),
+    }
+)
+"""What the server may ask of a site, by the names of FLARE 2.9: to start a job and to end it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one of the parts until it ends or the parent does."""
+    part, folder = arguments[0], Path(arguments[1]).resolve()
+    require_nvflare()
+    os.umask(0o077)
+    end_with_parent()
+    match part:
+        case "server":
+            return _run_server(folder)
+        case "site":
+            return _run_site(folder, arguments[2])
+        case "submit":
+            from cachefl_secure.transport.flare.submitting import submit
+
+            return submit(folder, Path(arguments[2]), arguments[3:])
+    raise LocalProtocolError(part)
+
+
+def _run_server(folder: Path) -> int:
+    from nvflare.fuel.f3.mpm import MainProcessMonitor
+    from nvflare.private.fed.app.server import server_train
+
+    settings = ["secure_train=true", f"org={ORGANISATION}", "config_folder="]
+    given = argparse.Namespace(workspace=str(folder), fed_server="fed_server.json", set=settings)
+    return int(MainProcessMonitor.run(server_train.main, run_dir=str(folder), args=given) or 0)
+
+
+def _run_site(folder: Path, silo: str) -> int:
+    from nvflare.fuel.f3.mpm import MainProcessMonitor
+    from nvflare.private.fed.app.client import client_train
+
+    if not (folder / "local" / "authorization.json").is_file():  # FLARE permits everything without it
+        raise LocalProtocolError("no authorization.json")
+    answer_only_what_rounds_need()
+    settings = ["secure_train=true", f"uid={silo}", f"org={ORGANISATION}", "config_folder="]
+    given = argparse.Namespace(
+        workspace=str(folder), fed_client="fed_client.json", set=settings, local_rank=0
+    )
+    return int(MainProcessMonitor.run(client_train.main, run_dir=str(folder), args=given) or 0)
+
+
+def answer_only_what_rounds_need() -> None:
+    """Takes all but ``ANSWERED`` from the list of requests that FLARE's client answers in this process.
+
+    Raises:
+        LocalProtocolError: one of them is not there: this is another FLARE than the one this was written for.
+    """
+    from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
+
+    every = ClientRequestProcessors.request_processors
+    kept = [each for each in every if type(each).__name__ in ANSWERED]
+    if {type(each).__name__ for each in kept} != ANSWERED:
+        raise LocalProtocolError("FLARE's requests have other names")
+    every[:] = kept
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)  # FLARE leaves threads that would keep the process

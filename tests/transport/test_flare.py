@@ -1,0 +1,341 @@
+"""Rounds over real FLARE processes on loopback: a server, three sites, and those who would misuse them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cachefl_secure.errors import RoundAborted, TransportError
+from cachefl_secure.federation.coordinator_round import RoundOutcome
+from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
+from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.names import SiloId
+from cachefl_secure.transport.flare import kits
+from cachefl_secure.transport.flare.certificates import Pair, certified_pair
+from cachefl_secure.transport.flare.children import Child
+from cachefl_secure.transport.flare.engine import FlareEngine, parse_engine
+from cachefl_secure.transport.flare.enrolling import approve_site, found_engine, install_site, request_site
+from cachefl_secure.transport.flare.processes import ServerProcess, SiteProcess
+from cachefl_secure.transport.flare.rounds import run_flare_rounds
+from tests.claims import REPOSITORY
+from tests.small_federation import SmallFederation, found
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("nvflare") is None,
+        reason="FLARE is not installed: pip install 'cachefl-secure[nvflare]'",
+    ),
+]
+
+DEADLINE_SECONDS = 15.0
+LAST = SiloId("silo-3")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Live:
+    """A federation whose sites run."""
+
+    federation: SmallFederation
+    engine: FlareEngine
+    sites: dict[SiloId, SiteProcess] = field(default_factory=dict)
+    told: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def coordinator(self) -> StateDir:
+        return StateDir(self.federation.coordinator)
+
+    def site_folder(self, silo: SiloId) -> Path:
+        return self.federation.silos[silo] / kits.SITE
+
+    def rounds(self, number: int, progress: object = silent) -> list[RoundOutcome]:
+        return run_flare_rounds(
+            self.federation.coordinator,
+            number,
+            deadline_seconds=DEADLINE_SECONDS,
+            progress=progress,  # type: ignore[arg-type]
+            tell=self.told.setdefault("coordinator", []).append,
+        )
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as running:
+        environment.setenv("PYTHONPATH", str(REPOSITORY))
+        federation = found(tmp_path_factory.mktemp("flare"), records=(12, 20, 9))
+        engine = parse_engine(f"nvflare+grpc://localhost:{free_port()}")
+        found_engine(StateDir(federation.coordinator), engine, "small")
+        made = Live(federation, engine)
+        for silo, root in federation.silos.items():
+            state = StateDir(root)
+            package = approve_site(made.coordinator, silo, request_site(state, silo, engine))
+            install_site(state, package, engine)
+            said = made.told.setdefault(silo, [])
+            made.sites[silo] = running.enter_context(SiteProcess(root, tell=said.append))
+        yield made
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all that descend from it."""
+    import psutil  # comes with FLARE
+
+    process = psutil.Process(pid)
+    return [each.pid for each in (process, *process.children(recursive=True))]
+
+
+def is_alive(pid: int) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def wait_until_gone(pids: Sequence[int], seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while left := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < until, f"still alive: {left}"
+        time.sleep(0.1)
+
+
+def test_two_rounds_from_founding_to_audit(live: Live) -> None:
+    seen: list[tuple[int, int, str]] = []
+    with ServerProcess(live.coordinator) as server:
+        outcomes = live.rounds(2, progress=lambda *step: seen.append(step))
+        assert server.exit_reason is None, "a server that ran before goes on"
+    assert [outcome.record.round for outcome in outcomes] == [1, 2]
+    for outcome in outcomes:
+        assert outcome.record.survivors == ("silo-1", "silo-2", "silo-3")
+        assert (outcome.enrolled, outcome.attendance.absent) == (3, set())
+    assert outcomes[0].cost.local < outcomes[1].cost.local
+    assert (12, 12, "rounds") in seen
+    assert audit_coordinator(live.federation.coordinator).steps
+    for root in live.federation.silos.values():
+        assert audit_silo(root, {}).steps
+    assert live.told == {party: [] for party in (*live.federation.silos, "coordinator")}
+
+
+def test_a_silo_killed_in_a_phase_ends_it_by_our_deadline_and_comes_back(live: Live) -> None:
+    killed: list[float] = []
+
+    def kill_after_key_lists(done: int, total: int, what: str) -> None:
+        if (done, what) == (1, "rounds") and not killed:
+            pid = live.sites[LAST].pid
+            assert pid is not None
+            for each in tree(pid):
+                os.kill(each, signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    with ServerProcess(live.coordinator):
+        with pytest.raises(RoundAborted) as aborted:
+            live.rounds(1, progress=kill_after_key_lists)
+        assert (aborted.value.present, aborted.value.threshold) == (2, 3)
+        assert time.monotonic() - killed[0] < 2 * DEADLINE_SECONDS + 20.0
+        assert any(text.startswith("silo-3: no answer") for text in live.told["coordinator"])
+        assert any("ended by SIGKILL; again in" in text for text in live.told[LAST])
+        (outcome,) = live.rounds(
+            1
+        )  # the silo was started again, and answers under its lock and from its journal
+    assert (outcome.record.round, len(outcome.record.survivors)) == (3, 3)
+    assert audit_silo(live.federation.silos[LAST], {}).steps
+
+
+ATTEMPT = """
+import json, os, sys, time
+from nvflare.fuel.flare_api.flare_api import new_secure_session
+user, kit, wait, *jobs = sys.argv[1:]
+session = new_secure_session(user, kit, timeout=30.0)
+found = {}
+if wait == "wait":
+    while len(session.get_system_info().client_info) < 3:
+        pass
+for job in jobs:
+    try:
+        name = session.submit_job(job)
+        while not str((meta := session.get_job_meta(name))["status"]).startswith("FINISHED"):
+            pass
+        time.sleep(1.0)  # FLARE writes the reasons after the status
+        meta = session.get_job_meta(name)
+        found[os.path.basename(job)] = [meta["status"], meta.get("job_deploy_detail")]
+    except Exception as error:
+        found[os.path.basename(job)] = ["refused", str(error)]
+print("FOUND" + json.dumps(found))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def attempts(
+    live: Live, folder: Path, role: str, jobs: Sequence[Path], wait: str = "wait"
+) -> dict[str, tuple[str, object]]:
+    """What FLARE did with jobs that the coordinator's authority lets somebody of this role submit."""
+    user = f"mallory-{role.replace('_', '-')}"
+    authority = Pair(live.coordinator.read(f"{kits.CA}/ca.key"), live.coordinator.read(f"{kits.CA}/ca.crt"))
+    kit = folder / role
+    files = kits.key_files("client", certified_pair(authority, user, role), authority.certificate)
+    for path, content in {**kits.admin_files(live.engine), **files}.items():
+        (kit / path).parent.mkdir(parents=True, exist_ok=True)
+        (kit / path).write_bytes(
+            content.replace(b'"username": "coordinator"', f'"username": "{user}"'.encode())
+        )
+    command = [sys.executable, "-c", ATTEMPT, user, str(kit), wait, *map(str, jobs)]
+    run = subprocess.run(command, cwd=kit, capture_output=True, text=True, timeout=90, check=False)
+    lines = [line for line in run.stdout.splitlines() if line.startswith("FOUND")]
+    assert lines, run.stderr[-800:]
+    return {name: (status, detail) for name, (status, detail) in json.loads(lines[0][5:]).items()}
+
+
+def job(folder: Path, name: str, changes: dict[str, bytes]) -> Path:
+    files = kits.job_files("0" * 32, ["silo-1", "silo-2", "silo-3"])
+    for path, content in {**files, **changes}.items():
+        (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name / path).write_bytes(content)
+    return folder / name
+
+
+def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live, tmp_path: Path) -> None:
+    config = "silo/config/config_fed_client.json"
+    ours = kits.silo_app()["config/config_fed_client.json"]
+    trainer = b"nvflare.app_common.np.np_trainer.NPTrainer"
+    evil = b"open('evil-was-here', 'w')\n"
+    jobs = [
+        job(tmp_path, "with-code", {"silo/custom/evil.py": evil, "coordinator/custom/evil.py": evil}),
+        job(tmp_path, "other-class", {config: ours.replace(kits.EXECUTOR.encode(), trainer)}),
+        job(tmp_path, "one-file-more", {"silo/config/more.json": b"{}"}),
+        job(tmp_path, "one-byte-more", {config: ours + b"\n"}),
+    ]
+    before = {silo: set(live.site_folder(silo).iterdir()) for silo in live.federation.silos}
+    with ServerProcess(live.coordinator):  # as we make it: the server itself refuses
+        found = attempts(live, tmp_path, "project_admin", jobs[:1], "")
+        assert found["with-code"][0] == "refused"
+        assert "authorized" in str(found["with-code"][1])
+    server = live.coordinator.path(kits.SERVER)
+    permissive = {"format_version": "1.0", "permissions": dict.fromkeys((*kits.ROLES, "super"), "any")}
+    (server / "local/authorization.json").write_text(json.dumps(permissive))
+    resources = json.loads((server / "local/resources.json").read_bytes())
+    (server / "local/resources.json").write_text(json.dumps({**resources, "class_allow_list": ["*"]}))
+    widened = Child("server", server)
+    try:
+        # "super" passes every policy of FLARE, also those of sites: only our check of the app is left.
+        reasons = {"project_admin": "is not authorized for", "lead": "the app ", "super": "the app "}
+        for role, reason in reasons.items():
+            found = attempts(live, tmp_path, role, jobs)
+            assert set(found) == {each.name for each in jobs}
+            for name, (status, detail) in found.items():
+                assert status == "FINISHED:FAILED_TO_RUN", (role, name, detail)
+                assert isinstance(detail, list)
+                for silo in live.federation.silos:
+                    (said,) = (each for each in detail if each.startswith(f"{silo}: "))
+                    assert reason in said, (role, name, detail)
+    finally:
+        widened.stop()
+    for silo, entries in before.items():
+        new = [path for path in set(live.site_folder(silo).iterdir()) - entries if path.is_dir()]
+        assert new == [], "no app was left at a site"
+        assert not list(live.federation.silos[silo].rglob("evil*"))
+
+
+def test_a_site_answers_no_request_but_those_of_a_round() -> None:
+    program = (
+        "from cachefl_secure.transport.flare import running\n"
+        "from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors as C\n"
+        "before = {type(each).__name__ for each in C.request_processors}\n"
+        "running.answer_only_what_rounds_need()\n"
+        "after = {type(each).__name__ for each in C.request_processors}\n"
+        "print(*sorted(before - after)); print(*sorted(after))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    gone, left = (set(line.split()) for line in run.stdout.splitlines())
+    assert gone >= {
+        "ShellCommandProcessor",
+        "SysInfoProcessor",
+        "ReportEnvProcessor",
+        "ConfigureSiteLogProcessor",
+    }
+    assert left == {
+        *("DeployProcessor", "StartJobProcessor", "AbortAppProcessor", "AbortTaskProcessor"),
+        *("CheckResourceProcessor", "CancelResourceProcessor", "NotifyJobStatusProcessor"),
+        *("ClientStatusProcessor", "ReportVersionProcessor"),
+    }
+
+
+def test_a_port_that_is_taken_is_said_before_flare_starts(live: Live) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", live.engine.port))
+        other.listen()
+        with pytest.raises(TransportError, match="cannot be used"), ServerProcess(live.coordinator):
+            pass
+        with pytest.raises(TransportError, match="cannot be used"):
+            live.rounds(1)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name
+)
+def test_a_command_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from cachefl_secure.transport.flare.children import Child\n"
+        "child = Child('server', Path(sys.argv[1]))\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    federation = found(tmp_path, records=(5, 5, 5))
+    state = StateDir(federation.coordinator)
+    found_engine(state, parse_engine(f"nvflare+tcp://localhost:{free_port()}"), "small")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", program, str(state.path(kits.SERVER))]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        time.sleep(2.0)
+        everything = tree(child)
+        parent.send_signal(number)
+    wait_until_gone(everything)
+
+
+def test_flare_wrote_nothing_private(live: Live) -> None:
+    """After all of the above: what stands in files of FLARE's at a silo, beside its key."""
+    for silo, root in live.federation.silos.items():
+        private = {
+            (root / name).read_bytes()
+            for name in ("keys/signing.key", "keys/storage.key", "keys/commitment.salt")
+        }
+        features = (root / "features.safetensors").read_bytes()
+        for path in (root / kits.ROOT).rglob("*"):
+            if path.is_file() and path.name != "client.key":
+                content = path.read_bytes()
+                assert not any(key in content or key.hex().encode() in content for key in private), path
+                assert features[-64:] not in content, path
+        assert not (live.site_folder(silo) / "error_log.txt").exists()
+
+
+def test_threads_of_ours_end(live: Live) -> None:
+    assert sum(thread.name == "site" for thread in threading.enumerate()) == len(live.sites)
