@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cachefl_secure.federation.chain import Chain
@@ -11,6 +11,7 @@ from cachefl_secure.federation.coordinator_round import CoordinatorService, Roun
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress
 from cachefl_secure.federation.rounds import run_rounds
 from cachefl_secure.federation.synchronising import Attendance
+from cachefl_secure.names import SiloId
 
 Tell = Callable[[str], None]
 """A sentence to the operator of this machine."""
@@ -82,3 +83,15 @@ def _warn_beyond_the_plan(chain: Chain, number: int, tell: Tell) -> None:
             f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
             "silos decline the rounds that pass their caps"
         )
+
+
+def was_interrupted(files: CoordinatorFiles) -> bool:
+    """Whether a round was begun that neither happened nor was given up; asks nobody."""
+    return CoordinatorService(files.state, files.chain(), _Nobody()).was_interrupted
+
+
+class _Nobody:
+    def exchange(
+        self, phase: str, requests: Mapping[SiloId, bytes], deadline_seconds: float
+    ) -> dict[SiloId, bytes]:
+        return {}

@@ -2,6 +2,7 @@
 
     (none)                                  all parties on one machine: ``round --in-process``
     dir:///shared/fed  s3://  gs://  ...    a mailbox on a shared folder or object store: ``mailbox``
+    nvflare+grpc://host:port  +http  +tcp   NVIDIA FLARE, for live rounds: ``flare``, an extra
 
 No engine is trusted with more than that messages arrive.
 """
@@ -18,8 +19,25 @@ from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.silo_files import REQUEST_FILE, SiloFiles
 from cachefl_secure.names import SiloId
-from cachefl_secure.transport.coordinating import Rounds, Tell
+from cachefl_secure.transport.coordinating import Rounds, Tell, was_interrupted
+from cachefl_secure.transport.flare.engine import parse_engine, require_nvflare
+from cachefl_secure.transport.flare.enrolling import (
+    approve_site,
+    found_engine,
+    has_site,
+    install_site,
+    request_site,
+    requesting_silo,
+)
+from cachefl_secure.transport.flare.processes import SiteProcess
+from cachefl_secure.transport.flare.rounds import run_flare_rounds
+from cachefl_secure.transport.serving import recorded_round
 from cachefl_secure.transport.store import check_url
+
+SITE_REQUEST, SITE_PACKAGE = "site-request.json", "site-package.json"
+"""With FLARE, what people carry: a silo's request for a certificate, and the coordinator's answer."""
+
+_LOOK_SECONDS = 0.5
 
 
 def check_engine(url: str) -> None:
@@ -29,12 +47,26 @@ def check_engine(url: str) -> None:
         ConfigError: no engine of this version.
         MissingExtra: it needs packages that are not installed.
     """
-    if url:
+    if _is_flare(url):
+        parse_engine(url)
+        require_nvflare()
+    elif url:
         if check_url(url) == "memory":
             raise ConfigError("--engine", url, "is the memory of one process: no other party reaches it")
         from cachefl_secure.transport.store import ObjectStore
 
         ObjectStore.open(url)
+
+
+def prepare_coordinator(directory: Path) -> None:
+    """What the engine needs at the coordinator, once the federation is founded.
+
+    Raises:
+        ConfigError: not written.
+    """
+    files = CoordinatorFiles.open(directory)
+    if _is_flare(files.engine):
+        found_engine(files.state, parse_engine(files.engine), files.plan.name)
 
 
 def run_rounds_at(
@@ -55,6 +87,8 @@ def run_rounds_at(
         TransportError: the engine cannot be reached.
     """
     engine = CoordinatorFiles.open(directory).engine
+    if _is_flare(engine) and not silo_directories:
+        return _run_flare(directory, rounds, progress=progress, tell=tell, finished=finished)
     if engine and not silo_directories:
         from cachefl_secure.transport.mailbox_federation import run_mailbox_rounds
 
@@ -91,6 +125,9 @@ def serve_at(directory: Path, *, stop: Event, tell: Tell, once: bool = False) ->
     if not files.config.engine:
         reason = "the invite names no engine; hand join-request.toml to the coordinator, who runs this silo's rounds"
         raise ConfigError(str(directory), "engine", reason)
+    if _is_flare(files.config.engine):
+        _serve_flare(files, stop, tell, once=once)
+        return
     from cachefl_secure.transport.mailbox_federation import ask_to_join, serve_mailbox
 
     ask_to_join(files, files.state.read(REQUEST_FILE))
@@ -103,21 +140,104 @@ def waiting_requests(files: CoordinatorFiles, tell: Tell) -> Mapping[SiloId, Pat
     Raises:
         TransportError: the engine cannot be reached.
     """
+    if _is_flare(files.engine):
+        return {}  # requests are carried by people
     from cachefl_secure.transport.mailbox_federation import collect_requests, open_for_enrolment
 
     open_for_enrolment(files)
     return collect_requests(files, tell)
 
 
-def hand_over_request(files: SiloFiles, request: bytes) -> bool:
-    """Leaves a request of this silo at its engine; False if it has none.
+def hand_over_request(files: SiloFiles, request: Path) -> list[Path]:
+    """Leaves a request of this silo at its engine; returns the files that people have to carry instead, if any.
 
     Raises:
         TransportError: the engine cannot be reached.
     """
     if not files.config.engine:
-        return False
+        return [request]
+    if _is_flare(files.config.engine):
+        asked = request_site(files.state, files.silo, parse_engine(files.config.engine))
+        files.state.write(SITE_REQUEST, asked)
+        return [request, files.state.path(SITE_REQUEST)]
     from cachefl_secure.transport.mailbox_federation import ask_to_join
 
-    ask_to_join(files, request)
-    return True
+    ask_to_join(files, request.read_bytes())
+    return []
+
+
+def approve_sites(files: CoordinatorFiles, requests: Sequence[Path]) -> list[Path]:
+    """Signs the certificates that silos of the roster ask for; the packages to carry back to them.
+
+    Raises:
+        ConfigError: a request is unreadable, damaged, or of a silo that is not in the roster.
+        BadSignature: a request that its silo did not sign.
+    """
+    packages = []
+    for path in requests:
+        raw = path.read_bytes()
+        silo = requesting_silo(raw)
+        name = f"packages/{silo}.json"
+        files.state.write(name, approve_site(files.state, silo, raw))
+        packages.append(files.state.path(name))
+    return packages
+
+
+def site_requests_beside(files: CoordinatorFiles, join_requests: Sequence[Path]) -> list[Path]:
+    """The site requests that lie in the same folders as these join requests; none unless the engine is FLARE."""
+    if not _is_flare(files.engine):
+        return []
+    beside = (path.parent / SITE_REQUEST for path in join_requests)
+    return [path for path in beside if path.is_file()]
+
+
+def _run_flare(
+    directory: Path,
+    rounds: Rounds,
+    *,
+    progress: Progress,
+    tell: Tell,
+    finished: Callable[[RoundOutcome], None],
+) -> list[RoundOutcome]:
+    number, until = rounds.number, rounds.until
+    if rounds.resume:
+        number, until = int(was_interrupted(CoordinatorFiles.open(directory))), None
+        if not number:
+            tell("no round was interrupted")
+            return []
+    return run_flare_rounds(
+        directory,
+        number,
+        deadline_seconds=rounds.deadline_seconds,
+        progress=progress,
+        tell=tell,
+        until=until,
+        finished=finished,
+        give_up=rounds.give_up,
+        connect_seconds=rounds.deadline_seconds if rounds.gather_seconds is None else rounds.gather_seconds,
+    )
+
+
+def _serve_flare(files: SiloFiles, stop: Event, tell: Tell, *, once: bool) -> None:
+    """Waits for the coordinator's package the first time; then FLARE's client serves."""
+    state, engine = files.state, parse_engine(files.config.engine)
+    require_nvflare()
+    waited = False
+    while not has_site(state):
+        if state.has(SITE_PACKAGE):
+            install_site(state, state.read(SITE_PACKAGE), engine)
+            continue
+        if not waited:
+            tell(f"waiting for the coordinator's package: put it at {state.path(SITE_PACKAGE)}")
+            waited = True
+        if stop.wait(_LOOK_SECONDS):
+            return
+    before = recorded_round(state)
+    with SiteProcess(state.root, tell=tell):
+        while not stop.wait(_LOOK_SECONDS):
+            if once and recorded_round(state) > before:
+                return
+
+
+def _is_flare(url: str) -> bool:
+    return url.startswith("nvflare")

@@ -10,9 +10,15 @@ from cachefl_secure.federation import letters
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.standing_aside import standing_aside
-from cachefl_secure.federation.state_dir import ROSTER_FILE, round_numbers
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file, round_numbers
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.statements import rounded_up
+
+
+def recorded_round(state: StateDir) -> int:
+    """The last round whose record this party holds; 0 before the first."""
+    done = (number for number in round_numbers(state) if state.has(round_file(number, "record.json")))
+    return max(done, default=0)
 
 
 class Watch:
@@ -28,7 +34,7 @@ class Watch:
     ) -> None:
         self._service, self._files, self._ledger, self._tell = service, files, ledger, tell
         self._stop, self._said = stop_after_round, ""
-        self._enrolled, self._round = files.state.has(ROSTER_FILE), self._recorded()
+        self._enrolled, self._round = files.state.has(ROSTER_FILE), recorded_round(files.state)
         if (trouble := service.take_trouble()) is not None:
             self._say_trouble(trouble)
 
@@ -60,16 +66,11 @@ class Watch:
             self._tell(
                 "admitted; compare the roster's fingerprint in `cachefl-secure status` with the other silos"
             )
-        before, self._round = self._round, self._recorded()
+        before, self._round = self._round, recorded_round(self._files.state)
         if self._round > before:
             self._tell(f"round {self._round} of {self._files.plan.privacy.rounds} is recorded and verified")
             if self._stop is not None:
                 self._stop.set()
-
-    def _recorded(self) -> int:
-        state = self._files.state
-        done = (number for number in round_numbers(state) if state.has(f"rounds/{number:04d}/record.json"))
-        return max(done, default=0)
 
     def _say_trouble(self, trouble: Exception) -> None:
         # Anything but ours might quote data.

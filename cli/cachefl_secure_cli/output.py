@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
 
 
 def _is_numeric(rows: Sequence[Sequence[str]], index: int) -> bool:
-    return all(row[index][:1].isdigit() or row[index][:1] in ("-", "+") for row in rows)
+    # Fingerprints begin with a digit now and then.
+    return all(re.fullmatch(r"[-+]?\d[\d.,]*( .{0,24})?|-", row[index]) for row in rows)
 
 
 def percent(fraction: float) -> str:

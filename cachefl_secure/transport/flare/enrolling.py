@@ -19,7 +19,7 @@ from cachefl_secure.federation.roster_files import pending_change
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.fields import Hex64
-from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId
+from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId, parse_silo_id
 from cachefl_secure.transport.flare import kits
 from cachefl_secure.transport.flare.certificates import (
     Pair,
@@ -108,6 +108,20 @@ def request_site(state: StateDir, silo: SiloId, engine: FlareEngine) -> bytes:
     )
     signature = signing_key.sign(_REQUEST_PURPOSE, msgspec.json.encode(unsigned)).hex()
     return _text(msgspec.structs.replace(unsigned, signature=signature))
+
+
+def requesting_silo(request: bytes) -> SiloId:
+    """Who asks. Whether that is so, ``approve_site`` finds out.
+
+    Raises:
+        ConfigError: no site request.
+    """
+    return parse_silo_id(_read(request, _Request, "the site request").silo, file="the site request")
+
+
+def has_site(state: StateDir) -> bool:
+    """Whether the coordinator's package was installed."""
+    return state.has(f"{kits.SITE}/startup/client.crt")
 
 
 def approve_site(state: StateDir, silo: SiloId, request: bytes) -> bytes:

@@ -32,6 +32,15 @@ def command(
             "--silo", help="Of those that wait, only this one; repeat for each.", show_default=False
         ),
     ] = None,
+    site: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--site",
+            help="With FLARE: a member's site-request.json, to be given a certificate; those that lie beside the "
+            "join requests are found by themselves.",
+            show_default=False,
+        ),
+    ] = None,
     remove: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,6 +79,7 @@ def command(
     """
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+    from cachefl_secure.transport.engines import approve_sites, site_requests_beside
 
     if json and not yes:
         say("--json needs --yes: a program cannot compare fingerprints")
@@ -82,7 +92,12 @@ def command(
         if approval:
             _say_change(files, files.add_approvals(approval), json, said="approvals taken")
             return
-        candidates = files.candidates(requests or _waiting(files, silo))
+        given = [path / "join-request.toml" if path.is_dir() else path for path in requests or []]
+        if site:
+            _say_packages(approve_sites(files, site), json)
+            if not given and not remove:
+                return
+        candidates = files.candidates(given or _waiting(files, silo))
         if not candidates and not remove:
             say("nobody waits to be admitted; give join requests, --remove, --approval or --withdraw")
             raise typer.Exit(2)
@@ -97,12 +112,15 @@ def command(
         if not yes:
             typer.confirm("Did every silo read out exactly its fingerprint above?", abort=True)
         if files.has_roster:
-            _say_change(files, files.propose(candidates, remove or []), json, said="proposed")
+            change = files.propose(candidates, remove or [])
+            _say_change(files, change, json, said="proposed")
+            _say_packages(approve_sites(files, site_requests_beside(files, given)), json)
             return
         if remove:
             say("nobody can be removed before the first roster")
             raise typer.Exit(2)
         admitted = files.admit(candidates)
+        packages = approve_sites(files, site_requests_beside(files, given))
     from cachefl_secure.protocol.parameters import RoundParameters, explain
 
     parameters = RoundParameters.derive(files.plan, admitted, admitted)
@@ -110,13 +128,23 @@ def command(
     explained = explain(admitted, chosen.colluders, chosen.minimum_survivors, chosen.dropout_percent)
     if json:
         members = [{"silo": silo, "fingerprint": mark} for silo, mark in rows]
-        print_json("admit", {"members": members, "threshold": parameters.threshold, "explained": explained})
+        result = {"members": members, "threshold": parameters.threshold, "explained": explained}
+        print_json("admit", result | {"packages": [str(path) for path in packages]})
         return
     console().print(
         f"{admitted} silos admitted. A round needs {parameters.minimum_survivors} of them; "
         f"{parameters.colluders} may collude with the coordinator without seeing more than the sum."
     )
     console().print(f"{explained}.")
+    _say_packages(packages, json)
+
+
+def _say_packages(packages: list[Path], json: bool) -> None:
+    """With FLARE each silo needs its certificate; people carry it back."""
+    if json:
+        return
+    for path in packages:
+        console().print(f"send {path} to {path.stem}, whose operator puts it there as site-package.json")
 
 
 def _waiting(files: CoordinatorFiles, chosen: list[str] | None) -> list[Path]:

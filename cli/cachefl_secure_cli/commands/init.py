@@ -75,8 +75,9 @@ def command(
     engine: Annotated[
         str,
         typer.Option(
-            help="What carries messages between sites: a folder that all reach (dir:///shared/federation) or an "
-            "object store (s3://BUCKET/PATH, gs://, az://, sftp://). Default: none, all parties on this machine.",
+            help="What carries messages between sites: a folder that all reach (dir:///shared/federation), an "
+            "object store (s3://BUCKET/PATH, gs://, az://, sftp://), or NVIDIA FLARE's server on this machine "
+            "(nvflare+grpc://HOST:PORT). Default: none, all parties on this machine.",
             show_default=False,
         ),
     ] = "",
@@ -97,7 +98,7 @@ def command(
     from cachefl_secure.federation.founding import FoundingChoices, found_federation
     from cachefl_secure.plan import SecureSumPlan
     from cachefl_secure.privacy.terms import planned_cost_of
-    from cachefl_secure.transport.engines import check_engine
+    from cachefl_secure.transport.engines import check_engine, prepare_coordinator
 
     if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
@@ -132,6 +133,7 @@ def command(
     check_engine(engine)
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
+    prepare_coordinator(directory)
     plan, planned = founded.plan, planned_cost_of(founded.plan.privacy)
     if json:
         print_json(

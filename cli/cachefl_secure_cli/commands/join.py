@@ -158,7 +158,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
     from cachefl_secure.federation.enrolment import open_invite
     from cachefl_secure.federation.joining import JoinChoices, join_federation
     from cachefl_secure.federation.silo_files import SiloFiles
-    from cachefl_secure.transport.engines import check_engine
+    from cachefl_secure.transport.engines import check_engine, hand_over_request
 
     asked = open_invite(invite, expect=chosen.expect)
     check_engine(asked.engine if chosen.engine is None else chosen.engine)
@@ -178,6 +178,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
     expect = chosen.expect
     with progress_bar(quiet=json) as progress:
         joined = join_federation(invite, directory, choices, progress)
+    carried = hand_over_request(SiloFiles.open(directory), joined.request)
     if json:
         print_json(
             "join",
@@ -203,9 +204,11 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
         ("the same in words", in_words(joined.fingerprint)),
         ("coordinator's fingerprint", joined.coordinator_fingerprint),
         ("the same in words", in_words(joined.coordinator_fingerprint)),
-        *([] if SiloFiles.open(directory).config.engine else [("join request", str(joined.request))]),
+        *([("join request", str(joined.request))] if carried else []),
     ]
     console().print(table(f"silo {joined.silo}", ("", ""), rows))
+    if len(carried) > 1:
+        say(f"hand over {' and '.join(str(path) for path in carried)}")
     if joined.skipped:
         say(f"{len(joined.skipped)} unreadable images left out: {', '.join(joined.skipped)}")
     if joined.has_other_records:

@@ -31,10 +31,10 @@ def command(
 
     files = SiloFiles.open(directory)
     written, mark = ask_for_new_key(files)
-    handed = hand_over_request(files, written.read_bytes())
+    carried = hand_over_request(files, written)[:1]
     if json:
         print_json("rotate", {"silo": files.silo, "fingerprint": mark, "request": str(written)})
         return
     console().print(f"new fingerprint of {files.silo}: {mark}")
-    request = "the request waits for the coordinator's `admit`" if handed else f"hand over {written}"
+    request = f"hand over {written}" if carried else "the request waits for the coordinator's `admit`"
     console().print(f"{request}; read the new fingerprint to the coordinator and the other silos")
