@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,15 +21,21 @@ from tests.claims import REPOSITORY
 
 pytestmark = pytest.mark.slow
 
-HEADING = "## Across sites, in four terminals"
+MAILBOX, FLARE = "## Across sites, in four terminals", "### The same over NVIDIA FLARE"
 PATIENCE_SECONDS = 240.0
 
 
-def typed() -> list[list[str]]:
-    """The commands of the tutorial, in order, without the program's name."""
+def typed(heading: str) -> list[list[str]]:
+    """The commands of the tutorial under this heading, in order."""
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    block = text[text.index(HEADING) :].split("```")[1]
-    return [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("cachefl-secure ")]
+    block = text[text.index(heading) :].split("```")[1]
+    lines = (shlex.split(line, comments=True) for line in block.splitlines())
+    return [words for words in lines if words]
+
+
+def our_commands(heading: str) -> list[list[str]]:
+    """Those of this program, without its name."""
+    return [words[1:] for words in typed(heading) if words[0] == "cachefl-secure"]
 
 
 class Terminals:
@@ -65,6 +74,9 @@ class Terminals:
         assert ran.returncode == 0, (words, ran.stdout, ran.stderr)
         return ran.stdout
 
+    def copy(self, source: str, target: str) -> None:
+        shutil.copyfile(self._folder / source, self._folder / target)
+
     def start(self, name: str, words: list[str]) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
             self.serving[name] = subprocess.Popen(
@@ -74,8 +86,8 @@ class Terminals:
     def said(self, name: str) -> str:
         return (self._folder / f"{name}.log").read_text(encoding="utf-8")
 
-    def all_wait(self) -> bool:
-        return all("waiting for the coordinator" in self.said(name) for name in self.serving)
+    def all_say(self, what: str) -> bool:
+        return all(what in self.said(name) for name in self.serving)
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE_SECONDS
@@ -91,26 +103,31 @@ class Terminals:
         return {name: process.wait(PATIENCE_SECONDS) for name, process in self.serving.items()}
 
 
-def test_the_tutorial_leads_from_nothing_to_a_private_model(tmp_path: Path) -> None:
-    terminals, commands = Terminals(tmp_path), typed()
-    until_trained = [words[0] for words in commands if words[0] != "demo"]
-    assert until_trained[: until_trained.index("round") + 1] == [
-        "init",
-        "join",
-        "join",
-        "join",
-        "admit",
-        "round",
-    ]
-    try:
-        outputs: dict[str, str] = {}
-        for words in commands:
-            if words[0] == "join":
-                terminals.start(words[words.index("--name") + 1], words)
-                continue
+def follow(terminals: Terminals, commands: list[list[str]], until: str) -> dict[str, str]:
+    """Types the commands; the coordinator's first after the silos' waits until all have said ``until``."""
+    outputs: dict[str, str] = {}
+    for program, *words in commands:
+        if program == "cp":
+            terminals.copy(*words)
+        elif words[0] == "join":
+            terminals.start(words[words.index("--name") + 1], words)
+        else:
             if words[0] == "admit":
-                terminals.wait_for(terminals.all_wait)
+                terminals.wait_for(lambda: terminals.all_say(until))
             outputs[" ".join(words[:2])] = terminals.run(words, say="y\n" if words[0] == "admit" else "")
+    return outputs
+
+
+@pytest.mark.parametrize("heading", [MAILBOX, FLARE])
+def test_six_commands_and_no_edited_file_lead_to_the_first_private_round(heading: str) -> None:
+    names = [words[0] for words in our_commands(heading) if words[0] != "demo"]
+    assert names[: names.index("round") + 1] == ["init", "join", "join", "join", "admit", "round"]
+
+
+def test_the_tutorial_leads_from_nothing_to_a_private_model(tmp_path: Path) -> None:
+    terminals = Terminals(tmp_path)
+    try:
+        outputs = follow(terminals, typed(MAILBOX), "waiting for the coordinator")
     finally:
         codes = terminals.end()
     assert codes == {"clinic-1": 0, "clinic-2": 0, "clinic-3": 0}
@@ -121,6 +138,25 @@ def test_the_tutorial_leads_from_nothing_to_a_private_model(tmp_path: Path) -> N
     assert re.search(r"^ok +\(11\)", outputs["ledger verify"], re.MULTILINE)
     for name in terminals.serving:
         assert "round 2 of 5 is recorded and verified" in terminals.said(name)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("nvflare") is None, reason="the extra [nvflare] is not installed"
+)
+def test_the_tutorial_over_flare_leads_to_a_private_model(tmp_path: Path) -> None:
+    terminals = Terminals(tmp_path)
+    terminals.run(["demo", "digits", "--images-only"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    commands = [[word.replace(":8002", f":{port}") for word in words] for words in typed(FLARE)]
+    try:
+        outputs = follow(terminals, commands, "waiting for the coordinator's package")
+    finally:
+        codes = terminals.end()
+    assert codes == {"site-1": 0, "site-2": 0, "site-3": 0}
+    assert len(re.findall(r"3 of 3", outputs["round flare"])) == 2
+    assert re.search(r"^ok +\(11\)", outputs["ledger verify"], re.MULTILINE)
 
 
 def test_the_service_of_the_readme_starts_a_command_that_exists() -> None:
