@@ -29,6 +29,7 @@ from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 
 import msgspec
 import numpy as np
@@ -40,8 +41,9 @@ from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.federation import chain, letters, state_dir
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
-from cachefl_secure.names import SiloId
+from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.transport import mailbox, mailbox_federation, store
+from cachefl_secure.transport.parcels import Sender
 from cachefl_secure.updates import PrivateUpdate
 from cachefl_secure_cli.main import app
 
@@ -56,7 +58,7 @@ class Faults:
 
     die_at: str = ""
     comes_back: bool = False
-    """It is started again while its coordinator waits."""
+    """Its coordinator waits for it: it is started again, or let go."""
     hold_at: str = ""
     gate: Path | None = None
     """Where a held process waits for a file of this name; beside it it leaves one that it has come so far."""
@@ -86,6 +88,10 @@ class Paths:
     def replies(self, silo: str) -> Path:
         """A line for every reply."""
         return self.work / f"{silo}.replies"
+
+    def gate(self, name: str) -> Path:
+        """What a held process waits for."""
+        return self.work / f"{name}.gate"
 
     def silent(self, silo: str) -> Path:
         """There if nothing will come from this silo for now."""
@@ -129,13 +135,13 @@ class _Points:
         gate = self._faults.gate
         if gate is None or not self.phase or self._faults.hold_at != f"{self.phase}:{where}" or gate.exists():
             return
-        if self._silent is not None:
+        if self._silent is not None and not self._faults.comes_back:
             self._silent.touch()
         gate.with_suffix(".reached").touch()
         while not gate.exists():
             time.sleep(0.02)
         if self._silent is not None:
-            self._silent.unlink()
+            self._silent.unlink(missing_ok=True)
 
     def die(self) -> None:
         """As a power cut would end it: nothing is flushed, closed or tidied up."""
@@ -231,6 +237,18 @@ def _watch_coordinator(points: _Points, paths: Paths) -> None:
     _PATCH.setattr(store.ObjectStore, "put", putting)
     _PATCH.setattr(chain.Chain, "extend", extending)
     _watch_writes(points, only=RECORD)
+
+
+def echo(url: str, sender: Sender, coordinator_key: PublicKeyHex, limit_bytes: int) -> None:
+    """A silo's end of a mailbox that sends back, turned round, whatever it gets."""
+
+    def turned(phase: str, content: bytes) -> bytes:
+        return content[::-1]
+
+    silo = mailbox.SiloMailbox(
+        store.ObjectStore.open(url), lambda: sender, coordinator_key, limit_bytes=limit_bytes
+    )
+    silo.serve(turned, stop=Event())
 
 
 class _Clock:

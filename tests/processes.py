@@ -147,6 +147,13 @@ class Stage:
         patience = ("--deadline", str(deadline), "--gather", str(deadline))
         return self.start("round", self.federation.coordinator, "--json", *patience, *options, faults=faults)
 
+    def held_round(self, at: str) -> tuple[Party, Path]:
+        """A round whose coordinator waits at this point now, and the gate that lets it go on when it is made."""
+        gate = self.paths.gate(f"coordinator-{len(self._started)}")
+        held = self.round(faults=Faults(hold_at=at, gate=gate))
+        until(gate.with_suffix(".reached").exists, f"the coordinator is at {at}")
+        return held, gate
+
     def play_round(self, *options: str) -> dict[str, Any]:
         """A round to its end."""
         (outcome,) = self.round(*options).result()["rounds"]
@@ -170,6 +177,9 @@ class Stage:
 
         until(look, "the coordinator ends", seconds)
         return revived
+
+    def until_said(self, silo: str, sentence: str) -> None:
+        until(lambda: sentence in self.serving[SiloId(silo)].said, f"{silo} says: {sentence}")
 
     def kill_all(self) -> None:
         for started in self._started:

@@ -67,9 +67,7 @@ def found(
     engine: str = "",
 ) -> SmallFederation:
     """A coordinator and one silo for each number of records, all admitted, no round yet."""
-    coordinator = found_coordinator(
-        root / "coordinator", privacy=privacy, colluders=colluders, engine=engine
-    )
+    coordinator = found_coordinator(root / "coordinator", privacy=privacy, colluders=colluders, engine=engine)
     silos: dict[SiloId, Path] = {}
     for index, number in enumerate(records, 1):
         silo = SiloId(f"silo-{index}")

@@ -22,18 +22,21 @@ from cachefl_secure.transport.coordinating import Rounds, Tell
 from cachefl_secure.transport.store import check_url
 
 
-def check_engine(url: str) -> None:
-    """That messages can be carried so, before anything is made that names it.
+def check_engine(url: str, *, founding: bool = False) -> None:
+    """That messages can be carried so, before anything is made that names it. ``founding`` makes a folder that is missing.
 
     Raises:
         ConfigError: no engine of this version.
         MissingExtra: it needs packages that are not installed.
+        TransportError: the folder cannot be made.
     """
     if url:
         check_url(url)
         from cachefl_secure.transport.store import ObjectStore
 
-        ObjectStore.open(url)
+        store = ObjectStore.open(url)
+        if founding:
+            store.make()
 
 
 def run_rounds_at(

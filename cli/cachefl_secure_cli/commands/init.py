@@ -129,7 +129,7 @@ def command(
         device=resolve_device(device),
         engine=engine,
     )
-    check_engine(engine)
+    check_engine(engine, founding=True)
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
     plan, planned = founded.plan, planned_cost_of(founded.plan.privacy)
