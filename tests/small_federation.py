@@ -64,9 +64,10 @@ def found(
     privacy: PrivacyPlan | None = None,
     colluders: int = 1,
     epsilon_cap: float | None = None,
+    engine: str = "",
 ) -> SmallFederation:
     """A coordinator and one silo for each number of records, all admitted, no round yet."""
-    coordinator = found_coordinator(root / "coordinator", privacy=privacy, colluders=colluders)
+    coordinator = found_coordinator(root / "coordinator", privacy=privacy, colluders=colluders, engine=engine)
     silos: dict[SiloId, Path] = {}
     for index, number in enumerate(records, 1):
         silo = SiloId(f"silo-{index}")
@@ -78,7 +79,9 @@ def found(
     return SmallFederation(coordinator, silos)
 
 
-def found_coordinator(root: Path, *, privacy: PrivacyPlan | None = None, colluders: int = 1) -> Path:
+def found_coordinator(
+    root: Path, *, privacy: PrivacyPlan | None = None, colluders: int = 1, engine: str = ""
+) -> Path:
     state, model = StateDir.create(root), random_cache()
     plan = FederationPlan(
         federation_id="0123456789abcdef0123456789abcdef",
@@ -103,7 +106,7 @@ def found_coordinator(root: Path, *, privacy: PrivacyPlan | None = None, collude
         secure_sum=SecureSumPlan(colluders=colluders),
     )
     state.write("models/0000.safetensors", cache_to_bytes(model))
-    state.write(INVITE_FILE, write_invite(plan, state.signing_key()))
+    state.write(INVITE_FILE, write_invite(plan, state.signing_key(), engine=engine))
     state.finish()
     return root
 

@@ -40,12 +40,13 @@ SITE_REQUEST, SITE_PACKAGE = "site-request.json", "site-package.json"
 _LOOK_SECONDS = 0.5
 
 
-def check_engine(url: str) -> None:
-    """That messages can be carried so, before anything is made that names it.
+def check_engine(url: str, *, founding: bool = False) -> None:
+    """That messages can be carried so, before anything is made that names it. ``founding`` makes a folder that is missing.
 
     Raises:
         ConfigError: no engine of this version.
         MissingExtra: it needs packages that are not installed.
+        TransportError: the folder cannot be made.
     """
     if _is_flare(url):
         parse_engine(url)
@@ -55,7 +56,9 @@ def check_engine(url: str) -> None:
             raise ConfigError("--engine", url, "is the memory of one process: no other party reaches it")
         from cachefl_secure.transport.store import ObjectStore
 
-        ObjectStore.open(url)
+        store = ObjectStore.open(url)
+        if founding:
+            store.make()
 
 
 def prepare_coordinator(directory: Path) -> None:

@@ -71,6 +71,14 @@ class ObjectStore:
             raise ConfigError("--engine", url, f"cannot be opened ({type(error).__name__})") from None
         return cls(url, files, root.rstrip("/"), scheme == FOLDER_SCHEME, scheme in _WHOLE)
 
+    def make(self) -> None:
+        """The folder, when a federation is founded there. Nobody makes it later: where it is missing, it is not mounted."""
+        if self._is_folder:
+            try:
+                os.makedirs(self._root, exist_ok=True)
+            except OSError as error:
+                raise TransportError(self.url, error.strerror or "cannot be made") from None
+
     def put(self, name: str, content: bytes) -> None:
         """Whole or not at all, as far as the store allows."""
         target = f"{self._root}/{name}"
@@ -166,6 +174,8 @@ class ObjectStore:
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
         try:
+            if self._is_folder:
+                os.stat(self._root)  # else a share that is not mounted looks empty, and is written beside
             yield
         except OSError as error:
             raise TransportError(self.url, error.strerror or type(error).__name__) from None

@@ -130,7 +130,7 @@ def command(
         device=resolve_device(device),
         engine=engine,
     )
-    check_engine(engine)
+    check_engine(engine, founding=True)
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
     prepare_coordinator(directory)
