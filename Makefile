@@ -9,11 +9,12 @@ STAMP := $(VENV)/.installed
 # What the lock pins beyond pyproject.toml; the reasons are in threat_model/decisions/0006-torch-pins.md.
 PINS := "setuptools>=77" "torch==2.14.1" "torchvision==0.29.2" "opacus==1.6.0" "open_clip_torch==3.3.0" "diffusers==0.42.1"
 
-.PHONY: help demo test soak bench fuzz lock clean
+.PHONY: help demo test test-flare soak bench fuzz lock clean
 
 help:
 	@echo "make demo    install into $(VENV), then run a federation of silos on this machine from start to audit"
 	@echo "make test    install into $(VENV), then style, types, import rules and all tests"
+	@echo "make test-flare  install NVIDIA FLARE into $(VENV) as well, and run the tests that need it (three minutes)"
 	@echo "make soak    a million schedules of the simulation, or MINUTES=... of them from seed FROM=..."
 	@echo "make bench   the measurements behind the numbers in README.md"
 	@echo "make fuzz    hand the parsers and the silo's session to atheris for FUZZ_SECONDS (60)"
@@ -35,6 +36,12 @@ test: $(STAMP)
 	$(BIN)/lint-imports
 	@echo "==> pytest: examples, vectors, properties, threats; ends with the table of claims"
 	$(BIN)/python -m pytest -v -n 2 --dist loadfile
+
+# FLARE is not in the lock: one of its packages comes as source only, and the lock installs wheels alone.
+test-flare: $(STAMP)
+	$(BIN)/python -m pip install -q "nvflare==2.9.0"
+	$(BIN)/python -m pytest -v -p no:cacheprovider tests/transport/test_flare.py tests/transport/test_flare_kits.py \
+	  tests/transport/test_flare_orders.py tests/cli/test_tutorial.py
 
 # `make soak MINUTES=30 FROM=2000000`; two processes.
 SCHEDULES := 1000000
