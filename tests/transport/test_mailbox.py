@@ -469,9 +469,7 @@ def test_the_latest_of_several_identities_is_written_to(office: Office) -> None:
 
 
 @pytest.fixture(params=range(12))
-def hostile(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Office]:
+def hostile(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Office:
     seed = request.param
     store = HostileStore(memory_url(), seed, mischief=(0.05, 0.2, 0.5, 0.8)[seed % 4])
     return Office(tmp_path, store, monkeypatch, seed=seed)
