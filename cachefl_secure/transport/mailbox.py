@@ -25,7 +25,6 @@ from cachefl_secure.errors import ConfigError, PeerError, TransportError, Unexpe
 from cachefl_secure.federation.ports import Handler
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, FederationId, PublicKeyHex, SiloId, digest_of
-from cachefl_secure.protocol import wire
 from cachefl_secure.transport import parcels
 from cachefl_secure.transport.parcels import Parcel, Sender
 from cachefl_secure.transport.store import ObjectStore
@@ -145,7 +144,7 @@ class CoordinatorMailbox:
                 if parcel is None:
                     continue
                 exchange.packed[silo] = parcel
-                self._store.put(request_name(parcel), wire.encode(parcel))
+                self._store.put(request_name(parcel), *parcel.pieces())
             except TransportError as error:
                 troubles.append(error)
                 continue
@@ -242,7 +241,7 @@ class SiloMailbox:
         self._limit_bytes, self._tell = limit_bytes, tell
         self._done_with: set[str] = set()  # names in the folder
         self._handled: dict[str, None] = {}  # digests of the last requests, in order
-        self._unsent: dict[str, bytes] = {}  # such a digest -> the answer, until the store has taken it
+        self._unsent: dict[str, Parcel] = {}  # such a digest -> the answer, until the store has taken it
         self._tries: dict[str, int] = {}
         self._announced: PublicKeyHex | None = None
         self._reachable = True
@@ -315,7 +314,7 @@ class SiloMailbox:
                 self._tell(f"a request is left unanswered: {error}")
             return False
         if parcel.digest in self._unsent:
-            self._store.put(answer_name(parcel), self._unsent[parcel.digest])
+            self._store.put(answer_name(parcel), *self._unsent[parcel.digest].pieces())
             del self._unsent[parcel.digest]
         self._done_with.add(name)
         return True
@@ -328,7 +327,7 @@ class SiloMailbox:
             reply = handler(label.phase, content)
             # The handler may have given this silo a new signing key: the answer to that still carries the old one.
             answer = sender.pack(COORDINATOR, public_key, label.number, label.phase, reply, request.digest)
-            self._unsent[request.digest] = wire.encode(answer)
+            self._unsent[request.digest] = answer
         self._handled[request.digest] = None
         for old in list(self._handled)[:-_REMEMBERED]:
             del self._handled[old]

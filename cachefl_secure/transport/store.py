@@ -13,7 +13,7 @@ import contextlib
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,30 +71,30 @@ class ObjectStore:
             raise ConfigError("engine", url, f"cannot be opened ({type(error).__name__})") from None
         return cls(url, files, root.rstrip("/"), scheme == FOLDER_SCHEME, scheme in _WHOLE)
 
-    def put(self, name: str, content: bytes) -> None:
-        """Whole or not at all, as far as the store allows."""
+    def put(self, name: str, *pieces: bytes | memoryview) -> None:
+        """The pieces one after the other as one object; whole or not at all, as far as the store allows."""
         target = f"{self._root}/{name}"
         with self._reaching():
             folder = target.rpartition("/")[0]
             if self._writes_whole:
-                self._files.pipe_file(target, content)
+                self._files.pipe_file(target, b"".join(pieces))
                 return
             self._files.makedirs(folder, exist_ok=True)
             draft = f"{folder}/{_DRAFT}{uuid.uuid4().hex}"
             try:
-                self._write(draft, content)
+                self._write(draft, pieces)
                 self._files.mv(draft, target) if not self._is_folder else os.replace(draft, target)
             except BaseException:
                 with contextlib.suppress(Exception):
                     self._files.rm_file(draft)
                 raise
 
-    def _write(self, draft: str, content: bytes) -> None:
+    def _write(self, draft: str, pieces: Sequence[bytes | memoryview]) -> None:
         if not self._is_folder:
-            self._files.pipe_file(draft, content)
+            self._files.pipe_file(draft, b"".join(pieces))
             return
         with open(draft, "xb") as file:
-            file.write(content)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
 

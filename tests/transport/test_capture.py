@@ -110,9 +110,9 @@ def capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         secrets, updates = _keep_secrets(monkeypatch), _keep_updates(monkeypatch)
         genuine = ObjectStore.put
 
-        def put(store: ObjectStore, name: str, content: bytes) -> None:
-            captured.puts.append((name, content))
-            genuine(store, name, content)
+        def put(store: ObjectStore, name: str, *pieces: bytes | memoryview) -> None:
+            captured.puts.append((name, b"".join(pieces)))
+            genuine(store, name, *pieces)
 
         monkeypatch.setattr(ObjectStore, "put", put)
         with serving(federation):
@@ -226,7 +226,7 @@ def test_without_sealing_the_letters_and_the_budget_flag_are_legible(
 ) -> None:
     """So the search finds what is there: what the coordinator sees. Masks and noise hide the rest all the same."""
     monkeypatch.setattr(hpke, "seal_to", lambda key, plaintext, purpose, *, peer: bytes(48) + plaintext)
-    monkeypatch.setattr(hpke.TransportKey, "open", lambda key, sealed, purpose, *, peer: sealed[48:])
+    monkeypatch.setattr(hpke.TransportKey, "open", lambda key, sealed, purpose, *, peer: bytes(sealed[48:]))
     captured = capture()
     assert set(captured.found()) == {"letter", "ledger head", "secret: SelfMaskShare"}
     flags = []
@@ -234,7 +234,7 @@ def test_without_sealing_the_letters_and_the_budget_flag_are_legible(
         if "/from/" in name:
             parcel = wire.decode(content, Parcel, limit_bytes=1 << 24, peer="x")
             if parcel.label.phase == letters.HELLO:
-                reply = wire.decode(parcel.sealed[48:], letters.Reply, limit_bytes=1 << 24, peer="x")
+                reply = wire.decode(bytes(parcel.sealed[48:]), letters.Reply, limit_bytes=1 << 24, peer="x")
                 standing = wire.decode(reply.answer, letters.Standing, limit_bytes=1 << 24, peer="x")
                 flags.append((parcel.label.sender, standing.has_budget))
     assert len(flags) >= 6

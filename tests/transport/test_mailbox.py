@@ -259,7 +259,7 @@ def test_a_killed_silo_goes_on_with_the_requests_that_have_no_answer(office: Off
     assert len(office.asked[A]) == 2
 
 
-def _lost(name: str, content: bytes) -> None:
+def _lost(name: str, *pieces: bytes | memoryview) -> None:
     """The process ends before the bytes are there."""
 
 
@@ -273,12 +273,12 @@ class _Failing(WatchedStore):
         super().__init__(url)
         self._at, self._after, self._times = at, after, times
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, *pieces: bytes | memoryview) -> None:
         fails = self._at in name and self._times > 0
         if fails:
             self._times -= 1
         if not fails or self._after:
-            super().put(name, content)
+            super().put(name, *pieces)
         if fails:
             raise TransportError(self.url, "timed out")
 
