@@ -446,6 +446,17 @@ def test_a_strangers_card_is_not_used(office: Office) -> None:
     assert find_transport_key(office.store, HERE, A, identities) == office.senders[A].transport_key.public_key
 
 
+@pytest.mark.parametrize("key", range(1, 9))
+def test_a_party_that_lost_its_transport_key_is_written_to_with_the_new_one(office: Office, key: int) -> None:
+    """Whichever of the two cards would be read last."""
+    office.exchange("hello", "one")
+    office.senders[A] = Sender(HERE, A, office.senders[A].identity, TransportKey(bytes([key]) * 32))
+    office.silos[A] = office.silo(A)
+    office.turn()
+    assert set(office.exchange("hello", "two")) == set(SILOS)
+    assert len(office.store.everything()) == 4
+
+
 def test_a_card_that_was_damaged_is_left_again_by_who_begins_anew(office: Office) -> None:
     office.exchange("hello", "one")
     for name in list(office.store.everything()):
