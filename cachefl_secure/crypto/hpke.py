@@ -32,7 +32,7 @@ class TransportKey(Secret):
         self._private_key = X25519PrivateKey.from_private_bytes(self.reveal())
         self.public_key = self._private_key.public_key().public_bytes_raw()
 
-    def open(self, sealed: bytes, purpose: bytes, *, peer: str) -> bytes:
+    def open(self, sealed: bytes | memoryview, purpose: bytes, *, peer: str) -> bytes:
         """What ``seal_to`` was given for this key and purpose.
 
         Raises:

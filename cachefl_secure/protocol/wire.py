@@ -70,7 +70,7 @@ def _is_canonical(message: Message, data: bytes) -> bool:
     """
     fields = [getattr(message, name) for name in message.__struct_fields__]
     for place, field in enumerate(fields):
-        if isinstance(field, bytes) and len(field) >= _LONG_BYTES:
+        if isinstance(field, bytes | memoryview) and len(field) >= _LONG_BYTES:
             before = opening(type(message), fields[:place], len(field))
             after = b"".join(map(msgspec.msgpack.encode, fields[place + 1 :]))
             whole = len(before) + len(field) + len(after) == len(data)

@@ -1,7 +1,7 @@
 """The mailbox: coordinator and silos exchange parcels through a store, with no server and no open port.
 
     <federation>/contacts/<party>/<digest>        contact cards: transport keys, signed
-    <federation>/requests/<silo>-<digest>.toml    join requests, public (``mailbox_enrolment``)
+    <federation>/requests/<plan>/<silo>.<digest>.toml    join requests, public (``mailbox_federation``)
     <federation>/to/<silo>/<number>-<phase>       requests, one for each silo and exchange
     <federation>/from/<number>/<silo>             answers
 
@@ -16,6 +16,7 @@ requests stay.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from cachefl_secure.errors import ConfigError, PeerError, TransportError, Unexpe
 from cachefl_secure.federation.ports import Handler
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, FederationId, PublicKeyHex, SiloId, digest_of
-from cachefl_secure.protocol import wire
 from cachefl_secure.transport import parcels
 from cachefl_secure.transport.parcels import Parcel, Sender
 from cachefl_secure.transport.store import ObjectStore
@@ -37,7 +37,7 @@ _CARD_BYTES = 1024
 _TELL_SECONDS = 5.0
 _REMEMBERED = 4096  # requests that a store cannot make a silo handle again by bringing them back
 _UNSENT = 2  # answers kept for a store that does not take them: each may be an update long
-_TRIES = 20  # looks at a request that does not verify, in case it is still being written
+_TRIES = 40  # looks at a request that does not verify, in case it is still being written
 
 Identities = Callable[[], Mapping[SiloId, Sequence[PublicKeyHex]]]
 """The signing keys that a silo's parcels may carry: its present one, and while keys change the one before."""
@@ -67,6 +67,10 @@ class _Pace:
     def pause(self) -> float:
         pause, self._next = self._next, min(1.5 * self._next, self.longest_seconds)
         return pause
+
+
+def _pace_at(store: ObjectStore) -> _Pace:
+    return _Pace(0.005, 0.5) if store.is_near else _Pace(0.2, 2.0)
 
 
 class CoordinatorMailbox:
@@ -101,7 +105,7 @@ class CoordinatorMailbox:
         if not requests:
             return {}
         round_trip = _Exchange(self._next_number(), phase, self._identities())
-        started, told, pace = time.monotonic(), _TELL_SECONDS, self._pace()
+        started, told, pace = time.monotonic(), _TELL_SECONDS, _pace_at(self._store)
         while True:
             before = len(round_trip.answers)
             # A store may come back, and what cannot be read or written for one silo is not the others' trouble.
@@ -145,7 +149,7 @@ class CoordinatorMailbox:
                 if parcel is None:
                     continue
                 exchange.packed[silo] = parcel
-                self._store.put(request_name(parcel), wire.encode(parcel))
+                self._store.put(request_name(parcel), *parcel.pieces())
             except TransportError as error:
                 troubles.append(error)
                 continue
@@ -209,9 +213,6 @@ class CoordinatorMailbox:
         except TransportError:
             return  # next time
 
-    def _pace(self) -> _Pace:
-        return _Pace(0.02, 1.0) if self._store.is_near else _Pace(0.2, 2.0)
-
 
 @dataclass(slots=True)
 class _Exchange:
@@ -242,14 +243,14 @@ class SiloMailbox:
         self._limit_bytes, self._tell = limit_bytes, tell
         self._done_with: set[str] = set()  # names in the folder
         self._handled: dict[str, None] = {}  # digests of the last requests, in order
-        self._unsent: dict[str, bytes] = {}  # such a digest -> the answer, until the store has taken it
+        self._unsent: dict[str, Parcel] = {}  # such a digest -> the answer, until the store has taken it
         self._tries: dict[str, int] = {}
         self._announced: PublicKeyHex | None = None
         self._reachable = True
 
     def serve(self, handler: Handler, *, stop: Event) -> None:
         """Requests are answered in the order of their numbers. A store that cannot be reached is tried again."""
-        pace = _Pace(0.02, 1.0) if self._store.is_near else _Pace(0.2, 3.0)
+        pace = _pace_at(self._store)
         while not stop.is_set():
             try:
                 worked = self._look(handler, stop)
@@ -315,7 +316,7 @@ class SiloMailbox:
                 self._tell(f"a request is left unanswered: {error}")
             return False
         if parcel.digest in self._unsent:
-            self._store.put(answer_name(parcel), self._unsent[parcel.digest])
+            self._store.put(answer_name(parcel), *self._unsent[parcel.digest].pieces())
             del self._unsent[parcel.digest]
         self._done_with.add(name)
         return True
@@ -328,7 +329,7 @@ class SiloMailbox:
             reply = handler(label.phase, content)
             # The handler may have given this silo a new signing key: the answer to that still carries the old one.
             answer = sender.pack(COORDINATOR, public_key, label.number, label.phase, reply, request.digest)
-            self._unsent[request.digest] = wire.encode(answer)
+            self._unsent[request.digest] = answer
         self._handled[request.digest] = None
         for old in list(self._handled)[:-_REMEMBERED]:
             del self._handled[old]
@@ -373,16 +374,30 @@ def answer_name(request: Parcel) -> str:
 
 
 def announce(store: ObjectStore, sender: Sender) -> None:
-    """Leaves this party's contact card, unless it is there.
+    """Leaves this party's contact card, unless it is there, and takes away those of transport keys that it lost.
 
     Raises:
         TransportError: not left.
     """
     card = sender.card()
     digest = digest_of("cachefl-secure/contact/1", card)[:16]
-    name = f"{sender.federation_id}/contacts/{sender.party}/{digest}"
-    if store.get(name, limit_bytes=_CARD_BYTES) != card:
-        store.put(name, card)
+    folder = f"{sender.federation_id}/contacts/{sender.party}"
+    if store.get(f"{folder}/{digest}", limit_bytes=_CARD_BYTES) != card:
+        store.put(f"{folder}/{digest}", card)
+    with contextlib.suppress(TransportError):  # the card itself is there
+        for name in store.names(folder):
+            if name != digest and _is_of(store, f"{folder}/{name}", sender):
+                store.remove(f"{folder}/{name}")
+
+
+def _is_of(store: ObjectStore, path: str, sender: Sender) -> bool:
+    """Whether a card under the sender's present identity lies there: of two, others could not tell which key is lost."""
+    try:
+        raw = store.get(path, limit_bytes=_CARD_BYTES) or b""
+        parcels.read_card(raw, sender.federation_id, sender.party, (sender.identity.public_key,))
+    except PeerError:
+        return False
+    return True
 
 
 def find_transport_key(

@@ -62,13 +62,19 @@ class Parcel(Message, frozen=True, dict=True):
     """A label, and what is sealed for its recipient."""
 
     label: Label
-    sealed: bytes
+    sealed: memoryview
+    """A view of what was read or sealed: an update is not copied on its way."""
     signature: _Signature
 
     @cached_property
     def covered(self) -> bytes:
         """What the signature covers. Kept, because what is sealed may be long to hash."""
         return _covered(self.label, self.sealed)
+
+    def pieces(self) -> tuple[bytes | memoryview, ...]:
+        """``wire.encode`` of it, in pieces."""
+        before = wire.opening(Parcel, [self.label], len(self.sealed))
+        return before, self.sealed, wire.bytes_opening(len(self.signature)) + self.signature
 
     @property
     def digest(self) -> str:
@@ -100,7 +106,7 @@ class Sender:
             PeerError: the recipient's transport key is unusable.
         """
         label = Label(self.federation_id, self.party, recipient, number, phase, answers)
-        sealed = hpke.seal_to(public_key, content, wire.encode(label), peer=recipient)
+        sealed = memoryview(hpke.seal_to(public_key, content, wire.encode(label), peer=recipient))
         covered = _covered(label, sealed)
         parcel = Parcel(label, sealed, self.identity.sign(_PARCEL_PURPOSE, covered))
         parcel.__dict__["covered"] = covered
@@ -175,7 +181,7 @@ def _verify_by_any(
     raise BadSignature(peer, f"signature of {purpose} does not verify")
 
 
-def _covered(label: Label, sealed: bytes) -> bytes:
+def _covered(label: Label, sealed: memoryview) -> bytes:
     return wire.encode(label) + hashlib.sha256(sealed).digest()
 
 

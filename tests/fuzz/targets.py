@@ -210,7 +210,7 @@ def _mail(fed: Federation) -> list[bytes]:
     """A card and two parcels, one long; what they hold is not sealed, so that it is the same in every run."""
     sender = _sender(fed.silos[0], fed)
     found = [sender.card()]
-    for sealed in (b"sealed", bytes(1 << 16)):
+    for sealed in (memoryview(b"sealed"), memoryview(bytes(1 << 16))):
         label = parcels.Label(sender.federation_id, sender.party, COORDINATOR, 3, letters.HELLO, _HEX64)
         signature = sender.identity.sign(parcels._PARCEL_PURPOSE, parcels._covered(label, sealed))
         found.append(wire.encode(parcels.Parcel(label, sealed, signature)))

@@ -41,9 +41,9 @@ class WatchedStore(ObjectStore):
         super().__init__(*(getattr(genuine, name) for name in ObjectStore.__slots__))
         self.seen = seen if seen is not None else Seen()
 
-    def put(self, name: str, content: bytes) -> None:
-        self.seen.puts.append((name, bytes(content)))
-        super().put(name, content)
+    def put(self, name: str, *pieces: bytes | memoryview) -> None:
+        self.seen.puts.append((name, b"".join(pieces)))
+        super().put(name, *pieces)
 
     def remove(self, name: str) -> None:
         self.seen.removed.append(name)
@@ -76,7 +76,8 @@ class HostileStore(WatchedStore):
         """From here on it is an honest store, with what is in it."""
         self._mischief = 0.0
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, *pieces: bytes | memoryview) -> None:
+        content = b"".join(pieces)
         self._happen(name)
         self._past[name] = content
         self._puts += 1

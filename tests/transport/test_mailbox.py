@@ -259,7 +259,7 @@ def test_a_killed_silo_goes_on_with_the_requests_that_have_no_answer(office: Off
     assert len(office.asked[A]) == 2
 
 
-def _lost(name: str, content: bytes) -> None:
+def _lost(name: str, *pieces: bytes | memoryview) -> None:
     """The process ends before the bytes are there."""
 
 
@@ -273,12 +273,12 @@ class _Failing(WatchedStore):
         super().__init__(url)
         self._at, self._after, self._times = at, after, times
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, *pieces: bytes | memoryview) -> None:
         fails = self._at in name and self._times > 0
         if fails:
             self._times -= 1
         if not fails or self._after:
-            super().put(name, content)
+            super().put(name, *pieces)
         if fails:
             raise TransportError(self.url, "timed out")
 
@@ -444,6 +444,17 @@ def test_a_strangers_card_is_not_used(office: Office) -> None:
     assert find_transport_key(office.store, HERE, A, identities) is None
     announce(office.store, office.senders[A])
     assert find_transport_key(office.store, HERE, A, identities) == office.senders[A].transport_key.public_key
+
+
+@pytest.mark.parametrize("key", range(1, 9))
+def test_a_party_that_lost_its_transport_key_is_written_to_with_the_new_one(office: Office, key: int) -> None:
+    """Whichever of the two cards would be read last."""
+    office.exchange("hello", "one")
+    office.senders[A] = Sender(HERE, A, office.senders[A].identity, TransportKey(bytes([key]) * 32))
+    office.silos[A] = office.silo(A)
+    office.turn()
+    assert set(office.exchange("hello", "two")) == set(SILOS)
+    assert len(office.store.everything()) == 4
 
 
 def test_a_card_that_was_damaged_is_left_again_by_who_begins_anew(office: Office) -> None:

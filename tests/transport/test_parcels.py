@@ -81,6 +81,7 @@ def test_a_parcel_arrives_as_it_was_packed(content: bytes, number: int, phase: s
     parcel = packed(content, number=number, phase=phase)
     raw = wire.encode(parcel)
     assert len(raw) <= parcels.limit_bytes(len(content))
+    assert b"".join(parcel.pieces()) == raw
     arrived = read(raw)
     assert (arrived, arrived.digest) == (parcel, parcel.digest)
     assert COORD.unpack(arrived) == content
@@ -89,7 +90,9 @@ def test_a_parcel_arrives_as_it_was_packed(content: bytes, number: int, phase: s
 @pytest.mark.parametrize("size", [0, 1 << 16, (1 << 16) + 1, 1 << 20])
 def test_a_long_parcel_arrives_as_it_was_packed(size: int) -> None:
     content = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    raw = wire.encode(packed(content))
+    parcel = packed(content)
+    raw = wire.encode(parcel)
+    assert b"".join(parcel.pieces()) == raw
     assert len(raw) <= parcels.limit_bytes(size)
     assert take(raw) == content
 
