@@ -60,6 +60,18 @@ class Live:
     engine: FlareEngine
     sites: dict[SiloId, SiteProcess] = field(default_factory=dict)
     told: dict[str, list[str]] = field(default_factory=dict)
+    server: ServerProcess | None = None
+
+    def serve(self) -> ServerProcess:
+        """One server for several tests, from the first that needs it until one that needs another."""
+        if self.server is None:
+            self.server = ServerProcess(self.coordinator).__enter__()
+        return self.server
+
+    def stop_server(self) -> None:
+        if self.server is not None:
+            self.server.__exit__(None, None, None)
+            self.server = None
 
     @property
     def coordinator(self) -> StateDir:
@@ -92,6 +104,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             install_site(state, package, engine)
             said = made.told.setdefault(silo, [])
             made.sites[silo] = running.enter_context(SiteProcess(root, tell=said.append))
+        running.callback(made.stop_server)
         yield made
 
 
@@ -119,10 +132,10 @@ def wait_until_gone(pids: Sequence[int], seconds: float = 30.0) -> None:
 
 
 def test_two_rounds_from_founding_to_audit(live: Live) -> None:
+    server = live.serve()
     seen: list[tuple[int, int, str]] = []
-    with ServerProcess(live.coordinator) as server:
-        outcomes = live.rounds(2, progress=lambda *step: seen.append(step))
-        assert server.exit_reason is None, "a server that ran before goes on"
+    outcomes = live.rounds(2, progress=lambda *step: seen.append(step))
+    assert server.exit_reason is None, "a server that ran before goes on"
     assert [outcome.record.round for outcome in outcomes] == [1, 2]
     for outcome in outcomes:
         assert outcome.record.survivors == ("silo-1", "silo-2", "silo-3")
@@ -136,6 +149,7 @@ def test_two_rounds_from_founding_to_audit(live: Live) -> None:
 
 
 def test_a_silo_killed_in_a_phase_ends_it_by_our_deadline_and_comes_back(live: Live) -> None:
+    live.serve()
     killed: list[float] = []
 
     def kill_after_key_lists(done: int, total: int, what: str) -> None:
@@ -146,16 +160,13 @@ def test_a_silo_killed_in_a_phase_ends_it_by_our_deadline_and_comes_back(live: L
                 os.kill(each, signal.SIGKILL)
             killed.append(time.monotonic())
 
-    with ServerProcess(live.coordinator):
-        with pytest.raises(RoundAborted) as aborted:
-            live.rounds(1, progress=kill_after_key_lists)
-        assert (aborted.value.present, aborted.value.threshold) == (2, 3)
-        assert time.monotonic() - killed[0] < 2 * DEADLINE_SECONDS + 20.0
-        assert any(text.startswith("silo-3: no answer") for text in live.told["coordinator"])
-        assert any("ended by SIGKILL; again in" in text for text in live.told[LAST])
-        (outcome,) = live.rounds(
-            1
-        )  # the silo was started again, and answers under its lock and from its journal
+    with pytest.raises(RoundAborted) as aborted:
+        live.rounds(1, progress=kill_after_key_lists)
+    assert (aborted.value.present, aborted.value.threshold) == (2, 3)
+    assert time.monotonic() - killed[0] < 2 * DEADLINE_SECONDS + 20.0
+    assert any(text.startswith("silo-3: no answer") for text in live.told["coordinator"])
+    assert any("ended by SIGKILL; again in" in text for text in live.told[LAST])
+    (outcome,) = live.rounds(1)  # the silo was started again, and answers under its lock and from its journal
     assert (outcome.record.round, len(outcome.record.survivors)) == (3, 3)
     assert audit_silo(live.federation.silos[LAST], {}).steps
 
@@ -213,6 +224,14 @@ def job(folder: Path, name: str, changes: dict[str, bytes]) -> Path:
     return folder / name
 
 
+def test_our_server_refuses_what_only_a_project_admin_may(live: Live, tmp_path: Path) -> None:
+    live.serve()
+    evil = job(tmp_path, "with-code", {"coordinator/custom/evil.py": b"open('evil-was-here', 'w')\n"})
+    found = attempts(live, tmp_path, "project_admin", [evil], "")
+    assert found["with-code"][0] == "refused"
+    assert "authorized" in str(found["with-code"][1])
+
+
 def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live, tmp_path: Path) -> None:
     config = "silo/config/config_fed_client.json"
     ours = kits.silo_app()["config/config_fed_client.json"]
@@ -225,10 +244,7 @@ def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live,
         job(tmp_path, "one-byte-more", {config: ours + b"\n"}),
     ]
     before = {silo: set(live.site_folder(silo).iterdir()) for silo in live.federation.silos}
-    with ServerProcess(live.coordinator):  # as we make it: the server itself refuses
-        found = attempts(live, tmp_path, "project_admin", jobs[:1], "")
-        assert found["with-code"][0] == "refused"
-        assert "authorized" in str(found["with-code"][1])
+    live.stop_server()
     server = live.coordinator.path(kits.SERVER)
     permissive = {"format_version": "1.0", "permissions": dict.fromkeys((*kits.ROLES, "super"), "any")}
     (server / "local/authorization.json").write_text(json.dumps(permissive))
@@ -237,10 +253,14 @@ def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live,
     widened = Child("server", server)
     try:
         # "super" passes every policy of FLARE, also those of sites: only our check of the app is left.
-        reasons = {"project_admin": "is not authorized for", "lead": "the app ", "super": "the app "}
-        for role, reason in reasons.items():
-            found = attempts(live, tmp_path, role, jobs)
-            assert set(found) == {each.name for each in jobs}
+        tried = {
+            "project_admin": ("is not authorized for", jobs[:1]),
+            "lead": ("the app ", jobs[1:]),
+            "super": ("the app ", jobs[:2]),
+        }
+        for role, (reason, of_role) in tried.items():
+            found = attempts(live, tmp_path, role, of_role)
+            assert set(found) == {each.name for each in of_role}
             for name, (status, detail) in found.items():
                 assert status == "FINISHED:FAILED_TO_RUN", (role, name, detail)
                 assert isinstance(detail, list)
@@ -283,6 +303,7 @@ def test_a_site_answers_no_request_but_those_of_a_round() -> None:
 
 
 def test_a_port_that_is_taken_is_said_before_flare_starts(live: Live) -> None:
+    live.stop_server()
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", live.engine.port))
