@@ -7,7 +7,6 @@ silo is written to a file of the silo's, for its operator, and not said to FLARE
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 
 from nvflare.apis.event_type import EventType
@@ -17,16 +16,14 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
-from cachefl_secure.errors import CacheflError, ConfigError
+from cachefl_secure.errors import CacheflError
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
-from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import reports
 from cachefl_secure.transport.flare.kits import CONTENT, PHASE, SITE, SITE_REPORTS, TASK
+from cachefl_secure.transport.flare.locking import patient_lock
 from cachefl_secure.transport.in_process import reasons
-
-_PATIENCE_SECONDS, _LOOK_SECONDS = 20.0, 0.2
 
 
 class SiloExecutor(Executor):  # type: ignore[misc]
@@ -67,7 +64,7 @@ class SiloExecutor(Executor):  # type: ignore[misc]
         if self._service is None:
             files = SiloFiles.open(site.parents[len(Path(SITE).parts) - 1])
             with contextlib.ExitStack() as opened:
-                _lock(files.state, opened)
+                opened.enter_context(patient_lock(files.state))
                 ledger = opened.enter_context(files.ledger())
                 self._service = SiloService(files, ledger)
                 self._held = opened.pop_all()
@@ -79,21 +76,3 @@ class SiloExecutor(Executor):  # type: ignore[misc]
             self._said = sentence
             with contextlib.suppress(OSError):
                 reports.write_line(site / SITE_REPORTS, reports.Told(text=sentence))
-
-
-def _lock(state: StateDir, opened: contextlib.ExitStack) -> None:
-    """Waits a little for a command of the operator's, or for a job before this one that is being ended.
-
-    Raises:
-        ConfigError: the directory stays in use.
-    """
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            opened.enter_context(state.lock())
-        except ConfigError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_LOOK_SECONDS)
-        else:
-            return
