@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,14 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from cachefl_secure.errors import RoundAborted, TransportError
+from cachefl_secure.errors import ConfigError, RoundAborted, TransportError
 from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import kits
-from cachefl_secure.transport.flare.certificates import Pair, certified_pair
+from cachefl_secure.transport.flare.certificates import Pair, certified_pair, make_authority
 from cachefl_secure.transport.flare.children import Child
 from cachefl_secure.transport.flare.engine import FlareEngine, parse_engine
 from cachefl_secure.transport.flare.enrolling import approve_site, found_engine, install_site, request_site
@@ -146,6 +147,47 @@ def test_two_rounds_from_founding_to_audit(live: Live) -> None:
     for root in live.federation.silos.values():
         assert audit_silo(root, {}).steps
     assert live.told == {party: [] for party in (*live.federation.silos, "coordinator")}
+
+
+def test_a_site_listens_on_its_loopback_address_only(live: Live) -> None:
+    import psutil
+
+    for site in live.sites.values():
+        assert site.pid is not None
+        for pid in tree(site.pid):
+            connections = psutil.Process(pid).net_connections("inet")
+            listening = {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+            assert listening <= {"127.0.0.1", "::1"}
+
+
+def test_the_server_talks_to_nobody_without_a_certificate_of_this_federation(live: Live) -> None:
+    live.serve()
+    authority = live.coordinator.path(f"{kits.CA}/ca.crt")
+    stranger = certified_pair(make_authority("another"), "silo-1", kits.SITE_ROLE)
+    folder = live.federation.coordinator.parent
+    (folder / "stranger.crt").write_bytes(stranger.certificate)
+    (folder / "stranger.key").write_bytes(stranger.key)
+    own = live.site_folder(LAST) / "startup"
+    for certificate, key, is_heard in (
+        (None, None, False),
+        (folder / "stranger.crt", folder / "stranger.key", False),
+        (own / "client.crt", own / "client.key", True),
+    ):
+        context = ssl.create_default_context(cafile=str(authority))
+        context.set_alpn_protocols(["h2"])
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+        with socket.create_connection((live.engine.host, live.engine.port), timeout=10.0) as plain:
+            assert heard(context, plain, live.engine.host) is is_heard
+
+
+def heard(context: ssl.SSLContext, plain: socket.socket, host: str) -> bool:
+    """Whether the server goes on after the handshake, in which a client without certificate is not yet refused."""
+    try:
+        with context.wrap_socket(plain, server_hostname=host) as line:
+            return line.recv(1) != b""  # HTTP/2: the server's settings
+    except (ssl.SSLError, ConnectionError):
+        return False
 
 
 def test_a_silo_killed_in_a_phase_ends_it_by_our_deadline_and_comes_back(live: Live) -> None:
@@ -300,6 +342,50 @@ def test_a_site_answers_no_request_but_those_of_a_round() -> None:
         *("CheckResourceProcessor", "CancelResourceProcessor", "NotifyJobStatusProcessor"),
         *("ClientStatusProcessor", "ReportVersionProcessor"),
     }
+
+
+def test_the_executor_opens_its_silo_under_the_lock_and_tells_its_operator_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nvflare.apis.event_type import EventType
+    from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.shareable import Shareable
+    from nvflare.apis.signal import Signal
+    from nvflare.apis.workspace import Workspace
+
+    from cachefl_secure.transport.flare import locking
+    from cachefl_secure.transport.flare.executor import SiloExecutor
+
+    monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0.1)
+    state = StateDir(found(tmp_path, records=(5, 5, 5)).silos[LAST])
+    site = state.path(kits.SITE)
+    for name in ("local", "startup"):
+        (site / name).mkdir(parents=True)
+    context = FLContext()
+    context.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(site)), private=True)
+
+    def ask(executor: SiloExecutor, task: str = kits.TASK, **fields: object) -> Shareable:
+        request = Shareable()
+        request.update(fields)
+        return executor.execute(task, request, context, Signal())
+
+    executor = SiloExecutor()
+    with state.lock():
+        assert ask(executor, phase="hello", content=b"").get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert "another cachefl-secure process works here" in (site / kits.SITE_REPORTS).read_text()
+    answer = ask(executor, phase="hello", content=b"no letter")
+    assert answer.get_return_code() == ReturnCode.OK
+    assert {key for key in answer if not key.startswith("__")} == {kits.CONTENT}
+    assert b"malformed" in answer[kits.CONTENT] or b"protocol" in answer[kits.CONTENT]
+    with pytest.raises(ConfigError), state.lock():
+        pass
+    for bad in ({}, {"phase": 1, "content": b""}, {"phase": "hello", "content": "text"}):
+        assert ask(executor, **bad).get_return_code() == ReturnCode.BAD_TASK_DATA
+    assert ask(executor, "train", phase="hello", content=b"").get_return_code() == ReturnCode.BAD_TASK_DATA
+    executor.handle_event(EventType.END_RUN, context)
+    with state.lock():
+        pass
 
 
 def test_a_port_that_is_taken_is_said_before_flare_starts(live: Live) -> None:
