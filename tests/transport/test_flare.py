@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,14 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from cachefl_secure.errors import RoundAborted, TransportError
+from cachefl_secure.errors import ConfigError, RoundAborted, TransportError
 from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import kits
-from cachefl_secure.transport.flare.certificates import Pair, certified_pair
+from cachefl_secure.transport.flare.certificates import Pair, certified_pair, make_authority
 from cachefl_secure.transport.flare.children import Child
 from cachefl_secure.transport.flare.engine import FlareEngine, parse_engine
 from cachefl_secure.transport.flare.enrolling import approve_site, found_engine, install_site, request_site
@@ -60,6 +61,18 @@ class Live:
     engine: FlareEngine
     sites: dict[SiloId, SiteProcess] = field(default_factory=dict)
     told: dict[str, list[str]] = field(default_factory=dict)
+    server: ServerProcess | None = None
+
+    def serve(self) -> ServerProcess:
+        """One server for several tests, from the first that needs it until one that needs another."""
+        if self.server is None:
+            self.server = ServerProcess(self.coordinator).__enter__()
+        return self.server
+
+    def stop_server(self) -> None:
+        if self.server is not None:
+            self.server.__exit__(None, None, None)
+            self.server = None
 
     @property
     def coordinator(self) -> StateDir:
@@ -92,6 +105,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             install_site(state, package, engine)
             said = made.told.setdefault(silo, [])
             made.sites[silo] = running.enter_context(SiteProcess(root, tell=said.append))
+        running.callback(made.stop_server)
         yield made
 
 
@@ -119,10 +133,10 @@ def wait_until_gone(pids: Sequence[int], seconds: float = 30.0) -> None:
 
 
 def test_two_rounds_from_founding_to_audit(live: Live) -> None:
+    server = live.serve()
     seen: list[tuple[int, int, str]] = []
-    with ServerProcess(live.coordinator) as server:
-        outcomes = live.rounds(2, progress=lambda *step: seen.append(step))
-        assert server.exit_reason is None, "a server that ran before goes on"
+    outcomes = live.rounds(2, progress=lambda *step: seen.append(step))
+    assert server.exit_reason is None, "a server that ran before goes on"
     assert [outcome.record.round for outcome in outcomes] == [1, 2]
     for outcome in outcomes:
         assert outcome.record.survivors == ("silo-1", "silo-2", "silo-3")
@@ -135,7 +149,49 @@ def test_two_rounds_from_founding_to_audit(live: Live) -> None:
     assert live.told == {party: [] for party in (*live.federation.silos, "coordinator")}
 
 
+def test_a_site_listens_on_its_loopback_address_only(live: Live) -> None:
+    import psutil
+
+    for site in live.sites.values():
+        assert site.pid is not None
+        for pid in tree(site.pid):
+            connections = psutil.Process(pid).net_connections("inet")
+            listening = {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+            assert listening <= {"127.0.0.1", "::1"}
+
+
+def test_the_server_talks_to_nobody_without_a_certificate_of_this_federation(live: Live) -> None:
+    live.serve()
+    authority = live.coordinator.path(f"{kits.CA}/ca.crt")
+    stranger = certified_pair(make_authority("another"), "silo-1", kits.SITE_ROLE)
+    folder = live.federation.coordinator.parent
+    (folder / "stranger.crt").write_bytes(stranger.certificate)
+    (folder / "stranger.key").write_bytes(stranger.key)
+    own = live.site_folder(LAST) / "startup"
+    for certificate, key, is_heard in (
+        (None, None, False),
+        (folder / "stranger.crt", folder / "stranger.key", False),
+        (own / "client.crt", own / "client.key", True),
+    ):
+        context = ssl.create_default_context(cafile=str(authority))
+        context.set_alpn_protocols(["h2"])
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+        with socket.create_connection((live.engine.host, live.engine.port), timeout=10.0) as plain:
+            assert heard(context, plain, live.engine.host) is is_heard
+
+
+def heard(context: ssl.SSLContext, plain: socket.socket, host: str) -> bool:
+    """Whether the server goes on after the handshake, in which a client without certificate is not yet refused."""
+    try:
+        with context.wrap_socket(plain, server_hostname=host) as line:
+            return line.recv(1) != b""  # HTTP/2: the server's settings
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
 def test_a_silo_killed_in_a_phase_ends_it_by_our_deadline_and_comes_back(live: Live) -> None:
+    live.serve()
     killed: list[float] = []
 
     def kill_after_key_lists(done: int, total: int, what: str) -> None:
@@ -146,16 +202,13 @@ def test_a_silo_killed_in_a_phase_ends_it_by_our_deadline_and_comes_back(live: L
                 os.kill(each, signal.SIGKILL)
             killed.append(time.monotonic())
 
-    with ServerProcess(live.coordinator):
-        with pytest.raises(RoundAborted) as aborted:
-            live.rounds(1, progress=kill_after_key_lists)
-        assert (aborted.value.present, aborted.value.threshold) == (2, 3)
-        assert time.monotonic() - killed[0] < 2 * DEADLINE_SECONDS + 20.0
-        assert any(text.startswith("silo-3: no answer") for text in live.told["coordinator"])
-        assert any("ended by SIGKILL; again in" in text for text in live.told[LAST])
-        (outcome,) = live.rounds(
-            1
-        )  # the silo was started again, and answers under its lock and from its journal
+    with pytest.raises(RoundAborted) as aborted:
+        live.rounds(1, progress=kill_after_key_lists)
+    assert (aborted.value.present, aborted.value.threshold) == (2, 3)
+    assert time.monotonic() - killed[0] < 2 * DEADLINE_SECONDS + 20.0
+    assert any(text.startswith("silo-3: no answer") for text in live.told["coordinator"])
+    assert any("ended by SIGKILL; again in" in text for text in live.told[LAST])
+    (outcome,) = live.rounds(1)  # the silo was started again, and answers under its lock and from its journal
     assert (outcome.record.round, len(outcome.record.survivors)) == (3, 3)
     assert audit_silo(live.federation.silos[LAST], {}).steps
 
@@ -213,6 +266,14 @@ def job(folder: Path, name: str, changes: dict[str, bytes]) -> Path:
     return folder / name
 
 
+def test_our_server_refuses_what_only_a_project_admin_may(live: Live, tmp_path: Path) -> None:
+    live.serve()
+    evil = job(tmp_path, "with-code", {"coordinator/custom/evil.py": b"open('evil-was-here', 'w')\n"})
+    found = attempts(live, tmp_path, "project_admin", [evil], "")
+    assert found["with-code"][0] == "refused"
+    assert "authorized" in str(found["with-code"][1])
+
+
 def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live, tmp_path: Path) -> None:
     config = "silo/config/config_fed_client.json"
     ours = kits.silo_app()["config/config_fed_client.json"]
@@ -225,10 +286,7 @@ def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live,
         job(tmp_path, "one-byte-more", {config: ours + b"\n"}),
     ]
     before = {silo: set(live.site_folder(silo).iterdir()) for silo in live.federation.silos}
-    with ServerProcess(live.coordinator):  # as we make it: the server itself refuses
-        found = attempts(live, tmp_path, "project_admin", jobs[:1], "")
-        assert found["with-code"][0] == "refused"
-        assert "authorized" in str(found["with-code"][1])
+    live.stop_server()
     server = live.coordinator.path(kits.SERVER)
     permissive = {"format_version": "1.0", "permissions": dict.fromkeys((*kits.ROLES, "super"), "any")}
     (server / "local/authorization.json").write_text(json.dumps(permissive))
@@ -237,10 +295,14 @@ def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live,
     widened = Child("server", server)
     try:
         # "super" passes every policy of FLARE, also those of sites: only our check of the app is left.
-        reasons = {"project_admin": "is not authorized for", "lead": "the app ", "super": "the app "}
-        for role, reason in reasons.items():
-            found = attempts(live, tmp_path, role, jobs)
-            assert set(found) == {each.name for each in jobs}
+        tried = {
+            "project_admin": ("is not authorized for", jobs[:1]),
+            "lead": ("the app ", jobs[1:]),
+            "super": ("the app ", jobs[:2]),
+        }
+        for role, (reason, of_role) in tried.items():
+            found = attempts(live, tmp_path, role, of_role)
+            assert set(found) == {each.name for each in of_role}
             for name, (status, detail) in found.items():
                 assert status == "FINISHED:FAILED_TO_RUN", (role, name, detail)
                 assert isinstance(detail, list)
@@ -282,7 +344,52 @@ def test_a_site_answers_no_request_but_those_of_a_round() -> None:
     }
 
 
+def test_the_executor_opens_its_silo_under_the_lock_and_tells_its_operator_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nvflare.apis.event_type import EventType
+    from nvflare.apis.fl_constant import FLContextKey, ReturnCode
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.shareable import Shareable
+    from nvflare.apis.signal import Signal
+    from nvflare.apis.workspace import Workspace
+
+    from cachefl_secure.transport.flare import locking
+    from cachefl_secure.transport.flare.executor import SiloExecutor
+
+    monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0.1)
+    state = StateDir(found(tmp_path, records=(5, 5, 5)).silos[LAST])
+    site = state.path(kits.SITE)
+    for name in ("local", "startup"):
+        (site / name).mkdir(parents=True)
+    context = FLContext()
+    context.set_prop(FLContextKey.WORKSPACE_OBJECT, Workspace(str(site)), private=True)
+
+    def ask(executor: SiloExecutor, task: str = kits.TASK, **fields: object) -> Shareable:
+        request = Shareable()
+        request.update(fields)
+        return executor.execute(task, request, context, Signal())
+
+    executor = SiloExecutor()
+    with state.lock():
+        assert ask(executor, phase="hello", content=b"").get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert "another cachefl-secure process works here" in (site / kits.SITE_REPORTS).read_text()
+    answer = ask(executor, phase="hello", content=b"no letter")
+    assert answer.get_return_code() == ReturnCode.OK
+    assert {key for key in answer if not key.startswith("__")} == {kits.CONTENT}
+    assert b"malformed" in answer[kits.CONTENT] or b"protocol" in answer[kits.CONTENT]
+    with pytest.raises(ConfigError), state.lock():
+        pass
+    for bad in ({}, {"phase": 1, "content": b""}, {"phase": "hello", "content": "text"}):
+        assert ask(executor, **bad).get_return_code() == ReturnCode.BAD_TASK_DATA
+    assert ask(executor, "train", phase="hello", content=b"").get_return_code() == ReturnCode.BAD_TASK_DATA
+    executor.handle_event(EventType.END_RUN, context)
+    with state.lock():
+        pass
+
+
 def test_a_port_that_is_taken_is_said_before_flare_starts(live: Live) -> None:
+    live.stop_server()
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", live.engine.port))

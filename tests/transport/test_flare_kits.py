@@ -249,8 +249,8 @@ def test_another_certificate_authority_than_expected_is_refused(federation: Smal
 
 
 def test_a_silo_with_a_name_that_flare_uses_is_told_so(federation: SmallFederation) -> None:
-    for name in ("server", ENGINE.host):
-        with pytest.raises(ConfigError, match="join under another"):
+    for name in ("server", "007", "1e5", "nan", "true", ENGINE.host):
+        with pytest.raises(ConfigError, match="join under another name"):
             request_site(StateDir(federation.silos[SILO]), SiloId(name), ENGINE)
 
 
@@ -279,7 +279,7 @@ def test_the_kit_of_a_site(federation: SmallFederation) -> None:
         "class_list_enforcement_mode": "enforce",
         "class_allow_list": ["cachefl_secure.transport.flare.executor.SiloExecutor"],
         "allow_log_streaming": False,
-        "client": {"retry_timeout": 30},
+        "client": {"retry_timeout": 30, "communication_timeout": 600.0},
         "app_validator": {"path": "cachefl_secure.transport.flare.app_check.OnlyOurApp"},
     }
     assert [each["id"] for each in components] == [

@@ -16,6 +16,7 @@ An extra (``pip install 'cachefl-secure[nvflare]'``). Importing this package, or
 ``ordered``       the coordinator's rounds over it, with every event said
 ``submitting``    hands an order to FLARE's server as a job
 ``ending``        how a child process ends
+``locking``       a directory's lock, with a little patience
 ``reports``       what a job tells the command that asked for it: an append-only file of few kinds of lines
 ``rounds``        ``run_flare_rounds``
 

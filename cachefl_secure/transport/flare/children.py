@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from cachefl_secure import durable
 
 OUTPUT = "output.txt"
 """What a child prints, in its folder."""
+
+TEMPORARY = "tmp"
+"""Its temporary files, in the same folder; emptied when it starts."""
 
 _MODULE = "cachefl_secure.transport.flare.running"
 _GRACE_SECONDS, _KILL_SECONDS = 12.0, 5.0
@@ -45,7 +49,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,
-                env=_environment(),
+                env=_environment(folder),
                 cwd=folder,  # FLARE searches the working directory, to any depth, for more configuration
                 start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child in its order
             )
@@ -83,7 +87,10 @@ class Child:
             self.wait(_KILL_SECONDS)
 
 
-def _environment() -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
+    temporary = folder / TEMPORARY
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(mode=0o700)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NVFL", "FL_"))}
     return (
         kept
@@ -91,6 +98,7 @@ def _environment() -> dict[str, str]:
             "NVFLARE_SECURE_LOGGING": "true",  # tracebacks without values
             "PYTHONSAFEPATH": "1",  # FLARE works in a folder that others write into: nothing is imported from there
             "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(temporary),  # FLARE leaves copies of jobs there
             "MALLOC_ARENA_MAX": "4",
         }
     )

@@ -40,8 +40,8 @@ ENGINE_FILE = f"{kits.ROOT}/engine"
 _REQUEST_PURPOSE, _PACKAGE_PURPOSE = "cachefl-secure/flare-request/1", "cachefl-secure/flare-package/1"
 _MAX_BYTES = 1 << 16
 _MAX_NAME = 64  # of X.509
-_RESERVED = frozenset({"server", "all", "admin"})
-"""Names with a meaning to FLARE."""
+_RESERVED = frozenset({"server", "all", "admin", *("yes", "true", "t", "y", "no", "false", "f", "n")})
+"""Names with a meaning to FLARE, which reads the last ones, and numbers, as values."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 _Pem = Annotated[str, Meta(max_length=8192)]
@@ -98,7 +98,7 @@ def request_site(state: StateDir, silo: SiloId, engine: FlareEngine) -> bytes:
     Raises:
         ConfigError: the silo has a name that FLARE uses itself, or a file cannot be written.
     """
-    _check_name(silo, engine)
+    check_site_name(silo, engine)
     place = f"{kits.SITE}/startup/client.key"
     if not state.has(place):
         state.write(place, make_key(), private=True)
@@ -145,7 +145,7 @@ def approve_site(state: StateDir, silo: SiloId, request: bytes) -> bytes:
     except ValueError as error:
         raise ConfigError("the site request", "request", str(error)) from None
     authority, engine = _authority(state), engine_of(state)
-    _check_name(silo, engine)
+    check_site_name(silo, engine)
     package = _Package(
         silo=silo,
         engine=engine.url,
@@ -197,6 +197,24 @@ def install_site(
     return given
 
 
+def check_site_name(silo: SiloId, engine: FlareEngine) -> None:
+    """
+    Raises:
+        ConfigError: FLARE uses the name itself, or reads it as a number.
+    """
+    if silo in _RESERVED or silo == engine.host or _is_number(silo):
+        reason = f"{silo!r} means something else to FLARE; join under another name"
+        raise ConfigError("silo.toml", "silo", reason)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def engine_of(state: StateDir) -> FlareEngine:
     """The engine that a directory's files were made for.
 
@@ -236,13 +254,6 @@ def _keys(state: StateDir) -> dict[SiloId, PublicKeyHex]:
     change = pending_change(state, rosters)
     proposed = rosters.check_proposal(change).public_keys if change is not None else {}
     return {**proposed, **rosters.current.public_keys}
-
-
-def _check_name(silo: SiloId, engine: FlareEngine) -> None:
-    if silo in _RESERVED or silo == engine.host:
-        raise ConfigError(
-            "silo.toml", "silo", f"{silo!r} is a name that FLARE uses itself; join under another"
-        )
 
 
 def _authority(state: StateDir) -> Pair:

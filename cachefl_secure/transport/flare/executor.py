@@ -22,6 +22,7 @@ from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import reports
 from cachefl_secure.transport.flare.kits import CONTENT, PHASE, SITE, SITE_REPORTS, TASK
+from cachefl_secure.transport.flare.locking import patient_lock
 from cachefl_secure.transport.in_process import reasons
 
 
@@ -63,7 +64,7 @@ class SiloExecutor(Executor):  # type: ignore[misc]
         if self._service is None:
             files = SiloFiles.open(site.parents[len(Path(SITE).parts) - 1])
             with contextlib.ExitStack() as opened:
-                opened.enter_context(files.state.lock())
+                opened.enter_context(patient_lock(files.state))
                 ledger = opened.enter_context(files.ledger())
                 self._service = SiloService(files, ledger)
                 self._held = opened.pop_all()

@@ -43,6 +43,10 @@ APP_CHECK = "cachefl_secure.transport.flare.app_check.OnlyOurApp"
 POLL_SECONDS = 0.1
 """How often a site asks for a task while a job runs. A round has some eight exchanges, one after another."""
 HEART_BEAT_SECONDS = 30
+SITE_BEAT_SECONDS = 5.0
+"""How often a site tells the server that it is there, and so how soon it is back after the server was away."""
+TRANSFER_SECONDS = 600.0
+"""How long FLARE lets one request or answer travel: as long as an exchange may take unless chosen otherwise."""
 _MAX_SITES = 10_000
 _LOG_BYTES, _LOG_FILES = 10 << 20, 3
 
@@ -98,7 +102,7 @@ def server_files(engine: FlareEngine, folder: Path) -> Files:
             _component(
                 "job_scheduler",
                 "nvflare.app_common.job_schedulers.job_scheduler.DefaultJobScheduler",
-                max_jobs=1,
+                max_jobs=4,  # one at a time is ours, but FLARE needs ten seconds to end one
                 min_schedule_interval=1.0,
             ),
             _component(
@@ -146,7 +150,7 @@ def site_files(engine: FlareEngine) -> Files:
     }
     resources = {
         **_hardened(EXECUTOR),
-        "client": {"retry_timeout": 30},
+        "client": {"retry_timeout": 30, "communication_timeout": TRANSFER_SECONDS},
         "app_validator": {"path": APP_CHECK},
         "components": [
             _component(

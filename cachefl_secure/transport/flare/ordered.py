@@ -16,6 +16,7 @@ from cachefl_secure.federation.ports import CoordinatorChannel
 from cachefl_secure.federation.rounds import run_rounds
 from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.transport.flare import kits, reports
+from cachefl_secure.transport.flare.locking import patient_lock
 from cachefl_secure.transport.flare.reports import Attended, Committed, Line, Order, Progressed, Tail
 
 Say = Callable[[Line], None]
@@ -63,7 +64,7 @@ def run_order(root: Path, folder: Path, channel: CoordinatorChannel, say: Say) -
         raise ConfigError(str(path), "", "is over: the command that gave this order has ended") from None
     files, connected = CoordinatorFiles.open(root), _Connected(Tail(folder / reports.SUBMIT_FILE))
     left = order.number
-    with files.state.lock():
+    with patient_lock(files.state):
         chain = files.chain()
         service = CoordinatorService(files.state, chain, channel, deadline_seconds=order.deadline_seconds)
         if order.give_up and (given_up := service.give_up_round()) is not None:

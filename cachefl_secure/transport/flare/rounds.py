@@ -24,6 +24,7 @@ from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import kits, reports
 from cachefl_secure.transport.flare.children import Child
 from cachefl_secure.transport.flare.engine import require_nvflare
+from cachefl_secure.transport.flare.locking import patient_lock
 from cachefl_secure.transport.flare.processes import ServerProcess, Tell, server_is_running
 from cachefl_secure.transport.flare.reports import Attended, Line, Order
 
@@ -64,7 +65,7 @@ def run_flare_rounds(
     files = CoordinatorFiles.open(directory)
     with contextlib.ExitStack() as held:
         held.enter_context(files.state.lock(_COMMAND_LOCK))
-        with files.state.lock():  # the job will take it; said now, it is said in words
+        with patient_lock(files.state):  # the job will take it; that it cannot is better said now
             records = Records(files.state, files.plan, files.rosters())
         if until is not None:
             number = max(0, until - records.position.round)

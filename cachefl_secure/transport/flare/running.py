@@ -17,6 +17,7 @@ from cachefl_secure.errors import LocalProtocolError
 from cachefl_secure.transport.flare.certificates import ORGANISATION
 from cachefl_secure.transport.flare.ending import end_with_parent
 from cachefl_secure.transport.flare.engine import require_nvflare
+from cachefl_secure.transport.flare.kits import SITE_BEAT_SECONDS
 
 ANSWERED = frozenset(
     {
@@ -62,7 +63,8 @@ def _run_site(folder: Path, silo: str) -> int:
     if not (folder / "local" / "authorization.json").is_file():  # FLARE permits everything without it
         raise LocalProtocolError("no authorization.json")
     answer_only_what_rounds_need()
-    settings = ["secure_train=true", f"uid={silo}", f"org={ORGANISATION}", "config_folder="]
+    beat = f"heart_beat_interval={SITE_BEAT_SECONDS}"
+    settings = ["secure_train=true", f"uid={silo}", f"org={ORGANISATION}", "config_folder=", beat]
     given = argparse.Namespace(
         workspace=str(folder), fed_client="fed_client.json", set=settings, local_rank=0
     )

@@ -10,12 +10,13 @@ import msgspec
 from nvflare.fuel.flare_api.api_spec import NoConnection
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from cachefl_secure.errors import RoundAborted, TransportError
+from cachefl_secure.errors import CacheflError, RoundAborted, TransportError
 from cachefl_secure.transport.flare import kits, reports
 from cachefl_secure.transport.flare.ending import last_words
 from cachefl_secure.transport.flare.reports import Line, Order
 
 _LOGIN_SECONDS, _POLL_SECONDS = 60.0, 1.0
+_SILENT_BEATS = 3
 _JOB_FOLDER = "job"
 
 
@@ -32,8 +33,11 @@ def submit(admin: Path, folder: Path, silos: list[str]) -> int:
         job = _submit(session, folder, connected)
         say(reports.Submitted(job=job))
         _follow(session, job, folder, say)
-    except Exception as error:  # whatever FLARE raises: the command that waits is told its type
+    except CacheflError as error:
         say(reports.failed(error))
+    except Exception as error:  # whatever FLARE raises when its server is gone or refuses: its type is enough
+        reason = f"refused or went away ({type(error).__name__}); its log says why"
+        say(reports.failed(TransportError("FLARE's server", reason)))
     finally:
         say(reports.Ended())
     return 0
@@ -54,7 +58,7 @@ def _wait_for(session: Session, silos: list[str], order: Order, say: Any) -> lis
     """The silos that are connected: all, or those that are when the time for connecting is over."""
     until, said = time.monotonic() + order.connect_seconds, 0
     while True:
-        there = {client.name for client in session.get_system_info().client_info}
+        there = _connected(session)
         connected = sorted(there.intersection(silos))
         if len(connected) != said:
             said = len(connected)
@@ -68,6 +72,14 @@ def _wait_for(session: Session, silos: list[str], order: Order, say: Any) -> lis
                 raise RoundAborted(0, order.needed)
             return connected
         time.sleep(_POLL_SECONDS)
+
+
+def _connected(session: Session) -> set[str]:
+    """The sites of which FLARE's server, on this machine, has heard lately. It lists others for a while longer."""
+    since = time.time() - _SILENT_BEATS * kits.SITE_BEAT_SECONDS
+    return {
+        client.name for client in session.get_system_info().client_info if client.last_connect_time > since
+    }
 
 
 def _submit(session: Session, folder: Path, connected: list[str]) -> str:
@@ -88,7 +100,7 @@ def _follow(session: Session, job: str, folder: Path, say: Any) -> None:
         status, details = str(meta.get("status", "")), meta.get("job_deploy_detail") or []
         if status.startswith("FINISHED"):
             break
-        there = tuple(sorted(client.name for client in session.get_system_info().client_info))
+        there = tuple(sorted(_connected(session)))
         if there != seen:
             seen = there
             say(reports.Connected(silos=there))
