@@ -23,7 +23,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
@@ -38,6 +38,7 @@ import torch
 
 from cachefl_secure import durable
 from cachefl_secure.cache.model import CacheModel
+from cachefl_secure.errors import TransportError
 from cachefl_secure.federation import chain, letters, state_dir
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
@@ -175,16 +176,17 @@ def _watch_silo(points: _Points, replies: Path, trainer: Trainer) -> None:
         points.reach("after")
         return reply
 
-    def putting(self: store.ObjectStore, name: str, content: bytes) -> None:
-        put(self, name, content)
+    def putting(self: store.ObjectStore, name: str, *pieces: bytes | memoryview) -> None:
+        put(self, name, *pieces)
         if "/from/" in name:
             points.reach("sent")
 
-    def writing(self: store.ObjectStore, draft: str, content: bytes) -> None:
+    def writing(self: store.ObjectStore, draft: str, pieces: Sequence[bytes | memoryview]) -> None:
         if points.is_here("torn") and "/from/" in draft:
-            write(self, draft, content[: len(content) // 2])
+            content = b"".join(pieces)
+            write(self, draft, [content[: len(content) // 2]])
             points.die()
-        write(self, draft, content)
+        write(self, draft, pieces)
 
     _PATCH.setattr(SiloService, "handle", watched)
     _PATCH.setattr(store.ObjectStore, "put", putting)
@@ -212,16 +214,17 @@ def _watch_coordinator(points: _Points, paths: Paths) -> None:
         points.phase = ""
         return answers
 
-    def putting(self: store.ObjectStore, name: str, content: bytes) -> None:
-        put(self, name, content)
+    def putting(self: store.ObjectStore, name: str, *pieces: bytes | memoryview) -> None:
+        put(self, name, *pieces)
         points.reach("during")
 
-    def collecting(self: mailbox.CoordinatorMailbox, exchange: mailbox._Exchange) -> None:
+    def collecting(self: mailbox.CoordinatorMailbox, exchange: mailbox._Exchange) -> list[TransportError]:
         points.reach("sent")
-        collect(self, exchange)
+        troubles = collect(self, exchange)
         missing = asked - set(exchange.answers)
         if missing and all(paths.silent(silo).exists() for silo in missing):
             clock.ahead_seconds += 1e6
+        return troubles
 
     def extending(self: chain.Chain, raw: bytes, aggregate: bytes, seen: None) -> object:
         points.phase = RECORD
