@@ -16,6 +16,7 @@ requests stay.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,16 +139,26 @@ class CoordinatorMailbox:
 
     def _send(self, exchange: _Exchange, requests: Mapping[SiloId, bytes]) -> None:
         for silo in requests:
-            if silo in exchange.sent:
+            if silo in exchange.sent and silo not in exchange.unsure:
                 continue
-            public_key = find_transport_key(
-                self._store, self._sender.federation_id, silo, exchange.identities.get(silo, ())
-            )
-            if public_key is None:
+            parcel = exchange.unsure.get(silo) or self._pack(exchange, silo, requests[silo])
+            if parcel is None:
                 continue
-            parcel = self._sender.pack(silo, public_key, exchange.number, exchange.phase, requests[silo])
+            # A store may refuse and have written: the silo answers what it finds, so it must be the same again.
+            exchange.unsure[silo], exchange.sent[silo] = parcel, parcel.digest
             self._store.put(request_name(parcel), wire.encode(parcel))
-            exchange.sent[silo] = parcel.digest
+            del exchange.unsure[silo]
+
+    def _pack(self, exchange: _Exchange, silo: SiloId, content: bytes) -> Parcel | None:
+        """None while the silo has no contact card, or one that nothing can be sealed to."""
+        known = exchange.identities.get(silo, ())
+        public_key = find_transport_key(self._store, self._sender.federation_id, silo, known)
+        if public_key is None:
+            return None
+        try:
+            return self._sender.pack(silo, public_key, exchange.number, exchange.phase, content)
+        except PeerError:
+            return None  # it keeps itself out, and no other
 
     def _collect(self, exchange: _Exchange) -> None:
         folder = f"{self._sender.federation_id}/from/{exchange.number:012d}"
@@ -181,7 +192,9 @@ class CoordinatorMailbox:
         try:
             stale = [f"from/{at}" for at in self._store.folders(f"{root}/from") if at <= f"{number:012d}"]
             for folder in (*stale, *(f"to/{silo}" for silo in silos)):
-                for name in self._store.names(f"{root}/{folder}"):
+                for name in self._store.names(
+                    f"{root}/{folder}", drafts=True
+                ):  # those sort before all numbers
                     if folder.startswith("from/") or name.partition("-")[0] <= f"{number:012d}":
                         self._store.remove(f"{root}/{folder}/{name}")
                 self._store.remove_folder(f"{root}/{folder}")
@@ -199,6 +212,8 @@ class _Exchange:
     identities: Mapping[SiloId, Sequence[PublicKeyHex]]
     sent: dict[SiloId, str] = field(default_factory=dict)
     """Silo -> digest of its request."""
+    unsure: dict[SiloId, Parcel] = field(default_factory=dict)
+    """Requests of which the store has not said that it holds them."""
     answers: dict[SiloId, bytes] = field(default_factory=dict)
 
 
@@ -218,7 +233,8 @@ class SiloMailbox:
         self._store, self._sender, self._coordinator_key = store, sender, coordinator_key
         self._limit_bytes, self._tell = limit_bytes, tell
         self._answered: set[str] = set()
-        self._tries: dict[str, int] = {}
+        self._tries: dict[tuple[str, bytes], int] = {}
+        """(name, digest of what lies there) -> looks. Something else under that name is looked at afresh."""
         self._announced: PublicKeyHex | None = None
         self._reachable = True
 
@@ -252,12 +268,12 @@ class SiloMailbox:
         folder = f"{sender.federation_id}/to/{sender.party}"
         names = self._store.names(folder)
         self._answered &= set(names)
-        self._tries = {name: tries for name, tries in self._tries.items() if name in names}
+        self._tries = {key: tries for key, tries in self._tries.items() if key[0] in names}
         worked = False
         for name in names:
             if stop.is_set():
                 break
-            if name not in self._answered and self._tries.get(name, 0) < _TRIES:
+            if name not in self._answered:
                 worked |= self._answer(f"{folder}/{name}", name, handler)
         return worked
 
@@ -265,6 +281,9 @@ class SiloMailbox:
         sender = self._sender()
         raw = self._store.get(path, limit_bytes=parcels.limit_bytes(self._limit_bytes))
         if raw is None:
+            return False
+        key = name, hashlib.sha256(raw).digest()
+        if self._tries.get(key, 0) >= _TRIES:
             return False
         try:
             parcel = parcels.read_parcel(
@@ -274,23 +293,44 @@ class SiloMailbox:
                 recipient=sender.party,
                 identities=(self._coordinator_key,),
             )
-            content = sender.unpack(parcel)
-            public_key = self._coordinator_transport_key(sender)
+            self._reply(parcel, sender, handler)
         except PeerError as error:
-            self._tries[name] = self._tries.get(name, 0) + 1
-            if self._tries[name] == _TRIES:
+            self._tries[key] = self._tries.get(key, 0) + 1
+            if self._tries[key] == _TRIES:
                 self._tell(f"a request is left unanswered: {error}")
             return False
-        target = answer_name(parcel)
-        if not self._store.has(target):
-            reply = handler(parcel.label.phase, content)
-            # The handler may have given this silo a new signing key: the answer to that still carries the old one.
-            answer = sender.pack(
-                COORDINATOR, public_key, parcel.label.number, parcel.label.phase, reply, parcel.digest
-            )
-            self._store.put(target, wire.encode(answer))
         self._answered.add(name)
         return True
+
+    def _reply(self, request: Parcel, sender: Sender, handler: Handler) -> None:
+        """
+        Raises:
+            PeerError: the request does not open, or nothing can be sealed to the coordinator.
+        """
+        content, public_key = sender.unpack(request), self._coordinator_transport_key(sender)
+        if self._is_answered(request, sender):
+            return
+        label, reply = request.label, handler(request.label.phase, content)
+        # The handler may have given this silo a new signing key: the answer to that still carries the old one.
+        answer = sender.pack(COORDINATOR, public_key, label.number, label.phase, reply, request.digest)
+        self._store.put(answer_name(request), wire.encode(answer))
+
+    def _is_answered(self, request: Parcel, sender: Sender) -> bool:
+        """Whether this silo's own answer is there: something else in its place, or a part of it, is none."""
+        raw = self._store.get(answer_name(request), limit_bytes=parcels.limit_bytes(self._limit_bytes))
+        if raw is None:
+            return False
+        try:
+            answer = parcels.read_parcel(
+                raw,
+                federation_id=sender.federation_id,
+                sender=sender.party,
+                recipient=COORDINATOR,
+                identities=(sender.identity.public_key,),
+            )
+        except PeerError:
+            return False
+        return answer.label.answers == request.digest
 
     def _coordinator_transport_key(self, sender: Sender) -> bytes:
         found = find_transport_key(self._store, sender.federation_id, COORDINATOR, (self._coordinator_key,))

@@ -73,9 +73,9 @@ def test_a_store_that_is_full_for_a_while_costs_no_silo(tmp_path: Path, small_di
         _fill(filler)
         gate.touch()
         play.until_said("silo-1", os.strerror(errno.ENOSPC))
-        assert not [*play.store.rglob(".part-*")]
         filler.unlink()
         assert coordinator.result()["rounds"][0]["survivors"] == play.silos
+        assert not [*play.store.rglob(".part-*")]
         play.kill_all()
         play.check_no_second_reply()
         assert play.charges() == dict.fromkeys(play.silos, 1)
