@@ -38,11 +38,13 @@ import torch
 
 from cachefl_secure import durable
 from cachefl_secure.cache.model import CacheModel
+from cachefl_secure.crypto.hpke import TransportKey
+from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import TransportError
 from cachefl_secure.federation import chain, letters, state_dir
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_round import SiloService
-from cachefl_secure.names import PublicKeyHex, SiloId
+from cachefl_secure.names import FederationId, PublicKeyHex, SiloId
 from cachefl_secure.transport import mailbox, mailbox_federation, store
 from cachefl_secure.transport.parcels import Sender
 from cachefl_secure.updates import PrivateUpdate
@@ -65,6 +67,8 @@ class Faults:
     """Where a held process waits for a file of this name; beside it it leaves one that it has come so far."""
     clock_days: int = 0
     """How far its clock is ahead."""
+    tries: int = 0
+    """Looks at a request that does not verify, if fewer than usual."""
     listener: int = 0
     """A port of this machine that somebody listens at: the process says whether it can reach it."""
     own_network: bool = False
@@ -117,6 +121,7 @@ def run(arguments: list[str], work: Path, number: int, faults: Faults) -> None:
         _watch_coordinator(_Points(faults), paths)
     if arguments[0] == "join":
         silo = Path(arguments[-1]).name
+        _PATCH.setattr(mailbox, "_TRIES", faults.tries or mailbox._TRIES)
         _watch_silo(_Points(faults, paths.silent(silo)), paths.replies(silo), trainer_of(silo))
     app(arguments)
 
@@ -242,16 +247,19 @@ def _watch_coordinator(points: _Points, paths: Paths) -> None:
     _watch_writes(points, only=RECORD)
 
 
-def echo(url: str, sender: Sender, coordinator_key: PublicKeyHex, limit_bytes: int) -> None:
-    """A silo's end of a mailbox that sends back, turned round, whatever it gets."""
+def echo(url: str, silo: SiloId, secrets: tuple[bytes, bytes], coordinator_key: PublicKeyHex) -> None:
+    """A silo's end of a mailbox that sends back, turned round, whatever it gets. Secrets: signing, transport key."""
+    federation, (signing_key, transport_key) = FederationId(Path(url).parts[-1]), secrets
+    sender = Sender(federation, silo, SigningKey(signing_key), TransportKey(transport_key))
 
     def turned(phase: str, content: bytes) -> bytes:
         return content[::-1]
 
-    silo = mailbox.SiloMailbox(
-        store.ObjectStore.open(url), lambda: sender, coordinator_key, limit_bytes=limit_bytes
+    limit = letters.MAX_LETTER_BYTES
+    opened = store.ObjectStore.open(url)
+    mailbox.SiloMailbox(opened, lambda: sender, coordinator_key, limit_bytes=limit).serve(
+        turned, stop=Event()
     )
-    silo.serve(turned, stop=Event())
 
 
 class _Clock:

@@ -37,7 +37,7 @@ from tests.claims import REPOSITORY
 from tests.party import Faults, Paths, part_of
 from tests.small_federation import SmallFederation, found, small_privacy
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 90.0
 """How long anything may take on a loaded machine before a test says that it does not come."""
 KILLED = -9
 SOUND = Faults()
@@ -246,7 +246,7 @@ def stage(root: Path, silos: int = 4, *, store: Path | None = None) -> Iterator[
     work.mkdir()
     records = [9 + number for number in range(silos)]
     federation = found(root, records=records, privacy=_privacy(), engine=f"dir://{place}")
-    _start_forkserver()
+    start_forkserver()
     made = Stage(federation, place, Paths(work))
     try:
         yield made
@@ -255,7 +255,7 @@ def stage(root: Path, silos: int = 4, *, store: Path | None = None) -> Iterator[
 
 
 @cache
-def _start_forkserver() -> None:
+def start_forkserver() -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Before Python 3.13 the fork server does not hear of this process's path by itself.
         paths = [str(REPOSITORY), str(REPOSITORY / "cli"), *filter(None, [os.environ.get("PYTHONPATH")])]

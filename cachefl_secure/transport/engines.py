@@ -18,6 +18,7 @@ from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.silo_files import REQUEST_FILE, SiloFiles
+from cachefl_secure.federation.state_dir import ROSTER_FILE
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.coordinating import Rounds, Tell, was_interrupted
 from cachefl_secure.transport.flare.engine import parse_engine, require_nvflare
@@ -117,11 +118,11 @@ def run_rounds_at(
 def serve_at(directory: Path, *, stop: Event, tell: Tell, once: bool = False) -> None:
     """A silo answers at its federation's engine until ``stop`` is set; with ``once`` until a round was recorded.
 
-    Its request to be admitted is left there first, in case it was not.
+    Its request to be admitted is left there first, unless it is admitted: then it may start before its engine does.
 
     Raises:
         ConfigError: no silo's directory, one without an engine, or in use.
-        TransportError: the engine cannot be reached.
+        TransportError: the engine cannot be reached, and nobody has heard of this silo yet.
         LedgerError: the ledger does not verify or was rolled back.
     """
     files = SiloFiles.open(directory)
@@ -133,7 +134,8 @@ def serve_at(directory: Path, *, stop: Event, tell: Tell, once: bool = False) ->
         return
     from cachefl_secure.transport.mailbox_federation import ask_to_join, serve_mailbox
 
-    ask_to_join(files, files.state.read(REQUEST_FILE))
+    if not files.state.has(ROSTER_FILE):
+        ask_to_join(files, files.state.read(REQUEST_FILE))
     serve_mailbox(directory, stop=stop, tell=tell, once=once)
 
 

@@ -137,15 +137,18 @@ class ObjectStore:
                 return False
             return True
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the objects directly in the folder, sorted, without it; none if there is no such folder."""
+    def names(self, folder: str, *, drafts: bool = False) -> list[str]:
+        """Names of the objects directly in the folder, sorted, without it; none if there is no such folder.
+
+        ``drafts``: and of what somebody is writing, or was when he was killed.
+        """
         with self._reaching():
             try:
                 self._files.invalidate_cache()
                 found = self._files.ls(f"{self._root}/{folder}", detail=True)
             except FileNotFoundError:
                 return []
-        return _last_parts(found, "file")
+        return _last_parts(found, "file", drafts)
 
     def folders(self, folder: str) -> list[str]:
         """As ``names``, of the folders directly in it."""
@@ -193,9 +196,9 @@ def _read_file(path: str, most_bytes: int) -> bytes | None:
         return file.readall()
 
 
-def _last_parts(found: list[dict[str, Any]], kind: str) -> list[str]:
+def _last_parts(found: list[dict[str, Any]], kind: str, drafts: bool = False) -> list[str]:
     parts = (str(each["name"]).rstrip("/").rpartition("/")[2] for each in found if each["type"] == kind)
-    return sorted(part for part in parts if part and not part.startswith(_DRAFT))
+    return sorted(part for part in parts if part and (drafts or not part.startswith(_DRAFT)))
 
 
 def check_url(url: str) -> str:

@@ -118,9 +118,9 @@ class HostileStore(WatchedStore):
         kind = self._kind(name, "yes", "no")
         return kind == "yes" or (kind != "no" and super().has(name))
 
-    def names(self, folder: str) -> list[str]:
+    def names(self, folder: str, *, drafts: bool = False) -> list[str]:
         self._happen(folder)
-        found = super().names(folder)
+        found = super().names(folder, drafts=drafts)
         match self._kind(folder, "none", "some", "stale", "twice", "turned"):
             case "none":
                 return []

@@ -21,16 +21,22 @@ from cachefl_secure.transport.store import ObjectStore
 from tests.party import Faults
 from tests.processes import Stage, stage, until
 
+pytestmark = pytest.mark.slow
 TEN_YEARS_DAYS = 3652
 
 
 def test_a_store_that_is_away_for_a_while_costs_no_silo_and_is_not_made_anew(tmp_path: Path) -> None:
-    """As when a share is unmounted: what is written meanwhile must not go to a folder beside it."""
+    """As when a share is unmounted: what is written meanwhile must not go to a folder beside it.
+
+    One silo is killed meanwhile and started again, as by a machine that comes up before its shares do.
+    """
     with stage(tmp_path) as play:
         play.serve()
         coordinator, gate = play.held_round("masked-input:before")
         away = play.store.rename(tmp_path / "away")
         gate.touch()
+        play.serving[SiloId("silo-1")].kill()
+        play.serve("silo-1")
         for silo in play.silos:
             play.until_said(silo, "the store cannot be reached, trying again")
         until(lambda: "(masked-input, " in coordinator.said, "the coordinator waits")
@@ -73,9 +79,9 @@ def test_a_store_that_is_full_for_a_while_costs_no_silo(tmp_path: Path, small_di
         _fill(filler)
         gate.touch()
         play.until_said("silo-1", os.strerror(errno.ENOSPC))
-        assert not [*play.store.rglob(".part-*")]
         filler.unlink()
         assert coordinator.result()["rounds"][0]["survivors"] == play.silos
+        assert not [*play.store.rglob(".part-*")]
         play.kill_all()
         play.check_no_second_reply()
         assert play.charges() == dict.fromkeys(play.silos, 1)

@@ -10,6 +10,7 @@ from cachefl_secure.names import SiloId
 from tests.party import Faults
 from tests.processes import KILLED, stage
 
+pytestmark = pytest.mark.slow
 BEFORE_THE_CERTIFICATE = [
     f"{phase}:{where}"
     for phase in ("manifest", "share", "masked-input", "certificate")

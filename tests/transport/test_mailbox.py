@@ -150,6 +150,7 @@ def test_each_silo_gets_its_own_request_and_answers_it(office: Office) -> None:
 @pytest.mark.parametrize("scheme", ["dir", "memory"])
 def test_silos_in_threads_of_their_own_serve_until_they_are_stopped(tmp_path: Path, scheme: str) -> None:
     url = f"dir://{tmp_path / 'shared'}" if scheme == "dir" else memory_url()
+    ObjectStore.open(url).make()
     state, stop = StateDir.create(tmp_path / "coordinator"), threading.Event()
     own = Sender(HERE, COORDINATOR, state.signing_key(), state.transport_key())
     senders = {silo: Sender(HERE, silo, SigningKey.generate(), TransportKey.generate()) for silo in SILOS}
@@ -300,7 +301,7 @@ def test_a_put_that_fails_is_repeated_with_the_same_bytes(
 
 def test_a_store_that_is_away_until_the_deadline_is_a_transport_error(office: Office) -> None:
     class Away(WatchedStore):
-        def names(self, folder: str) -> list[str]:
+        def names(self, folder: str, *, drafts: bool = False) -> list[str]:
             raise TransportError(self.url, "is away")
 
     office.store = Away(memory_url())
@@ -313,13 +314,13 @@ def test_a_silo_says_once_that_the_store_is_away_and_once_that_it_is_back(tmp_pa
     stop, said, looks = threading.Event(), list[str](), [0]
 
     class Flickering(WatchedStore):
-        def names(self, folder: str) -> list[str]:
+        def names(self, folder: str, *, drafts: bool = False) -> list[str]:
             looks[0] += 1
             if looks[0] > 6:
                 stop.set()
             if looks[0] in (2, 3, 4):
                 raise TransportError("memory://", "is away")
-            return super().names(folder)
+            return super().names(folder, drafts=drafts)
 
     sender = Sender(HERE, A, SigningKey.generate(), TransportKey.generate())
     silo = SiloMailbox(
@@ -339,8 +340,8 @@ def test_a_silo_says_once_that_the_store_is_away_and_once_that_it_is_back(tmp_pa
 class _Unreadable(WatchedStore):
     """A fellow silo left objects that only it may read: in the coordinator's cards, in A's requests, as its answer."""
 
-    def names(self, folder: str) -> list[str]:
-        found = super().names(folder)
+    def names(self, folder: str, *, drafts: bool = False) -> list[str]:
+        found = super().names(folder, drafts=drafts)
         return ["000-unreadable", *found] if "/contacts" in folder or "/to/" in folder else found
 
     def get(self, name: str, *, limit_bytes: int) -> bytes | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import SiloId
 from tests.changing import rosters_of, with_silo
 from tests.processes import Stage, stage
 from tests.small_federation import join_with_random_features
 
+pytestmark = pytest.mark.slow
 IN_USE = "another cachefl-secure process works here"
 
 

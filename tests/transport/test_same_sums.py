@@ -63,6 +63,7 @@ def by_mailbox(scheme: str) -> Carrying:
         root: Path,
     ) -> Iterator[CoordinatorChannel]:
         store, stop = ObjectStore.open(f"{scheme}://{root}/store"), threading.Event()
+        store.make()
         threads = []
         for silo, service in services.items():
             mailbox = SiloMailbox(

@@ -23,7 +23,9 @@ LIMIT = 1 << 20
 
 @pytest.fixture(params=["dir", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    return ObjectStore.open(f"dir://{tmp_path / 'shared'}" if request.param == "dir" else memory_url())
+    store = ObjectStore.open(f"dir://{tmp_path / 'shared'}" if request.param == "dir" else memory_url())
+    store.make()
+    return store
 
 
 def test_what_was_put_is_got_listed_and_removed(store: ObjectStore) -> None:
