@@ -12,7 +12,7 @@ from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.roster_files import pending_change
-from cachefl_secure.federation.rounds import run_rounds
+from cachefl_secure.federation.rounds import run_rounds, warn_beyond_the_plan
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.synchronising import Attendance
@@ -61,21 +61,12 @@ def run_local_rounds(
         network = held.enter_context(InProcessNetwork({silo: s.handle for silo, s in silos.items()}))
         if until is not None:
             number = max(0, until - chain.position.round)
-        _warn_beyond_the_plan(chain, number, tell)
+        warn_beyond_the_plan(chain, number, tell)
         service = CoordinatorService(files.state, chain, network, deadline_seconds=deadline_seconds)
         if give_up and (given_up := service.give_up_round()) is not None:
             tell(f"round {given_up} is given up; what it cost stays charged")
         run_rounds(service, number, progress, lambda who: _explain(who, silos, network, tell), note)
     return outcomes
-
-
-def _warn_beyond_the_plan(chain: Chain, number: int, tell: Tell) -> None:
-    planned, last = chain.plan.privacy.rounds, chain.position.round
-    if last + number > planned:
-        tell(
-            f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
-            "silos decline the rounds that pass their caps"
-        )
 
 
 def _open_silos(

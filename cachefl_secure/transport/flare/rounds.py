@@ -19,6 +19,7 @@ from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.record import open_record, smallest_cohort
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_files import pending_change
+from cachefl_secure.federation.rounds import ROUNDS, warn_beyond_the_plan
 from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import kits, reports
@@ -69,6 +70,7 @@ def run_flare_rounds(
             records = Records(files.state, files.plan, files.rosters())
         if until is not None:
             number = max(0, until - records.position.round)
+        warn_beyond_the_plan(records, number, tell)
         _retire_orders(files.state)
         if not server_is_running(files.state):
             held.enter_context(ServerProcess(files.state))
@@ -96,7 +98,7 @@ def _place(order: Order, files: CoordinatorFiles, silos: list[SiloId], following
     place = files.state.path(folder).resolve()
     submitter = Child("submit", files.state.path(kits.ADMIN), [str(place), *silos])
     try:
-        following.follow(place, submitter)
+        following.follow(place, submitter, order.number)
     finally:
         files.state.remove(f"{folder}/{reports.ORDER_FILE}")
         submitter.stop()
@@ -133,9 +135,11 @@ class _Following:
     """Rounds that the last job left to another one."""
     _failure: CacheflError | None = None
     _job_ended: bool = False
+    _earlier: int = 0
+    _number: int = 0
 
-    def follow(self, folder: Path, submitter: Child) -> None:
-        """Returns when the job has ended at FLARE as well.
+    def follow(self, folder: Path, submitter: Child, number: int) -> None:
+        """Returns when a job of ``number`` rounds has ended.
 
         Raises:
             CacheflError: what the job or the submitter said, the job's word first.
@@ -143,6 +147,7 @@ class _Following:
         job, submission = reports.Tail(folder / reports.JOB_FILE), reports.Tail(folder / reports.SUBMIT_FILE)
         given_up: float | None = None
         self.left, self._job_ended = None, False
+        self._earlier, self._number = len(self.outcomes), number
         trouble: CacheflError | None = None
         while True:
             submitter_ended = submitter.exit_reason is not None
@@ -170,7 +175,7 @@ class _Following:
         for line in lines:
             match line:
                 case reports.Progressed():
-                    self.progress(line.done, line.total, line.what)
+                    self._show(line)
                 case reports.Told():
                     self.tell(line.text)
                 case reports.Attended():
@@ -183,6 +188,13 @@ class _Following:
                     self.left = line.left
                 case reports.Ended():
                     self._job_ended = True
+
+    def _show(self, line: reports.Progressed) -> None:
+        """One bar over the rounds of all jobs."""
+        before = 0
+        if line.what == ROUNDS and self._number:
+            before = self._earlier * (line.total // self._number)
+        self.progress(before + line.done, before + line.total, line.what)
 
     def _note(self, line: reports.Committed) -> None:
         raw = self.files.state.read(round_file(line.round, "record.json"))
