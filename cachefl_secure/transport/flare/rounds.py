@@ -72,9 +72,10 @@ def run_flare_rounds(
             number = max(0, until - records.position.round)
         warn_beyond_the_plan(records, number, tell)
         _retire_orders(files.state)
+        server = None
         if not server_is_running(files.state):
-            held.enter_context(ServerProcess(files.state))
-        following = _Following(files, records, progress, tell, finished)
+            server = held.enter_context(ServerProcess(files.state))
+        following = _Following(files, records, server, progress, tell, finished)
         order = Order(
             number=number,
             deadline_seconds=deadline_seconds,
@@ -127,6 +128,8 @@ class _Following:
 
     files: CoordinatorFiles
     records: Records
+    server: ServerProcess | None
+    """If this command started it."""
     progress: Progress
     tell: Tell
     finished: Callable[[RoundOutcome], None] | None
@@ -160,6 +163,9 @@ class _Following:
                         submitter_ended = True
                     case _:
                         self._take(iter([line]))
+            if self.server is not None and (reason := self.server.exit_reason) is not None:
+                trouble = trouble or TransportError("FLARE's server", f"{reason}; its log says why")
+                break
             if self._job_ended and given_up is None:
                 given_up = time.monotonic() + _WAIT_FOR_END_SECONDS
             if submitter_ended or (given_up is not None and time.monotonic() > given_up):
