@@ -7,10 +7,14 @@ from collections.abc import Callable
 from cachefl_secure.errors import CohortExhausted, RoundAborted
 from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
 from cachefl_secure.federation.ports import Progress
+from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.synchronising import Attendance
 
 Tell = Callable[[Attendance], None]
 """Told after every round, also after one that was aborted, and after the last records were delivered."""
+
+ROUNDS = "rounds"
+"""What the bar over all rounds is called."""
 
 
 def run_rounds(
@@ -45,10 +49,20 @@ def run_rounds(
     tell(attendance)
 
 
+def warn_beyond_the_plan(records: Records, number: int, say: Callable[[str], None]) -> None:
+    """Says so if ``number`` more rounds are more than the plan's noise was calibrated for."""
+    planned, last = records.plan.privacy.rounds, records.position.round
+    if last + number > planned:
+        say(
+            f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
+            "silos decline the rounds that pass their caps"
+        )
+
+
 def _share_of(progress: Progress, index: int, number: int) -> Progress:
     """One bar over all rounds."""
 
     def show(done: int, total: int, what: str) -> None:
-        progress(index * total + done, number * total, "rounds")
+        progress(index * total + done, number * total, ROUNDS)
 
     return show

@@ -9,7 +9,7 @@ from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress
-from cachefl_secure.federation.rounds import run_rounds
+from cachefl_secure.federation.rounds import run_rounds, warn_beyond_the_plan
 from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
 
@@ -71,18 +71,9 @@ def run_over(
     if rounds.resume:
         number = 1 if service.was_interrupted else 0
         tell(f"round {service.next_round()} goes on" if number else "no round was interrupted")
-    _warn_beyond_the_plan(chain, number, tell)
+    warn_beyond_the_plan(chain, number, tell)
     run_rounds(service, number, progress, explain, note)
     return outcomes
-
-
-def _warn_beyond_the_plan(chain: Chain, number: int, tell: Tell) -> None:
-    planned, last = chain.plan.privacy.rounds, chain.position.round
-    if last + number > planned:
-        tell(
-            f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
-            "silos decline the rounds that pass their caps"
-        )
 
 
 def was_interrupted(files: CoordinatorFiles) -> bool:

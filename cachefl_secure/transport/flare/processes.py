@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +28,7 @@ Tell = Callable[[str], None]
 _SERVER = "FLARE's server"
 _READY_SECONDS, _LOOK_SECONDS = 60.0, 0.2
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
+_REACH_SECONDS = 10.0
 _STEADY_SECONDS = 120.0
 """A site that ran this long before it died is restarted at once."""
 
@@ -119,6 +121,7 @@ class SiteProcess:
                 shutil.rmtree(old, ignore_errors=True)
             said = reports.Tail(self._folder / kits.SITE_REPORTS)
             list(said.lines())  # of earlier runs
+            self._engine = engine_of(self._files.state)
             self._start()
             supervisor = threading.Thread(target=self._supervise, args=(said,), name="site", daemon=True)
             supervisor.start()
@@ -143,9 +146,10 @@ class SiteProcess:
         self._child = Child("site", self._folder, [self._files.silo])
 
     def _supervise(self, said: reports.Tail) -> None:
-        pause = _FIRST_PAUSE
+        pause, reached = _FIRST_PAUSE, _Reached(self._engine, self._tell)
         while not self._stop.wait(_LOOK_SECONDS):
             self._pass_on(said)
+            reached.look()
             child = self._child
             if child is None or (reason := child.exit_reason) is None:
                 continue
@@ -167,6 +171,35 @@ class SiteProcess:
                     self._tell(line.text)
         except TransportError as error:
             self._tell(str(error))
+
+
+@dataclass(slots=True)
+class _Reached:
+    """Tells a silo's operator whether the engine can be reached at all, until it could once.
+
+    FLARE tries again for ever and says nothing; that the coordinator runs no round now is no trouble.
+    """
+
+    engine: FlareEngine
+    tell: Tell
+    _next: float = 0.0
+    _is_over: bool = False
+    _is_told: bool = False
+
+    def look(self) -> None:
+        if self._is_over or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _REACH_SECONDS
+        try:
+            socket.create_connection((self.engine.host, self.engine.port), timeout=2.0).close()
+        except OSError:
+            if not self._is_told:
+                self.tell(f"{self.engine.target} does not answer yet; this silo waits for it")
+            self._is_told = True
+        else:
+            if self._is_told:
+                self.tell(f"{self.engine.target} answers")
+            self._is_over = True
 
 
 def _run_folders(folder: Path) -> list[Path]:

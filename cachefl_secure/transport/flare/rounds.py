@@ -19,6 +19,7 @@ from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.record import open_record, smallest_cohort
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_files import pending_change
+from cachefl_secure.federation.rounds import ROUNDS, warn_beyond_the_plan
 from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import kits, reports
@@ -69,10 +70,12 @@ def run_flare_rounds(
             records = Records(files.state, files.plan, files.rosters())
         if until is not None:
             number = max(0, until - records.position.round)
+        warn_beyond_the_plan(records, number, tell)
         _retire_orders(files.state)
+        server = None
         if not server_is_running(files.state):
-            held.enter_context(ServerProcess(files.state))
-        following = _Following(files, records, progress, tell, finished)
+            server = held.enter_context(ServerProcess(files.state))
+        following = _Following(files, records, server, progress, tell, finished)
         order = Order(
             number=number,
             deadline_seconds=deadline_seconds,
@@ -96,7 +99,7 @@ def _place(order: Order, files: CoordinatorFiles, silos: list[SiloId], following
     place = files.state.path(folder).resolve()
     submitter = Child("submit", files.state.path(kits.ADMIN), [str(place), *silos])
     try:
-        following.follow(place, submitter)
+        following.follow(place, submitter, order.number)
     finally:
         files.state.remove(f"{folder}/{reports.ORDER_FILE}")
         submitter.stop()
@@ -125,6 +128,8 @@ class _Following:
 
     files: CoordinatorFiles
     records: Records
+    server: ServerProcess | None
+    """If this command started it."""
     progress: Progress
     tell: Tell
     finished: Callable[[RoundOutcome], None] | None
@@ -133,9 +138,11 @@ class _Following:
     """Rounds that the last job left to another one."""
     _failure: CacheflError | None = None
     _job_ended: bool = False
+    _earlier: int = 0
+    _number: int = 0
 
-    def follow(self, folder: Path, submitter: Child) -> None:
-        """Returns when the job has ended at FLARE as well.
+    def follow(self, folder: Path, submitter: Child, number: int) -> None:
+        """Returns when a job of ``number`` rounds has ended.
 
         Raises:
             CacheflError: what the job or the submitter said, the job's word first.
@@ -143,6 +150,7 @@ class _Following:
         job, submission = reports.Tail(folder / reports.JOB_FILE), reports.Tail(folder / reports.SUBMIT_FILE)
         given_up: float | None = None
         self.left, self._job_ended = None, False
+        self._earlier, self._number = len(self.outcomes), number
         trouble: CacheflError | None = None
         while True:
             submitter_ended = submitter.exit_reason is not None
@@ -155,6 +163,9 @@ class _Following:
                         submitter_ended = True
                     case _:
                         self._take(iter([line]))
+            if self.server is not None and (reason := self.server.exit_reason) is not None:
+                trouble = trouble or TransportError("FLARE's server", f"{reason}; its log says why")
+                break
             if self._job_ended and given_up is None:
                 given_up = time.monotonic() + _WAIT_FOR_END_SECONDS
             if submitter_ended or (given_up is not None and time.monotonic() > given_up):
@@ -170,7 +181,7 @@ class _Following:
         for line in lines:
             match line:
                 case reports.Progressed():
-                    self.progress(line.done, line.total, line.what)
+                    self._show(line)
                 case reports.Told():
                     self.tell(line.text)
                 case reports.Attended():
@@ -183,6 +194,13 @@ class _Following:
                     self.left = line.left
                 case reports.Ended():
                     self._job_ended = True
+
+    def _show(self, line: reports.Progressed) -> None:
+        """One bar over the rounds of all jobs."""
+        before = 0
+        if line.what == ROUNDS and self._number:
+            before = self._earlier * (line.total // self._number)
+        self.progress(before + line.done, before + line.total, line.what)
 
     def _note(self, line: reports.Committed) -> None:
         raw = self.files.state.read(round_file(line.round, "record.json"))

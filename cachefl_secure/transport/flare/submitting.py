@@ -17,6 +17,7 @@ from cachefl_secure.transport.flare.reports import Line, Order
 
 _LOGIN_SECONDS, _POLL_SECONDS = 60.0, 1.0
 _SILENT_BEATS = 3
+_LOST_SECONDS = 60.0
 _JOB_FOLDER = "job"
 
 
@@ -95,12 +96,19 @@ def _follow(session: Session, job: str, folder: Path, say: Any) -> None:
     said = reports.Tail(folder / reports.JOB_FILE)
     last_words.append(lambda: _abort_unless_ended(session, job, said))
     seen: tuple[str, ...] = ()
+    until = time.monotonic() + _LOST_SECONDS
     while True:
-        meta = session.get_job_meta(job)
+        try:
+            meta, there = session.get_job_meta(job), tuple(sorted(_connected(session)))
+        except Exception:  # a server that is busy with long vectors may be late; one that is gone stays gone
+            if time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
+            continue
+        until = time.monotonic() + _LOST_SECONDS
         status, details = str(meta.get("status", "")), meta.get("job_deploy_detail") or []
         if status.startswith("FINISHED"):
             break
-        there = tuple(sorted(_connected(session)))
         if there != seen:
             seen = there
             say(reports.Connected(silos=there))
