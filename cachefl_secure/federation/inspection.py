@@ -31,7 +31,7 @@ from cachefl_secure.federation.roster_change import Difference, spoken
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.standing_aside import standing_aside
-from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file
 from cachefl_secure.federation.witnesses import (
     Witnessed,
     is_silo,
@@ -157,7 +157,7 @@ def _silo_status(root: Path) -> Status:
     enrolled = chain is not None and files.silo in chain.roster.public_keys
     rounds = chain.position.round if chain is not None else 0
     waiting = "the coordinator: " + (
-        "to `admit` it" if files.config.engine else "hand over join-request.toml"
+        "to `admit` it, and then its next round" if files.config.engine else "hand over join-request.toml"
     )
     files.records()  # raises if what a round needs is gone
     report, plan = files.verified_ledger(), plan_digest(files.plan)
@@ -202,6 +202,9 @@ def _coordinator_status(root: Path) -> Status:
             files.plan, len(chain.roster.members), len(chain.roster.members)
         ).minimum_survivors
         waiting = f"you: run round {rounds + 1} with at least {needed} silos"
+        begun, ended = (files.state.has(round_file(rounds + 1, name)) for name in ("attempt", "given-up"))
+        if begun and not ended:
+            waiting = f"round {rounds + 1}: it runs, or was interrupted and goes on with `round --resume`"
         if rounds >= planned:
             waiting = "nobody: all planned rounds are done"
         for member in chain.roster.members:

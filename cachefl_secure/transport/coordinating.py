@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cachefl_secure.federation.chain import Chain
@@ -11,7 +11,6 @@ from cachefl_secure.federation.coordinator_round import CoordinatorService, Roun
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress
 from cachefl_secure.federation.rounds import run_rounds, warn_beyond_the_plan
 from cachefl_secure.federation.synchronising import Attendance
-from cachefl_secure.names import SiloId
 
 Tell = Callable[[str], None]
 """A sentence to the operator of this machine."""
@@ -74,15 +73,3 @@ def run_over(
     warn_beyond_the_plan(chain, number, tell)
     run_rounds(service, number, progress, explain, note)
     return outcomes
-
-
-def was_interrupted(files: CoordinatorFiles) -> bool:
-    """Whether a round was begun that neither happened nor was given up; asks nobody."""
-    return CoordinatorService(files.state, files.chain(), _Nobody()).was_interrupted
-
-
-class _Nobody:
-    def exchange(
-        self, phase: str, requests: Mapping[SiloId, bytes], deadline_seconds: float
-    ) -> dict[SiloId, bytes]:
-        return {}

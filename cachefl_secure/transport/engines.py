@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.silo_files import REQUEST_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE
 from cachefl_secure.names import SiloId
-from cachefl_secure.transport.coordinating import Rounds, Tell, was_interrupted
 from cachefl_secure.transport.flare.engine import parse_engine, require_nvflare
 from cachefl_secure.transport.flare.enrolling import (
     approve_site,
@@ -30,10 +29,11 @@ from cachefl_secure.transport.flare.enrolling import (
     request_site,
     requesting_silo,
 )
-from cachefl_secure.transport.flare.processes import SiteProcess
-from cachefl_secure.transport.flare.rounds import run_flare_rounds
-from cachefl_secure.transport.serving import recorded_round
 from cachefl_secure.transport.store import check_url
+
+if TYPE_CHECKING:  # what rounds need is imported where they are run: torch takes seconds
+    from cachefl_secure.federation.coordinator_round import RoundOutcome
+    from cachefl_secure.transport.coordinating import Rounds, Tell
 
 SITE_REQUEST, SITE_PACKAGE = "site-request.json", "site-package.json"
 """With FLARE, what people carry: a silo's request for a certificate, and the coordinator's answer."""
@@ -71,6 +71,8 @@ def prepare_coordinator(directory: Path) -> None:
     files = CoordinatorFiles.open(directory)
     if _is_flare(files.engine):
         found_engine(files.state, parse_engine(files.engine), files.plan.name)
+    elif files.engine:
+        files.state.transport_key()  # made now, so that nothing makes it beside a round
 
 
 def run_rounds_at(
@@ -91,6 +93,10 @@ def run_rounds_at(
         TransportError: the engine cannot be reached.
     """
     engine = CoordinatorFiles.open(directory).engine
+    if keep_parcels and (silo_directories or not engine or _is_flare(engine)):
+        raise ConfigError(
+            "--keep-messages", "", "only a mailbox keeps messages, and this federation uses none here"
+        )
     if _is_flare(engine) and not silo_directories:
         return _run_flare(directory, rounds, progress=progress, tell=tell, finished=finished)
     if engine and not silo_directories:
@@ -132,25 +138,25 @@ def serve_at(directory: Path, *, stop: Event, tell: Tell, once: bool = False) ->
     if _is_flare(files.config.engine):
         _serve_flare(files, stop, tell, once=once)
         return
-    from cachefl_secure.transport.mailbox_federation import ask_to_join, serve_mailbox
+    from cachefl_secure.transport.mailbox_enrolment import ask_to_join
+    from cachefl_secure.transport.mailbox_federation import serve_mailbox
 
     if not files.state.has(ROSTER_FILE):
         ask_to_join(files, files.state.read(REQUEST_FILE))
     serve_mailbox(directory, stop=stop, tell=tell, once=once)
 
 
-def waiting_requests(files: CoordinatorFiles, tell: Tell) -> Mapping[SiloId, Path]:
-    """Silo -> its request that waits at the engine, copied into the coordinator's directory.
+def waiting_requests(files: CoordinatorFiles, tell: Tell, folder: Path) -> Mapping[SiloId, Path]:
+    """Silo -> its request that waits at the engine, copied into ``folder``. Nothing else is written.
 
     Raises:
         TransportError: the engine cannot be reached.
     """
-    if _is_flare(files.engine):
+    if not files.engine or _is_flare(files.engine):
         return {}  # requests are carried by people
-    from cachefl_secure.transport.mailbox_federation import collect_requests, open_for_enrolment
+    from cachefl_secure.transport.mailbox_enrolment import collect_requests
 
-    open_for_enrolment(files)
-    return collect_requests(files, tell)
+    return collect_requests(files, tell, folder)
 
 
 def hand_over_request(files: SiloFiles, request: Path) -> list[Path]:
@@ -165,7 +171,7 @@ def hand_over_request(files: SiloFiles, request: Path) -> list[Path]:
         asked = request_site(files.state, files.silo, parse_engine(files.config.engine))
         files.state.write(SITE_REQUEST, asked)
         return [request, files.state.path(SITE_REQUEST)]
-    from cachefl_secure.transport.mailbox_federation import ask_to_join
+    from cachefl_secure.transport.mailbox_enrolment import ask_to_join
 
     ask_to_join(files, request.read_bytes())
     return []
@@ -204,27 +210,27 @@ def _run_flare(
     tell: Tell,
     finished: Callable[[RoundOutcome], None],
 ) -> list[RoundOutcome]:
-    number, until = rounds.number, rounds.until
-    if rounds.resume:
-        number, until = int(was_interrupted(CoordinatorFiles.open(directory))), None
-        if not number:
-            tell("no round was interrupted")
-            return []
+    from cachefl_secure.transport.flare.rounds import run_flare_rounds
+
     return run_flare_rounds(
         directory,
-        number,
+        rounds.number,
         deadline_seconds=rounds.deadline_seconds,
         progress=progress,
         tell=tell,
-        until=until,
+        until=rounds.until,
         finished=finished,
         give_up=rounds.give_up,
+        resume=rounds.resume,
         connect_seconds=rounds.deadline_seconds if rounds.gather_seconds is None else rounds.gather_seconds,
     )
 
 
 def _serve_flare(files: SiloFiles, stop: Event, tell: Tell, *, once: bool) -> None:
     """Waits for the coordinator's package the first time; then FLARE's client serves."""
+    from cachefl_secure.transport.flare.processes import SiteProcess
+    from cachefl_secure.transport.serving import recorded_round
+
     state, engine = files.state, parse_engine(files.config.engine)
     require_nvflare()
     waited = False

@@ -16,8 +16,8 @@ requests stay.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,19 +26,22 @@ from threading import Event
 from cachefl_secure.errors import ConfigError, PeerError, TransportError, UnexpectedMessage
 from cachefl_secure.federation.ports import Handler
 from cachefl_secure.federation.state_dir import StateDir
-from cachefl_secure.names import COORDINATOR, FederationId, PublicKeyHex, SiloId, digest_of
+from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId
 from cachefl_secure.transport import parcels
+from cachefl_secure.transport.contacts import announce, find_transport_key
 from cachefl_secure.transport.parcels import Parcel, Sender
-from cachefl_secure.transport.store import ObjectStore
+from cachefl_secure.transport.store import DRAFT, ObjectStore
 
 EXCHANGE_FILE = "engine/exchange"
 """Number of the coordinator's last exchange, as text."""
 
-_CARD_BYTES = 1024
+_NUMBER, _REQUEST = re.compile(r"[0-9]{12}"), re.compile(r"([0-9]{12})-([a-z-]{1,32})")
 _TELL_SECONDS = 5.0
+_ANNOUNCE_SECONDS = 60.0
 _REMEMBERED = 4096  # requests that a store cannot make a silo handle again by bringing them back
 _UNSENT = 2  # answers kept for a store that does not take them: each may be an update long
 _TRIES = 40  # looks at a request that does not verify, in case it is still being written
+_SELDOM = 10  # looks that such a request is passed over for one that it is read again
 
 Identities = Callable[[], Mapping[SiloId, Sequence[PublicKeyHex]]]
 """The signing keys that a silo's parcels may carry: its present one, and while keys change the one before."""
@@ -107,10 +110,12 @@ class CoordinatorMailbox:
             return {}
         round_trip = _Exchange(self._next_number(), phase, self._identities())
         started, told, pace = time.monotonic(), _TELL_SECONDS, _pace_at(self._store)
+        reached = False
         while True:
             before = len(round_trip.answers)
             # A store may come back, and what cannot be read or written for one silo is not the others' trouble.
             troubles = [*self._send(round_trip, requests), *self._collect(round_trip)]
+            reached = reached or not troubles
             missing = sorted(set(requests) - set(round_trip.answers))
             passed = time.monotonic() - started
             if not missing or passed >= deadline_seconds:
@@ -121,7 +126,7 @@ class CoordinatorMailbox:
                 self._waiting(phase, missing, passed)
                 told = passed + _TELL_SECONDS
             time.sleep(min(pace.pause(), deadline_seconds - passed))
-        if troubles and not round_trip.answers:
+        if not reached and not round_trip.answers:
             raise troubles[0]
         if not self._keeps:
             self._clear(round_trip.number, list(requests))
@@ -205,16 +210,20 @@ class CoordinatorMailbox:
         """This exchange's parcels, and what late answers left of earlier ones."""
         root = self._sender.federation_id
         try:
-            stale = [f"from/{at}" for at in self._store.folders(f"{root}/from") if at <= f"{number:012d}"]
-            for folder in (*stale, *(f"to/{silo}" for silo in silos)):
-                for name in self._store.names(
-                    f"{root}/{folder}", drafts=True
-                ):  # those sort before all numbers
-                    if folder.startswith("from/") or name.partition("-")[0] <= f"{number:012d}":
-                        self._store.remove(f"{root}/{folder}/{name}")
-                self._store.remove_folder(f"{root}/{folder}")
+            for at in self._store.folders(f"{root}/from"):
+                if _NUMBER.fullmatch(at) and int(at) <= number:
+                    self._empty(f"{root}/from/{at}", lambda name: True)
+            for silo in silos:
+                self._empty(f"{root}/to/{silo}", lambda name: _number_of(name) <= number)
         except TransportError:
             return  # next time
+
+    def _empty(self, folder: str, is_over: Callable[[str], bool]) -> None:
+        """Removes the folder's drafts, and the objects that are over."""
+        for name in self._store.names(folder, drafts=True):
+            if name.startswith(DRAFT) or is_over(name):
+                self._store.remove(f"{folder}/{name}")
+        self._store.remove_folder(folder)
 
 
 @dataclass(slots=True)
@@ -239,17 +248,22 @@ class SiloMailbox:
         coordinator_key: PublicKeyHex,
         *,
         limit_bytes: int,
+        limit_of: Callable[[str], int] | None = None,
         tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        """``sender`` is asked for every parcel: this silo's signing key may change while it serves."""
+        """``limit_bytes``: no request is longer, or in some phase ``limit_of`` it. Longer ones are not read.
+
+        ``sender`` is asked for every parcel: this silo's signing key may change while it serves."""
         self._store, self._sender, self._coordinator_key = store, sender, coordinator_key
         self._limit_bytes, self._tell = limit_bytes, tell
+        self._limit_of = limit_of or (lambda phase: limit_bytes)
         self._done_with: set[str] = set()  # names in the folder
         self._handled: dict[str, None] = {}  # digests of the last requests, in order
         self._unsent: dict[str, Parcel] = {}  # such a digest -> the answer, until the store has taken it
         self._refused: dict[str, tuple[bytes, int]] = {}
         """Name -> digest of what lies there and does not verify, and how often it was looked at."""
         self._announced: PublicKeyHex | None = None
+        self._announce_again = 0.0
         self._reachable = True
 
     def serve(self, handler: Handler, *, stop: Event) -> None:
@@ -276,11 +290,12 @@ class SiloMailbox:
     def _look(self, handler: Handler, stop: Event) -> bool:
         """Whether there was anything to do."""
         sender = self._sender()
-        if self._announced != sender.identity.public_key:
-            announce(self._store, sender)
+        if self._announced != sender.identity.public_key or time.monotonic() > self._announce_again:
+            announce(self._store, sender)  # now and then again: somebody may have taken the card away
             self._announced = sender.identity.public_key
+            self._announce_again = time.monotonic() + _ANNOUNCE_SECONDS
         folder = f"{sender.federation_id}/to/{sender.party}"
-        names = self._store.names(folder)
+        names = [name for name in self._store.names(folder) if _REQUEST.fullmatch(name)]
         self._done_with &= set(names)
         self._refused = {name: looks for name, looks in self._refused.items() if name in names}
         worked, trouble = False, None
@@ -298,12 +313,17 @@ class SiloMailbox:
 
     def _answer(self, path: str, name: str, handler: Handler) -> bool:
         sender = self._sender()
-        raw = self._store.get(path, limit_bytes=parcels.limit_bytes(self._limit_bytes))
+        seen, looks = self._refused.get(name, (b"", 0))
+        if looks >= _TRIES and looks % _SELDOM:
+            self._refused[name] = seen, looks + 1
+            return False
+        limit = self._limit_of(name.partition("-")[2])
+        raw = self._store.get(path, limit_bytes=parcels.limit_bytes(limit))
         if raw is None:
             return False
         # Something else under that name is looked at afresh: what lay there first may have been put there to be in the way.
-        seen, looks = self._refused.get(name, (b"", 0))
         if looks >= _TRIES and hashlib.sha256(raw).digest() == seen:
+            self._refused[name] = seen, looks + 1
             return False
         try:
             parcel = parcels.read_parcel(
@@ -370,6 +390,12 @@ class SiloMailbox:
         return found
 
 
+def _number_of(name: str) -> float:
+    """Of the exchange that a request belongs to; beyond all others if it is none."""
+    match = _REQUEST.fullmatch(name)
+    return int(match[1]) if match else float("inf")
+
+
 def request_name(parcel: Parcel) -> str:
     """Where a request lies."""
     label = parcel.label
@@ -380,56 +406,3 @@ def answer_name(request: Parcel) -> str:
     """Where the answer to this request belongs."""
     label = request.label
     return f"{label.federation_id}/from/{label.number:012d}/{label.recipient}"
-
-
-def announce(store: ObjectStore, sender: Sender) -> None:
-    """Leaves this party's contact card, unless it is there, and takes away those of transport keys that it lost.
-
-    Raises:
-        TransportError: not left.
-    """
-    card = sender.card()
-    digest = digest_of("cachefl-secure/contact/1", card)[:16]
-    folder = f"{sender.federation_id}/contacts/{sender.party}"
-    if store.get(f"{folder}/{digest}", limit_bytes=_CARD_BYTES) != card:
-        store.put(f"{folder}/{digest}", card)
-    with contextlib.suppress(TransportError):  # the card itself is there
-        for name in store.names(folder):
-            if name != digest and _is_of(store, f"{folder}/{name}", sender):
-                store.remove(f"{folder}/{name}")
-
-
-def _is_of(store: ObjectStore, path: str, sender: Sender) -> bool:
-    """Whether a card under the sender's present identity lies there: of two, others could not tell which key is lost."""
-    try:
-        raw = store.get(path, limit_bytes=_CARD_BYTES) or b""
-        parcels.read_card(raw, sender.federation_id, sender.party, (sender.identity.public_key,))
-    except PeerError:
-        return False
-    return True
-
-
-def find_transport_key(
-    store: ObjectStore, federation_id: FederationId, party: str, identities: Sequence[PublicKeyHex]
-) -> bytes | None:
-    """The transport key that this party announced under one of its identity keys; the latest key's, if several did.
-
-    Raises:
-        TransportError: the store could not be looked at.
-    """
-    folder, found = f"{federation_id}/contacts/{party}", dict[PublicKeyHex, bytes]()
-    trouble: TransportError | None = None
-    for name in store.names(folder):
-        try:
-            raw = store.get(f"{folder}/{name}", limit_bytes=_CARD_BYTES)
-        except TransportError as error:  # that one card; another may be the party's
-            trouble = error
-            continue
-        for identity in identities if raw is not None else ():
-            try:
-                found[identity] = parcels.read_card(raw or b"", federation_id, party, (identity,))
-            except PeerError:
-                continue
-    if trouble is not None and not found:
-        raise trouble
-    return next((found[identity] for identity in reversed(identities) if identity in found), None)

@@ -11,28 +11,39 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cachefl_secure.errors import ConfigError, MissingExtra, TransportError
+from cachefl_secure.transport.folder import SharedFolder
 
 FOLDER_SCHEME = "dir"
-_EXTRAS = {
-    "s3": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "az": "azure",
-    "abfs": "azure",
-    "sftp": "sftp",
-    "ssh": "sftp",
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    extra: str
+    """The optional part of the installation that it needs; empty: none."""
+    writes_whole: bool
+    """An object appears whole or not at all. Elsewhere it is written under another name first."""
+
+
+# Those that fsspec reaches and that were looked at. Others read only, or take any text for a path of this machine.
+_KINDS = {
+    FOLDER_SCHEME: _Kind("", False),
+    "memory": _Kind("", True),
+    "s3": _Kind("s3", True),
+    "gs": _Kind("gcs", True),
+    "gcs": _Kind("gcs", True),
+    "az": _Kind("azure", True),
+    "abfs": _Kind("azure", True),
+    "sftp": _Kind("sftp", False),
+    "ssh": _Kind("sftp", False),
 }
-# Where an object appears whole or not at all. Elsewhere it is written under another name first.
-_WHOLE = frozenset({"memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "adl"})
-_DRAFT = ".part-"
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+DRAFT = ".part-"
+"""How the names of objects begin that are still being written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,80 +55,80 @@ class ObjectStore:
     """
 
     url: str
+    _folder: SharedFolder | None
     _files: Any
+    """fsspec's; None for a folder."""
     _root: str
-    _is_folder: bool
     _writes_whole: bool
 
     @classmethod
-    def open(cls, url: str) -> ObjectStore:
-        """Connects to nothing yet.
+    def open(cls, url: str, *, where: str = "--engine") -> ObjectStore:
+        """Connects to nothing yet. ``where`` the URL stands, for the error.
 
         Raises:
-            ConfigError: no URL, a scheme that fsspec does not know, or a relative folder.
+            ConfigError: no URL of a store, or a relative folder.
             MissingExtra: the scheme needs a package that is not installed.
         """
+        scheme = check_url(url, where=where)
+        if scheme == FOLDER_SCHEME:
+            root = url.removeprefix(f"{FOLDER_SCHEME}://").rstrip("/")
+            return cls(url, SharedFolder(root), None, root, False)
         import fsspec
 
-        scheme = check_url(url)
-        target = "file" + url.removeprefix(FOLDER_SCHEME) if scheme == FOLDER_SCHEME else url
         try:
             # What others write must be seen: nothing may be remembered between two looks.
-            options = {"use_listings_cache": False, "skip_instance_cache": True}
-            files, root = fsspec.url_to_fs(target, **options)
+            files, root = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
         except ImportError:
-            raise MissingExtra(_EXTRAS.get(scheme, scheme)) from None
+            raise MissingExtra(_KINDS[scheme].extra) from None
         except Exception as error:
-            raise ConfigError("--engine", url, f"cannot be opened ({type(error).__name__})") from None
-        return cls(url, files, root.rstrip("/"), scheme == FOLDER_SCHEME, scheme in _WHOLE)
+            raise ConfigError(where, url, f"cannot be opened ({type(error).__name__})") from None
+        return cls(url, None, files, root.rstrip("/"), _KINDS[scheme].writes_whole)
 
     def make(self) -> None:
         """The folder, when a federation is founded there. Nobody makes it later: where it is missing, it is not mounted."""
-        if self._is_folder:
+        if self._folder is not None:
             try:
-                os.makedirs(self._root, exist_ok=True)
+                self._folder.make()
             except OSError as error:
                 raise TransportError(self.url, error.strerror or "cannot be made") from None
 
     def put(self, name: str, *pieces: bytes | memoryview) -> None:
         """The pieces one after the other as one object; whole or not at all, as far as the store allows."""
-        target = f"{self._root}/{name}"
         with self._reaching():
-            folder = target.rpartition("/")[0]
             if self._writes_whole:
-                self._files.pipe_file(target, b"".join(pieces))
+                self._files.pipe_file(self._path(name), b"".join(pieces))
                 return
-            self._files.makedirs(folder, exist_ok=True)
-            draft = f"{folder}/{_DRAFT}{uuid.uuid4().hex}"
+            folder = name.rpartition("/")[0]
+            draft = f"{folder}/{DRAFT}{uuid.uuid4().hex}"
             try:
                 self._write(draft, pieces)
-                self._files.mv(draft, target) if not self._is_folder else os.replace(draft, target)
+                if self._folder is not None:
+                    self._folder.rename(draft, name)
+                else:
+                    self._files.mv(self._path(draft), self._path(name))
             except BaseException:
-                with contextlib.suppress(Exception):
-                    self._files.rm_file(draft)
+                self.remove(draft)
                 raise
 
     def _write(self, draft: str, pieces: Sequence[bytes | memoryview]) -> None:
-        if not self._is_folder:
-            self._files.pipe_file(draft, b"".join(pieces))
+        if self._folder is not None:
+            self._folder.create(draft, pieces)
             return
-        with open(draft, "xb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
+        self._files.makedirs(self._path(draft).rpartition("/")[0], exist_ok=True)
+        self._files.pipe_file(self._path(draft), b"".join(pieces))
 
     def get(self, name: str, *, limit_bytes: int) -> bytes | None:
         """The object's content; None if there is none, or if it is longer than ``limit_bytes``."""
         with self._reaching():
+            if self._folder is not None:
+                return self._folder.read(name, limit_bytes)
             try:
-                content = self._read(f"{self._root}/{name}", limit_bytes + 1)
+                content = self._read(self._path(name), limit_bytes + 1)
             except FileNotFoundError:
                 return None
-        return content if content is not None and len(content) <= limit_bytes else None
+        return content if len(content) <= limit_bytes else None
 
-    def _read(self, path: str, most_bytes: int) -> bytes | None:
-        if self._is_folder:
-            return _read_file(path, most_bytes)
+    def _read(self, path: str, most_bytes: int) -> bytes:
         try:
             content: bytes = self._files.cat_file(path, start=0, end=most_bytes)
         except FileNotFoundError:
@@ -131,8 +142,10 @@ class ObjectStore:
     def has(self, name: str) -> bool:
         """Not ``exists``, which says no when it could not find out."""
         with self._reaching():
+            if self._folder is not None:
+                return self._folder.has(name)
             try:
-                self._files.info(f"{self._root}/{name}")
+                self._files.info(self._path(name))
             except FileNotFoundError:
                 return False
             return True
@@ -143,43 +156,54 @@ class ObjectStore:
         ``drafts``: and of what somebody is writing, or was when he was killed.
         """
         with self._reaching():
-            try:
-                self._files.invalidate_cache()
-                found = self._files.ls(f"{self._root}/{folder}", detail=True)
-            except FileNotFoundError:
-                return []
-        return _last_parts(found, "file", drafts)
+            names = (
+                self._folder.names(folder)[0] if self._folder is not None else self._listed(folder, "file")
+            )
+        return [name for name in names if drafts or not name.startswith(DRAFT)]
 
     def folders(self, folder: str) -> list[str]:
         """As ``names``, of the folders directly in it."""
         with self._reaching():
-            try:
-                self._files.invalidate_cache()
-                return _last_parts(self._files.ls(f"{self._root}/{folder}", detail=True), "directory")
-            except FileNotFoundError:
-                return []
+            if self._folder is not None:
+                return self._folder.names(folder)[1]
+            return self._listed(folder, "directory")
+
+    def _listed(self, folder: str, kind: str) -> list[str]:
+        try:
+            self._files.invalidate_cache()
+            found = self._files.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        parts = (str(each["name"]).rstrip("/").rpartition("/")[2] for each in found if each["type"] == kind)
+        return sorted(part for part in parts if part)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
 
     @property
     def is_near(self) -> bool:
         """Whether a look costs next to nothing."""
-        return self._is_folder or self.url.startswith("memory:")
+        return self._folder is not None or self.url.startswith("memory:")
 
     def remove(self, name: str) -> None:
         """Best effort: a store that lets nothing be deleted keeps sealed bytes for longer, that is all."""
         with contextlib.suppress(Exception):
-            self._files.rm_file(f"{self._root}/{name}")
+            if self._folder is not None:
+                self._folder.remove(name)
+            else:
+                self._files.rm_file(self._path(name))
 
     def remove_folder(self, folder: str) -> None:
         """If it is empty; best effort. Object stores have none to remove."""
-        if self._is_folder:
+        if self._folder is not None:
             with contextlib.suppress(OSError):
-                os.rmdir(f"{self._root}/{folder}")
+                self._folder.remove_folder(folder)
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
         try:
-            if self._is_folder:
-                os.stat(self._root)  # else a share that is not mounted looks empty, and is written beside
+            if self._folder is not None:
+                os.stat(self._root)  # else a share that is not mounted looks empty
             yield
         except OSError as error:
             raise TransportError(self.url, error.strerror or type(error).__name__) from None
@@ -187,39 +211,27 @@ class ObjectStore:
             raise TransportError(self.url, type(error).__name__) from None
 
 
-def _read_file(path: str, most_bytes: int) -> bytes | None:
-    """None if it is no file, or longer. A pipe that somebody left there is not waited for."""
-    with open(os.open(path, os.O_RDONLY | _NO_WAIT), "rb", buffering=0) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_size >= most_bytes:
-            return None
-        return file.readall()
-
-
-def _last_parts(found: list[dict[str, Any]], kind: str, drafts: bool = False) -> list[str]:
-    parts = (str(each["name"]).rstrip("/").rpartition("/")[2] for each in found if each["type"] == kind)
-    return sorted(part for part in parts if part and (drafts or not part.startswith(_DRAFT)))
-
-
-def check_url(url: str) -> str:
-    """The scheme of a store's URL.
+def check_url(url: str, *, where: str = "--engine") -> str:
+    """The scheme of a store's URL; ``where`` it stands, for the error.
 
     Raises:
-        ConfigError: not a URL of a store.
+        ConfigError: not a URL of a store, or one with a password, which would be shown and kept.
     """
-    from fsspec.registry import known_implementations
-
     # Taken apart here and not by ``urlsplit``: what that one repairs (spaces, case, one slash) fsspec takes for the
     # name of a folder, wherever the process happens to run.
     scheme, marked, place = url.partition("://")
+    user = place.partition("/")[0].rpartition("@")[0]
+    if marked and ":" in user:
+        reason = (
+            "holds a password or key: give it by fsspec's FSSPEC_ variables or the store's own configuration"
+        )
+        raise ConfigError(where, f"{scheme}://...", reason)
     if scheme == FOLDER_SCHEME and marked:
         if not place.startswith("/") or not place.strip("/"):
             reason = "a folder is given by its whole path: dir:///shared/federation"
-            raise ConfigError("--engine", url, reason)
+            raise ConfigError(where, url, reason)
         return scheme
-    if not place.strip("/") or scheme not in known_implementations:
-        reason = (
-            "not a place for messages: dir:///FOLDER, s3://, gs://, az://, sftp:// or another of fsspec's"
-        )
-        raise ConfigError("--engine", url, reason)
+    if not marked or not place.strip("/") or scheme not in _KINDS:
+        reason = "not a place for messages: dir:///FOLDER, s3://BUCKET/PATH, gs://, az:// or sftp://"
+        raise ConfigError(where, url, reason)
     return scheme

@@ -75,8 +75,9 @@ def report(error: BaseException) -> int:
 
 
 def say(text: str) -> None:
-    """One line to the operator, on standard error."""
-    print(f"cachefl-secure: {text}", file=sys.stderr)
+    """One line to the operator, on standard error. What others wrote may be quoted in it: it moves no cursor."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    print(f"cachefl-secure: {shown}", file=sys.stderr)
 
 
 def explained(command: Callable[P, R]) -> Callable[P, R]:

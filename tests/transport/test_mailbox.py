@@ -21,13 +21,12 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, FederationId, SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.transport import mailbox, parcels
+from cachefl_secure.transport.contacts import announce, find_transport_key
 from cachefl_secure.transport.mailbox import (
     EXCHANGE_FILE,
     CoordinatorMailbox,
     SiloMailbox,
-    announce,
     answer_name,
-    find_transport_key,
     request_name,
 )
 from cachefl_secure.transport.parcels import ContactCard, Parcel, Sender, read_parcel

@@ -21,7 +21,8 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, FederationId, SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.transport import parcels
-from cachefl_secure.transport.mailbox import CoordinatorMailbox, SiloMailbox, announce
+from cachefl_secure.transport.contacts import announce
+from cachefl_secure.transport.mailbox import CoordinatorMailbox, SiloMailbox
 from cachefl_secure.transport.parcels import ContactCard, Sender
 from cachefl_secure.transport.store import ObjectStore
 from tests import party

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.enrolment import write_invite
@@ -22,7 +23,8 @@ from cachefl_secure.names import SiloId
 from cachefl_secure.transport.coordinating import Rounds, run_over
 from cachefl_secure.transport.in_process import InProcessNetwork
 from cachefl_secure.transport.mailbox import CoordinatorMailbox, SiloMailbox
-from cachefl_secure.transport.mailbox_federation import coordinator_sender, identities_of, silo_sender
+from cachefl_secure.transport.mailbox_enrolment import coordinator_sender, silo_sender
+from cachefl_secure.transport.mailbox_federation import identities_of
 from cachefl_secure.transport.store import ObjectStore
 from cachefl_secure.updates import IntegerUpdate
 from tests.small_federation import SmallFederation, found, small_privacy
@@ -144,5 +146,5 @@ def test_an_engine_in_the_invite_is_signed(tmp_path: Path) -> None:
     assert CoordinatorFiles.open(made.coordinator).engine == "dir:///a/b"
     text = files.state.read(INVITE_FILE).decode().replace("dir:///a/b", "dir:///a/c")
     files.state.write(INVITE_FILE, text.encode())
-    with pytest.raises(Exception, match="the invite was changed"):
+    with pytest.raises(ConfigError, match="the invite was changed"):
         CoordinatorFiles.open(made.coordinator)

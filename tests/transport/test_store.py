@@ -158,7 +158,7 @@ CALLS: dict[str, Callable[[ObjectStore], object]] = {
 @pytest.mark.parametrize("call", CALLS)
 def test_a_store_that_cannot_be_reached_is_a_transport_error_without_its_words(call: str) -> None:
     opened = ObjectStore.open(memory_url())
-    store = ObjectStore(opened.url, _Away(), opened._root, False, True)
+    store = ObjectStore(opened.url, None, _Away(), opened._root, True)
     with pytest.raises(TransportError) as failed:
         CALLS[call](store)
     assert "SECRET" not in str(failed.value)

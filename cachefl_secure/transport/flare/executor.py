@@ -19,11 +19,10 @@ from nvflare.apis.signal import Signal
 from cachefl_secure.errors import CacheflError
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
-from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import reports
 from cachefl_secure.transport.flare.kits import CONTENT, PHASE, SITE, SITE_REPORTS, TASK
 from cachefl_secure.transport.flare.locking import patient_lock
-from cachefl_secure.transport.in_process import reasons
+from cachefl_secure.transport.serving import Watch
 
 
 class SiloExecutor(Executor):  # type: ignore[misc]
@@ -32,13 +31,13 @@ class SiloExecutor(Executor):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._held = contextlib.ExitStack()
-        self._service: SiloService | None = None
+        self._watch: Watch | None = None
         self._said = ""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Gives the directory back when the run ends."""
         if event_type == EventType.END_RUN:
-            self._service = None
+            self._watch = None
             self._held.close()
 
     def execute(
@@ -50,28 +49,27 @@ class SiloExecutor(Executor):  # type: ignore[misc]
             return make_reply(ReturnCode.BAD_TASK_DATA)
         site = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()).resolve()
         try:
-            service = self._open(site)
+            watch = self._open(site)
         except Exception as error:  # the operator is told why; the coordinator sees that there is no answer
-            self._tell(site, SiloId("this silo"), error)
+            self._tell(site, str(error) if isinstance(error, CacheflError) else type(error).__name__)
             return make_reply(ReturnCode.EXECUTION_EXCEPTION)
         reply = Shareable()
-        reply[CONTENT] = service.handle(phase, content)
-        if (trouble := service.take_trouble()) is not None:
-            self._tell(site, service.silo, trouble)
+        reply[CONTENT] = watch.handle(phase, content)
         return reply
 
-    def _open(self, site: Path) -> SiloService:
-        if self._service is None:
+    def _open(self, site: Path) -> Watch:
+        if self._watch is None:
             files = SiloFiles.open(site.parents[len(Path(SITE).parts) - 1])
             with contextlib.ExitStack() as opened:
                 opened.enter_context(patient_lock(files.state))
                 ledger = opened.enter_context(files.ledger())
-                self._service = SiloService(files, ledger)
+                self._watch = Watch(
+                    SiloService(files, ledger), files, ledger, lambda sentence: self._tell(site, sentence)
+                )
                 self._held = opened.pop_all()
-        return self._service
+        return self._watch
 
-    def _tell(self, site: Path, silo: SiloId, error: Exception) -> None:
-        sentence = reasons({silo: error})[silo] if isinstance(error, CacheflError) else type(error).__name__
+    def _tell(self, site: Path, sentence: str) -> None:
         if sentence != self._said:  # a directory in use is in use for every task
             self._said = sentence
             with contextlib.suppress(OSError):

@@ -11,10 +11,10 @@ import msgspec
 from cachefl_secure import durable
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
+from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.ports import CoordinatorChannel
-from cachefl_secure.federation.rounds import run_rounds
 from cachefl_secure.federation.synchronising import Attendance
+from cachefl_secure.transport.coordinating import Rounds, run_over
 from cachefl_secure.transport.flare import kits, reports
 from cachefl_secure.transport.flare.locking import patient_lock
 from cachefl_secure.transport.flare.reports import Attended, Committed, Line, Order, Progressed, Tail
@@ -66,9 +66,13 @@ def run_order(root: Path, folder: Path, channel: CoordinatorChannel, say: Say) -
     left = order.number
     with patient_lock(files.state):
         chain = files.chain()
-        service = CoordinatorService(files.state, chain, channel, deadline_seconds=order.deadline_seconds)
-        if order.give_up and (given_up := service.give_up_round()) is not None:
-            say(reports.Told(text=f"round {given_up} is given up; what it cost stays charged"))
+        rounds = Rounds(
+            number=order.number,
+            resume=order.resume,
+            give_up=order.give_up,
+            deadline_seconds=order.deadline_seconds,
+            gather_seconds=min(order.connect_seconds, order.deadline_seconds),
+        )
 
         def progress(done: int, total: int, what: str) -> None:
             say(Progressed(done=done, total=total, what=what))
@@ -79,13 +83,16 @@ def run_order(root: Path, folder: Path, channel: CoordinatorChannel, say: Say) -
             attendance = Attended.of(outcome.attendance)
             say(Committed(round=outcome.record.round, attendance=attendance, enrolled=outcome.enrolled))
 
+        def note(sentence: str) -> None:
+            say(reports.Told(text=sentence))
+
         def tell(attendance: Attendance) -> None:
             say(Attended.of(attendance))
             if 0 < left < order.number and attendance.absent & connected.now():
                 raise _Regroup
 
         try:
-            run_rounds(service, order.number, progress, tell, finished)
+            run_over(channel, files, chain, rounds, progress, note, tell, finished)
         except _Regroup:
             say(reports.Regrouped(left=left))
 

@@ -44,7 +44,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     number: _Count
     deadline_seconds: _Seconds
-    give_up: bool
+    give_up: bool = False
+    resume: bool = False
     needed: _Count
     """The smallest cohort."""
     connect_seconds: _Seconds

@@ -19,7 +19,7 @@ from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.record import open_record, smallest_cohort
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_files import pending_change
-from cachefl_secure.federation.rounds import ROUNDS, warn_beyond_the_plan
+from cachefl_secure.federation.rounds import ROUNDS
 from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.flare import kits, reports
@@ -47,10 +47,11 @@ def run_flare_rounds(
     until: int | None = None,
     finished: Callable[[RoundOutcome], None] | None = None,
     give_up: bool = False,
+    resume: bool = False,
     connect_seconds: float = DEFAULT_CONNECT_SECONDS,
 ) -> list[RoundOutcome]:
     """``number`` rounds between the coordinator of this directory and the silos that are connected, or ``until``
-    a round. As ``local_federation.run_local_rounds``, but the silos are processes of their own elsewhere.
+    a round; with ``resume`` only one that was interrupted. As ``local_federation.run_local_rounds``, but the silos are processes of their own elsewhere.
 
     Starts FLARE's server, unless one runs for this directory already. Silos that are not connected after
     ``connect_seconds`` take no part in any of these rounds: FLARE takes nobody into a job that has begun.
@@ -70,7 +71,6 @@ def run_flare_rounds(
             records = Records(files.state, files.plan, files.rosters())
         if until is not None:
             number = max(0, until - records.position.round)
-        warn_beyond_the_plan(records, number, tell)
         _retire_orders(files.state)
         server = None
         if not server_is_running(files.state):
@@ -80,6 +80,7 @@ def run_flare_rounds(
             number=number,
             deadline_seconds=deadline_seconds,
             give_up=give_up,
+            resume=resume,
             needed=smallest_cohort(files.plan, records.roster),
             connect_seconds=connect_seconds,
         )
@@ -88,7 +89,7 @@ def run_flare_rounds(
             if following.left is None:
                 break
             tell("a silo is back: the remaining rounds are another job of FLARE's")
-            order = msgspec.structs.replace(order, number=following.left, give_up=False)
+            order = msgspec.structs.replace(order, number=following.left, give_up=False, resume=False)
     return following.outcomes
 
 

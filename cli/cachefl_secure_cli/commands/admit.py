@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,12 +95,21 @@ def command(
             return
         given = [path / "join-request.toml" if path.is_dir() else path for path in requests or []]
         if site:
-            _say_packages(approve_sites(files, site), json)
-            if not given and not remove:
-                return
+            if given or remove:
+                say("certificates first, then the roster: give --site alone")
+                raise typer.Exit(2)
+            packages = approve_sites(files, site)
+            if json:
+                print_json("admit", {"packages": [str(path) for path in packages]})
+            _say_packages(packages, json)
+            return
+        if given and silo:
+            say("--silo chooses among those that wait at the engine; leave it out with files")
+            raise typer.Exit(2)
         candidates = files.candidates(given or _waiting(files, silo))
         if not candidates and not remove:
-            say("nobody waits to be admitted; give join requests, --remove, --approval or --withdraw")
+            what = "nobody waits to be admitted" if files.engine else "nothing to do"
+            say(f"{what}: give join requests, --remove, --approval or --withdraw")
             raise typer.Exit(2)
         rows = [(str(c.member.silo), c.fingerprint) for c in candidates]
         if not json and candidates:
@@ -113,8 +123,9 @@ def command(
             typer.confirm("Did every silo read out exactly its fingerprint above?", abort=True)
         if files.has_roster:
             change = files.propose(candidates, remove or [])
-            _say_change(files, change, json, said="proposed")
-            _say_packages(approve_sites(files, site_requests_beside(files, given)), json)
+            packages = approve_sites(files, site_requests_beside(files, given))
+            _say_change(files, change, json, said="proposed", packages=packages)
+            _say_packages(packages, json)
             return
         if remove:
             say("nobody can be removed before the first roster")
@@ -154,22 +165,30 @@ def _waiting(files: CoordinatorFiles, chosen: list[str] | None) -> list[Path]:
     from cachefl_secure.errors import ConfigError
     from cachefl_secure.transport.engines import waiting_requests
 
-    found = waiting_requests(files, say)
+    found = waiting_requests(files, say, files.state.path("requests"))
     for name in chosen or []:
         if name not in found:
             raise ConfigError("--silo", name, "does not wait to be admitted")
     return [path for name, path in sorted(found.items()) if chosen is None or name in chosen]
 
 
-def _say_change(files: CoordinatorFiles, change: RosterChange | None, json: bool, *, said: str) -> None:
+def _say_change(
+    files: CoordinatorFiles,
+    change: RosterChange | None,
+    json: bool,
+    *,
+    said: str,
+    packages: Sequence[Path] = (),
+) -> None:
     """The change that waits now, if one does, and what has to happen next."""
+    from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.confirming import Shown
     from cachefl_secure.federation.roster_files import CHANGE_FILE
 
     shown = None if change is None else Shown.of(change, files.rosters())
     proposal, approvals = files.state.path(CHANGE_FILE), [] if change is None else change.approvals
     if json:
-        result: dict[str, Any] = {"said": said, "epoch": None}
+        result: dict[str, Any] = {"said": said, "epoch": None, "packages": [str(path) for path in packages]}
         if shown is not None:
             result |= {
                 "epoch": shown.epoch,
@@ -184,9 +203,9 @@ def _say_change(files: CoordinatorFiles, change: RosterChange | None, json: bool
     if shown is None:
         console().print(f"{said}.")
         return
-    title = f"change to epoch {shown.epoch}: {shown.spoken}"
+    title = f"change to epoch {shown.epoch}: {shown.spoken}\n{in_words(shown.spoken)}"
     console().print(table(title, ("", "silo", "fingerprint"), shown.rows()))
     console().print(
         f"{said}: {len(approvals)} of {shown.quorum} approvals. It travels to the silos with the next round, or "
-        f"hand them {proposal}; each runs `cachefl-secure confirm`, and compares the line above with yours."
+        f"hand them {proposal}; each runs `cachefl-secure confirm`, and compares the fingerprint above with the other silos."
     )

@@ -38,6 +38,7 @@ def command(
 
     Example: cachefl-secure confirm clinic-1 roster-change.bin --expect "1f2e ..."
     """
+    from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.confirming import check_expected, confirm_change, show_change
     from cachefl_secure.federation.silo_files import SiloFiles
 
@@ -49,7 +50,7 @@ def command(
     if expect is not None:
         check_expected(shown, expect)
     if not json:
-        title = f"change to epoch {shown.epoch}: {shown.spoken}"
+        title = f"change to epoch {shown.epoch}: {shown.spoken}\n{in_words(shown.spoken)}"
         console().print(table(title, ("", "silo", "fingerprint"), shown.rows()))
     if not yes:
         typer.confirm(f"Shall {files.silo} approve exactly this change, and no other?", abort=True)

@@ -96,6 +96,9 @@ def command(
     if (root / "silo.toml").is_file() and StateDir(root).is_finished:
         _check_same(SiloFiles.open(root), read_invite(invite, expect=expect), name)
         say(f"{root} has joined already")
+        _ask_again(root, engine)
+        if json:
+            print_json("join", {"silo": SiloFiles.open(root).silo, "joined": "before"})
     else:
         if data is None or name is None:
             say(f"{root} has not joined yet: give --data and --name")
@@ -139,6 +142,25 @@ def _check_same(files: SiloFiles, plan: FederationPlan, name: str | None) -> Non
         raise ConfigError("--name", name, f"{files.state.root} has joined as {files.silo}")
 
 
+def _ask_again(root: Path, engine: str | None) -> None:
+    """A request that did not arrive the first time is handed over now, by another path if one is given."""
+    import msgspec
+
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, REQUEST_FILE, SiloFiles
+    from cachefl_secure.federation.state_dir import ROSTER_FILE
+    from cachefl_secure.plan import encode_toml
+    from cachefl_secure.transport.engines import check_engine, hand_over_request
+
+    files = SiloFiles.open(root)
+    if engine is not None and engine != files.config.engine:
+        check_engine(engine)
+        config = msgspec.structs.replace(files.config, engine=engine)
+        files.state.write(CONFIG_FILE, encode_toml(config))
+        files = SiloFiles.open(root)
+    if not files.state.has(ROSTER_FILE):
+        hand_over_request(files, root / REQUEST_FILE)
+
+
 @dataclass(frozen=True, slots=True)
 class _Choices:
     clip: str | None
@@ -176,6 +198,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
         engine=chosen.engine,
     )
     expect = chosen.expect
+    say(f"{name}: encoding the images of {data}")
     with progress_bar(quiet=json) as progress:
         joined = join_federation(invite, directory, choices, progress)
     carried = hand_over_request(SiloFiles.open(directory), joined.request)
@@ -194,6 +217,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
                 "fingerprint": joined.fingerprint,
                 "coordinator_fingerprint": joined.coordinator_fingerprint,
                 "request": str(joined.request),
+                "carried": [str(path) for path in carried],
             },
         )
         return

@@ -37,4 +37,4 @@ def command(
     if json:
         print_json("leave", {"silo": files.silo, "stands_aside": "left"})
         return
-    console().print(f"{files.silo} takes part in no further round.")
+    console().print(f"{files.silo} takes part in no further round; what serves for it may be ended.")

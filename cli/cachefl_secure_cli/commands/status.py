@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
-from cachefl_secure_cli.failures import explained
+from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Party
 from cachefl_secure_cli.output import Json, console, print_json, table
 
@@ -48,7 +49,7 @@ def command(directory: Party, json: Json = False) -> None:
 
 
 def _at_the_engine(directory: Path) -> tuple[str, tuple[str, ...]]:
-    """The engine, or why it cannot be looked at, and who asks there to be admitted."""
+    """The engine, or why it cannot be looked at, and who asks there to be admitted. Writes nothing."""
     from cachefl_secure.errors import MissingExtra, TransportError
     from cachefl_secure.federation.coordinator_files import CoordinatorFiles
     from cachefl_secure.transport.engines import waiting_requests
@@ -57,6 +58,7 @@ def _at_the_engine(directory: Path) -> tuple[str, tuple[str, ...]]:
     if not files.engine:
         return "", ()
     try:
-        return files.engine, tuple(sorted(waiting_requests(files, lambda _: None)))
+        with tempfile.TemporaryDirectory() as scratch:
+            return files.engine, tuple(sorted(waiting_requests(files, say, Path(scratch))))
     except (MissingExtra, TransportError) as error:
         return f"{files.engine} (cannot be reached: {error})", ()
