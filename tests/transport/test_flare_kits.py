@@ -287,6 +287,7 @@ def test_the_kit_of_a_site(federation: SmallFederation) -> None:
         "resource_consumer",
         "process_launcher",
     ]
+    assert components[-1]["path"] == "cachefl_secure.transport.flare.site_requests.SiteLauncher"
     assert json.loads((site / "local/authorization.json").read_bytes()) == {
         "format_version": "1.0",
         "permissions": {

@@ -2,7 +2,8 @@
 
 Rules, each of which a test asserts key by key:
 
- 1. A job may name one class at a site and one at the server, ours; its app must be the one in ``job_files``.
+ 1. A job may name one class at a site and one at the server, ours; its app must be the one in ``job_files``, and
+    a site starts its own copy of it.
  2. No role may bring code, run shell commands or use code deployed before, project_admin included. At a site
     the coordinator's submitter may submit jobs, which are those of (1), and nobody may do anything else.
  3. Nothing that a site logs or is configured with goes to the server.
@@ -39,6 +40,7 @@ TASK, PHASE, CONTENT = "cachefl", "phase", "content"
 CONTROLLER = "cachefl_secure.transport.flare.controller.RoundsController"
 EXECUTOR = "cachefl_secure.transport.flare.executor.SiloExecutor"
 APP_CHECK = "cachefl_secure.transport.flare.app_check.OnlyOurApp"
+SITE_LAUNCHER = "cachefl_secure.transport.flare.site_requests.SiteLauncher"
 
 POLL_SECONDS = 0.1
 """How often a site asks for a task while a job runs. A round has some eight exchanges, one after another."""
@@ -163,10 +165,7 @@ def site_files(engine: FlareEngine) -> Files:
                 "resource_consumer",
                 "nvflare.app_common.resource_consumers.gpu_resource_consumer.GPUResourceConsumer",
             ),
-            _component(
-                "process_launcher",
-                "nvflare.app_common.job_launcher.client_process_launcher.ClientProcessJobLauncher",
-            ),
+            _component("process_launcher", SITE_LAUNCHER),
         ],
     }
     return {

@@ -1,9 +1,10 @@
 """What the child processes run: ``python -m cachefl_secure.transport.flare.running server|site|submit FOLDER``.
 
-FLARE's own programs, with two changes at a site. Requests of the server that a round does not need are not
+FLARE's own programs, with three changes at a site. Requests of the server that a round does not need are not
 answered: FLARE authorises a request only if the server says that it should (``private/fed/client/admin.py``),
-and among them are reading files below the site's folder and changing what is logged. And the process ends, with
-all that it started, when its parent does.
+and among them are reading files below the site's folder and changing what is logged. Those about jobs are
+answered by ``site_requests``, which deploys and starts one app only. And the process ends, with all that it
+started, when its parent does.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from cachefl_secure.transport.flare.ending import end_with_parent
 from cachefl_secure.transport.flare.engine import require_nvflare
 from cachefl_secure.transport.flare.kits import SITE_BEAT_SECONDS
 
-ANSWERED = frozenset(
-    {
-        *("DeployProcessor", "StartJobProcessor", "AbortAppProcessor", "AbortTaskProcessor"),
-        *("CheckResourceProcessor", "CancelResourceProcessor", "NotifyJobStatusProcessor"),
-        *("ClientStatusProcessor", "ReportVersionProcessor"),
-    }
+REPLACED = frozenset(
+    {"DeployProcessor", "StartJobProcessor", "CheckResourceProcessor", "CancelResourceProcessor"}
 )
+ABOUT_ONE_JOB = frozenset({"AbortAppProcessor", "AbortTaskProcessor", "NotifyJobStatusProcessor"})
+ABOUT_NO_JOB = frozenset({"ClientStatusProcessor", "ReportVersionProcessor"})
+ANSWERED = REPLACED | ABOUT_ONE_JOB | ABOUT_NO_JOB
 """What the server may ask of a site, by the names of FLARE 2.9: to start a job and to end it."""
 
 
@@ -74,16 +74,26 @@ def _run_site(folder: Path, silo: str) -> int:
 def answer_only_what_rounds_need() -> None:
     """Takes all but ``ANSWERED`` from the list of requests that FLARE's client answers in this process.
 
+    Those of ``REPLACED`` are answered by ``site_requests``; no resources are reserved, so there are none to
+    cancel. The others are FLARE's, which sees only job ids that can be one.
+
     Raises:
         LocalProtocolError: one of them is not there: this is another FLARE than the one this was written for.
     """
     from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
+    from cachefl_secure.transport.flare import site_requests as ours
+
     every = ClientRequestProcessors.request_processors
-    kept = [each for each in every if type(each).__name__ in ANSWERED]
-    if {type(each).__name__ for each in kept} != ANSWERED:
+    by_name = {type(each).__name__: each for each in every}
+    if not by_name.keys() >= ANSWERED:
         raise LocalProtocolError("FLARE's requests have other names")
-    every[:] = kept
+    jobs = ours.Jobs()
+    every[:] = [
+        *(ours.Deploying(jobs), ours.Starting(jobs), ours.CheckingResources()),
+        *(ours.AboutOneJob(by_name[name]) for name in sorted(ABOUT_ONE_JOB)),
+        *(ours.AboutNoJob(by_name[name]) for name in sorted(ABOUT_NO_JOB)),
+    ]
 
 
 if __name__ == "__main__":
