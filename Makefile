@@ -41,7 +41,7 @@ test: $(STAMP)
 test-flare: $(STAMP)
 	$(BIN)/python -m pip install -q "nvflare==2.9.0"
 	$(BIN)/python -m pytest -v -p no:cacheprovider tests/transport/test_flare.py tests/transport/test_flare_kits.py \
-	  tests/transport/test_flare_orders.py tests/transport/test_flare_hosts.py tests/cli/test_tutorial.py
+	  tests/transport/test_flare_orders.py tests/transport/test_flare_site_requests.py tests/transport/test_flare_hosts.py tests/cli/test_tutorial.py
 
 # `make soak MINUTES=30 FROM=2000000`; two processes.
 SCHEDULES := 1000000
