@@ -1,7 +1,7 @@
 """The mailbox: coordinator and silos exchange parcels through a store, with no server and no open port.
 
     <federation>/contacts/<party>/<digest>        contact cards: transport keys, signed
-    <federation>/requests/<plan>/<silo>.<digest>.toml    join requests, public (``mailbox_federation``)
+    <federation>/requests/<plan>/<silo>.<digest>.toml    join requests, public (``mailbox_enrolment``)
     <federation>/to/<silo>/<number>-<phase>       requests, one for each silo and exchange
     <federation>/from/<number>/<silo>             answers
 
@@ -253,7 +253,8 @@ class SiloMailbox:
     ) -> None:
         """``limit_bytes``: no request is longer, or in some phase ``limit_of`` it. Longer ones are not read.
 
-        ``sender`` is asked for every parcel: this silo's signing key may change while it serves."""
+        ``sender`` is asked for every parcel: this silo's signing key may change while it serves.
+        """
         self._store, self._sender, self._coordinator_key = store, sender, coordinator_key
         self._limit_bytes, self._tell = limit_bytes, tell
         self._limit_of = limit_of or (lambda phase: limit_bytes)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Event
 
+import msgspec
+
 from cachefl_secure.errors import CacheflError
 from cachefl_secure.federation import letters
+from cachefl_secure.federation.letters import Reply
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.standing_aside import standing_aside
@@ -49,16 +52,22 @@ class Watch:
             self._say_once(
                 f"a round is about to begin; this silo has {'left' if aside == 'left' else 'paused'}"
             )
-        if phase == letters.MASKED_INPUT and trouble is None:
-            again = "" if len(self._ledger.spends) > charged else " again, at no cost"
-            spent, caps = self._ledger.spent, self._files.caps
-            self._tell(
-                f"trained, noised, masked and sent{again}; spent so far: local epsilon {rounded_up(spent.local)} of "
-                f"{caps.local:g}, aggregate {rounded_up(spent.aggregate)} of {caps.aggregate:g}"
-            )
+        if phase == letters.MASKED_INPUT and msgspec.msgpack.decode(reply, type=Reply).declined is None:
+            self._say_spent(is_charged=len(self._ledger.spends) > charged)
         if phase == letters.SYNC:
             self._after_sync()
         return reply
+
+    def _say_spent(self, *, is_charged: bool) -> None:
+        if self._files.plan.privacy.mechanism == "none":
+            self._tell("trained and masked without noise: NOT PRIVATE; the update is on its way")
+            return
+        spent, caps = self._ledger.spent, self._files.caps
+        made = "trained, noised and masked" if is_charged else "masked again, at no cost"
+        self._tell(
+            f"{made}; the update is on its way. Spent so far: local epsilon {rounded_up(spent.local)} of "
+            f"{caps.local:g}, aggregate {rounded_up(spent.aggregate)} of {caps.aggregate:g}"
+        )
 
     def _after_sync(self) -> None:
         if not self._enrolled and self._files.state.has(ROSTER_FILE):

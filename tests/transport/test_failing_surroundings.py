@@ -165,7 +165,7 @@ def test_a_silo_too_late_for_one_round_is_counted_in_the_next(tmp_path: Path, ho
         if how == "asleep":
             play.paths.silent("silo-1").unlink()
             os.kill(pid, signal.SIGCONT)
-        play.until_said("silo-1", "trained, noised, masked and sent")
+        play.until_said("silo-1", "trained, noised and masked; the update is on its way")
         assert play.play_round()["survivors"] == play.silos
         assert not [*play.store.rglob("from/*/*"), *play.store.rglob("to/*/*")]  # the late answer is gone too
         play.kill_all()
@@ -184,7 +184,7 @@ def test_a_silo_that_is_told_to_end_finishes_its_answer_first(tmp_path: Path) ->
         os.kill(ending.process.pid, signal.SIGTERM)
         gate.touch()
         assert ending.end() == 0
-        assert "trained, noised, masked and sent" in ending.said
+        assert "trained, noised and masked; the update is on its way" in ending.said
         assert ending.said.endswith("ended\n")
         play.serve("silo-1")
         assert coordinator.result()["rounds"][0]["survivors"] == play.silos

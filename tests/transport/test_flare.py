@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -149,11 +150,19 @@ def test_two_rounds_from_founding_to_audit(live: Live) -> None:
     assert live.told["coordinator"] == []
     for silo in live.federation.silos:
         target = live.engine.target  # the sites were there before the server
-        assert live.told[silo][:2] == [
-            f"{target} does not answer yet; this silo waits for it",
-            f"{target} answers",
+        expected = [
+            rf"{re.escape(target)} does not answer yet; this silo waits for it",
+            rf"{re.escape(target)} answers",
+            r"admitted; compare the roster's fingerprint .*",
+            r"trained, noised and masked; the update is on its way\. Spent so far: local epsilon .*",
+            r"round 1 of 4 is recorded and verified",
+            r"trained, noised and masked; the update is on its way\. Spent so far: local epsilon .*",
+            r"round 2 of 4 is recorded and verified",
         ]
-        assert any("round 2 of" in sentence for sentence in live.told[silo])
+        assert len(live.told[silo]) == len(expected), live.told[silo]
+        assert all(re.fullmatch(*pair) for pair in zip(expected, live.told[silo], strict=True)), live.told[
+            silo
+        ]
 
 
 def test_a_site_listens_on_its_loopback_address_only(live: Live) -> None:
