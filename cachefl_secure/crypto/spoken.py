@@ -26,21 +26,28 @@ def in_words(groups: str) -> str:
     return words
 
 
-def check_heard(heard: str, groups: str, *, where: tuple[str, str], otherwise: str) -> None:
-    """That what was heard, digits or words, is the fingerprint ``groups``. Spaces and case do not matter.
+def digits_of(heard: str) -> str:
+    """The 32 hex digits of a fingerprint as it was heard, in digits or words. Spaces and case do not matter.
 
     Raises:
-        ConfigError: it is neither form, or another fingerprint; ``where`` it belongs and what to do ``otherwise``.
+        ConfigError: it is neither.
     """
     text = " ".join(heard.lower().replace("-", " ").split())
     if re.fullmatch(r"[0-9a-f]{32}", text.replace(" ", "")):
-        said = text.replace(" ", "")
-    elif len(text.split()) == 12:
-        if not _words().check(text):
-            raise ConfigError("--expect", "", "these twelve words are no fingerprint: one was misheard")
-        said = bytes(_words().to_entropy(text)).hex()
-    else:
+        return text.replace(" ", "")
+    if len(text.split()) != 12:
         raise ConfigError("--expect", "", "a fingerprint is eight groups of four hex digits, or twelve words")
-    if said != groups.replace(" ", ""):
+    if not _words().check(text):
+        raise ConfigError("--expect", "", "these twelve words are no fingerprint: one was misheard")
+    return bytes(_words().to_entropy(text)).hex()
+
+
+def check_heard(heard: str, groups: str, *, where: tuple[str, str], otherwise: str) -> None:
+    """That what was heard is the fingerprint ``groups``.
+
+    Raises:
+        ConfigError: as ``digits_of``, or another fingerprint; ``where`` it belongs and what to do ``otherwise``.
+    """
+    if digits_of(heard) != groups.replace(" ", ""):
         file, field = where
         raise ConfigError(file, field, f"{groups} ({in_words(groups)}), not as expected: {otherwise}")

@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from cachefl_secure.crypto.sign import SigningKey
+from cachefl_secure.crypto.sign import SigningKey, fingerprint
+from cachefl_secure.crypto.spoken import in_words
 from cachefl_secure.errors import ConfigError, TransportError
 from cachefl_secure.federation.confirming import ask_for_new_key
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import write_join_request
+from cachefl_secure.federation.roster_files import pending_change
 from cachefl_secure.federation.silo_files import REQUEST_FILE, SiloFiles
 from cachefl_secure.federation.witnesses import receipts_of
 from cachefl_secure.names import SiloId
@@ -20,6 +23,7 @@ from cachefl_secure.transport.mailbox_enrolment import collect_requests, coordin
 from cachefl_secure.transport.mailbox_federation import identities_of
 from cachefl_secure.transport.store import ObjectStore, check_url
 from cachefl_secure_cli.failures import say
+from cachefl_secure_cli.main import app
 from tests.changing import confirm, key_of, propose, run
 from tests.small_federation import found, found_coordinator, join_with_random_features
 
@@ -138,3 +142,30 @@ def test_an_old_key_speaks_for_a_silo_until_it_has_signed_under_the_new_roster(t
     new = key_of(path).public_key
     assert list(identities_of(files.rosters())[silo]) == [old, new]
     assert list(identities_of(files.rosters(), receipts_of(files))[silo]) == [new]
+
+
+@pytest.mark.claim("C16")
+def test_who_waits_at_the_store_is_admitted_by_the_way_of_nothing(tmp_path: Path) -> None:
+    """Not with --yes alone, since a stranger may have asked in between, and not with --remove."""
+
+    def admit(*words: str) -> tuple[int, str]:
+        ran = CliRunner().invoke(app, ["admit", str(federation.coordinator), *words])
+        return ran.exit_code, ran.output
+
+    federation = found(tmp_path, engine=f"dir://{tmp_path}/shared")
+    files = CoordinatorFiles.open(federation.coordinator)
+    store = ObjectStore.open(files.engine)
+    store.make()
+    honest, stranger = SigningKey.generate(), SigningKey.generate()
+    for silo, key in ((SiloId("clinic-1"), honest), (SiloId("stranger"), stranger)):
+        post_request(store, files.plan, silo, write_join_request(silo, files.plan, key))
+    heard = ("--expect", in_words(fingerprint(honest.public_key)))
+    assert admit("--yes")[0] == 2
+    code, said = admit("--yes", *heard)
+    assert (code, "is not among the fingerprints expected" in said) == (7, True)
+    assert pending_change(files.state, files.rosters()) is None
+    code, said = admit("--yes", "--silo", "clinic-1", "--remove", "silo-5", *heard)
+    assert (code, "clinic-1" in said, "stranger" in said) == (0, True, False)
+    assert admit("--withdraw")[0] == 0
+    code, said = admit("--yes", "--remove", "silo-5")
+    assert (code, "clinic-1" in said, "stranger" in said) == (0, False, False)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cachefl_secure.crypto.sign import SigningKey, fingerprint
 from cachefl_secure.federation.silo_files import SiloFiles
+from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
 from tests.changing import rosters_of, with_silo
 from tests.processes import Stage, stage
@@ -75,7 +77,7 @@ def test_a_silo_that_asks_at_the_mailbox_is_counted_once_the_others_have_confirm
         )
         play.federation = with_silo(play.federation, path)
         play.serve(newcomer)
-        _change_roster(play, ["added", newcomer])
+        _change_roster(play, ["added", newcomer], StateDir(path).signing_key())
         after = play.play_round()
         assert after["survivors"] == play.silos
         play.until_said(newcomer, "round 3 of 12 is recorded and verified")
@@ -94,7 +96,9 @@ def test_a_silo_that_serves_goes_over_to_its_new_key_by_itself(tmp_path: Path) -
         path = play.federation.silos[rotating]
         before = SiloFiles.open(path).state.signing_key().public_key
         assert play.start("rotate", path).end() == 0
-        _change_roster(play, ["new key", rotating])
+        following = StateDir(path).next_signing_key()
+        assert following is not None
+        _change_roster(play, ["new key", rotating], following)
         assert play.play_round()["survivors"] == play.silos
         after = SiloFiles.open(path).state.signing_key().public_key
         assert after != before
@@ -107,9 +111,10 @@ def test_a_silo_that_serves_goes_over_to_its_new_key_by_itself(tmp_path: Path) -
         assert play.charges() == dict.fromkeys(play.silos, 4)
 
 
-def _change_roster(play: Stage, expected: list[str]) -> None:
-    """What the operators do about the one request that waits at the mailbox."""
-    proposed = play.start("admit", play.federation.coordinator, "--yes", "--json").result()
+def _change_roster(play: Stage, expected: list[str], key: SigningKey) -> None:
+    """What the operators do about the one request that waits at the mailbox, with this key."""
+    heard = ("--expect", fingerprint(key.public_key))
+    proposed = play.start("admit", play.federation.coordinator, "--yes", "--json", *heard).result()
     assert [row[:2] for row in proposed["change"]] == [expected]
     before = sorted(rosters_of(play.federation.coordinator).current.public_keys)
     assert play.play_round()["survivors"] == before

@@ -13,7 +13,7 @@ from cachefl_secure_cli.options import Coordinator
 from cachefl_secure_cli.output import Json, console, print_json, table
 
 if TYPE_CHECKING:
-    from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+    from cachefl_secure.federation.coordinator_files import Candidate, CoordinatorFiles
     from cachefl_secure.federation.roster_change import RosterChange
 
 
@@ -56,6 +56,14 @@ def command(
             show_default=False,
         ),
     ] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--expect",
+            help="A fingerprint as a silo read it out, digits or words; repeat for each. Refuses requests with others.",
+            show_default=False,
+        ),
+    ] = None,
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="Give up the change that waits for approvals.")
     ] = False,
@@ -74,9 +82,10 @@ def command(
     A change needs the silos: each looks at it with `cachefl-secure confirm`, and when a quorum of the present
     ones has approved it, the next round begins with the new roster. A name or a key that left never returns.
 
-    Without files, the requests that silos left at the federation's engine are shown and asked about.
+    Without files, the requests that silos left at the federation's engine are shown and asked about; with --remove
+    only those named by --silo.
 
-    Example: cachefl-secure admit coordinator --remove clinic-2
+    Example: cachefl-secure admit coordinator --silo clinic-4 --remove clinic-2
     """
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.coordinator_files import CoordinatorFiles
@@ -106,7 +115,15 @@ def command(
         if given and silo:
             say("--silo chooses among those that wait at the engine; leave it out with files")
             raise typer.Exit(2)
-        candidates = files.candidates(given or _waiting(files, silo))
+        # With --remove alone nobody is taken in by the way.
+        waiting = [] if given or (remove and not silo) else _waiting(files, silo)
+        candidates = files.candidates(given or waiting)
+        _check_expected(candidates, expect)
+        if waiting and yes and not expect:
+            say(
+                "what waits at the engine may change before you look: with --yes give each fingerprint by --expect"
+            )
+            raise typer.Exit(2)
         if not candidates and not remove:
             what = "nobody waits to be admitted" if files.engine else "nothing to do"
             say(f"{what}: give join requests, --remove, --approval or --withdraw")
@@ -148,6 +165,19 @@ def command(
     )
     console().print(f"{explained}.")
     _say_packages(packages, json)
+
+
+def _check_expected(candidates: Sequence[Candidate], expect: list[str] | None) -> None:
+    from cachefl_secure.crypto.spoken import digits_of
+    from cachefl_secure.errors import ConfigError
+
+    if expect is None:
+        return
+    heard = {digits_of(each) for each in expect}
+    for candidate in candidates:
+        if candidate.fingerprint.replace(" ", "") not in heard:
+            reason = f"{candidate.fingerprint} is not among the fingerprints expected: do not admit it, call that silo"
+            raise ConfigError("--expect", str(candidate.member.silo), reason)
 
 
 def _say_packages(packages: list[Path], json: bool) -> None:
