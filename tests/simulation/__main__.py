@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.changes import changing, coming_and_going
 from tests.simulation.lies import STRATEGIES
 from tests.simulation.schedules import fast_folder, play_by_seed, soak
 from tests.simulation.world import Stage, honest
 
-CHOICES = {strategy.__name__: strategy for strategy in (honest, *STRATEGIES)}
+CHOICES = {strategy.__name__: strategy for strategy in (honest, changing, coming_and_going, *STRATEGIES)}
 
 
 def main() -> None:

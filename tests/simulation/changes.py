@@ -1,7 +1,4 @@
-"""A roster that changes under the same misfortune: silos ask for new keys, some approve, everybody may die at it.
-
-A new key leaves the number of silos as it is, so that what is known of a sum is judged as in other schedules.
-"""
+"""A roster that changes under the same misfortune: silos get new keys, come and go, and everybody may die at it."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ from pathlib import Path
 from cachefl_secure.errors import CacheflError
 from cachefl_secure.federation.confirming import ROTATE_FILE, Shown, ask_for_new_key, confirm_change
 from cachefl_secure.federation.coordinator_files import Candidate, CoordinatorFiles
-from cachefl_secure.federation.enrolment import JoinRequest, Voucher
+from cachefl_secure.federation.enrolment import JoinRequest, Voucher, open_roster
+from cachefl_secure.federation.roster_change import RosterChange
 from cachefl_secure.federation.roster_files import pending_change, read_history
-from cachefl_secure.federation.silo_files import SiloFiles
-from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.silo_files import REQUEST_FILE, SiloFiles
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import decode_toml
 from cachefl_secure.protocol.messages import Member, roster_digest
@@ -25,35 +23,89 @@ from tests.simulation.world import COORDINATOR_ROOT, World
 
 
 def changing(world: World) -> None:
-    """An honest coordinator whose roster changes between its starts, or begins to."""
+    """An honest coordinator whose silos get new keys between its starts, or begin to."""
     for _ in range(world.rng.randrange(2, 5)):
         if world.rng.random() < 0.7:
-            ask_and_approve(world)
+            _ask_for_new_key(world)
+            _approve(world)
         world.run_coordinator()
     check_rosters(world)
 
 
-def ask_and_approve(world: World) -> None:
-    """One silo asks for a new key; each of the others approves, with some luck."""
+def coming_and_going(world: World) -> None:
+    """An honest coordinator whose roster grows, shrinks and gets new keys between its starts, or begins to."""
+    for _ in range(world.rng.randrange(2, 5)):
+        if world.rng.random() < 0.8:
+            world.rng.choice((_admit, _admit, _remove, _ask_for_new_key))(world)
+            _approve(world)
+        world.run_coordinator()
+    check_rosters(world)
+
+
+def _ask_for_new_key(world: World) -> None:
     silo = world.rng.choice(sorted(world.silos))
     files = world.silos[silo].files
+
+    def propose() -> RosterChange:
+        asked = decode_toml(files.state.read(ROTATE_FILE), JoinRequest, file=ROTATE_FILE)
+        assert asked.signature_by_old_key is not None
+        voucher = Voucher(silo, bytes.fromhex(asked.signature_by_old_key), bytes.fromhex(asked.signature))
+        return _coordinator(world).propose([_candidate(asked, ROTATE_FILE, voucher)])
+
     _typed(world, silo, lambda: ask_for_new_key(files))
-    _typed(world, COORDINATOR_ROOT, lambda: _propose(world, silo, files))
-    for other in sorted(world.silos):
-        if other != silo and world.rng.random() < 0.85:
-            _typed(world, other, lambda other=other: _confirm(world, world.silos[other].files))  # type: ignore[misc]
+    _propose(world, propose)
+
+
+def _admit(world: World) -> None:
+    newcomer = world.newcomer
+
+    def propose() -> RosterChange:
+        asked = decode_toml(newcomer.files.state.read(REQUEST_FILE), JoinRequest, file=REQUEST_FILE)
+        return _coordinator(world).propose([_candidate(asked, REQUEST_FILE)])
+
+    _propose(world, propose)
+
+
+def _remove(world: World) -> None:
+    leaving = world.rng.choice(sorted(world.silos))
+    _propose(world, lambda: _coordinator(world).propose([], remove=[leaving]))
+
+
+def _candidate(asked: JoinRequest, file: str, voucher: Voucher | None = None) -> Candidate:
+    return Candidate(Member(SiloId(asked.silo), PublicKeyHex(asked.public_key)), "", Path(file), voucher)
+
+
+def _propose(world: World, propose: Callable[[], RosterChange]) -> None:
+    def typed() -> None:
+        propose()
+
+    _typed(world, COORDINATOR_ROOT, typed)
+    _note_proposal(world)
+
+
+def _note_proposal(world: World) -> None:
+    """What the observer must know of a roster that may follow; also one that a death hides from its operator."""
+    blindness, world.disk.blindness = world.disk.blindness, 0.0
+    coordinator = _coordinator(world)
+    change = pending_change(coordinator.state, coordinator.rosters())
+    world.disk.blindness = blindness
+    if change is None:
+        return
+    roster = open_roster(change.roster, world.template.plan)
+    world.observer.roster_sizes[roster_digest(roster)] = len(roster.members)
+    if world.newcomer.name in roster.public_keys:
+        world.silos[world.newcomer.name] = world.newcomer
+
+
+def _approve(world: World) -> None:
+    """Each of the silos approves what waits, with some luck."""
+    for silo in sorted(world.silos):
+        if world.rng.random() < 0.85:
+            _typed(world, silo, lambda silo=silo: _confirm(world, world.silos[silo].files))  # type: ignore[misc]
 
 
 def _coordinator(world: World) -> CoordinatorFiles:
     return replace(world.template.coordinator, state=StateDir(world.root / COORDINATOR_ROOT))
-
-
-def _propose(world: World, silo: SiloId, files: SiloFiles) -> None:
-    asked = decode_toml(files.state.read(ROTATE_FILE), JoinRequest, file=ROTATE_FILE)
-    assert asked.signature_by_old_key is not None
-    voucher = Voucher(silo, bytes.fromhex(asked.signature_by_old_key), bytes.fromhex(asked.signature))
-    member = Member(silo, PublicKeyHex(asked.public_key))
-    _coordinator(world).propose([Candidate(member, "", Path(ROTATE_FILE), voucher)])
 
 
 def _confirm(world: World, files: SiloFiles) -> None:
@@ -81,6 +133,8 @@ def check_rosters(world: World) -> None:
     world.heal()
     rosters = [read_history(StateDir(world.root / COORDINATOR_ROOT), world.template.plan)]
     for silo in world.silos.values():
+        if not silo.files.state.has(ROSTER_FILE):
+            continue  # proposed, and nobody has told it more
         try:
             silo.start()  # completes what was cut off
         except CacheflError as error:
@@ -88,12 +142,19 @@ def check_rosters(world: World) -> None:
                 "I9", f"{silo.name} does not start under the roster that it followed: {error}"
             ) from error
         rosters.append(read_history(silo.files.state, silo.files.plan))
-        own, held = silo.files.state.signing_key().public_key, rosters[-1].current.public_keys[silo.name]
-        if own != held:
+        own = silo.files.state.signing_key().public_key
+        held = rosters[-1].current.public_keys.get(silo.name)  # None: it has left
+        if held not in (None, own):
             raise Violation("I9", f"{silo.name} has another key than its roster names")
         if rosters[-1].current.epoch > rosters[0].current.epoch:
             raise Violation("I9", f"{silo.name} is ahead of the coordinator")
     for epoch in range(max(each.current.epoch for each in rosters)):
         if len({roster_digest(each.rosters[epoch]) for each in rosters if epoch < len(each.rosters)}) > 1:
             raise Violation("I9", f"two rosters of epoch {epoch + 1}")
+    for history in rosters:
+        for before, change in zip(history.rosters, history.changes, strict=False):
+            # Two such groups share an honest silo, so that no two changes of one roster are approved.
+            quorum = (len(before.members) + world.template.colluders) // 2 + 1
+            if len({approval.silo for approval in change.approvals} & set(before.public_keys)) < quorum:
+                raise Violation("I9", f"epoch {before.epoch + 1} was followed without a quorum")
     world.epochs = rosters[0].current.epoch

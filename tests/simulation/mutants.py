@@ -18,6 +18,7 @@ import pytest
 
 from cachefl_secure import durable
 from cachefl_secure.federation import session_file, silo_attempt, silo_round
+from cachefl_secure.federation.roster_change import RosterHistory
 from cachefl_secure.federation.sealed_update import seal_update
 from cachefl_secure.federation.silo_attempt import SiloAttempt
 from cachefl_secure.federation.silo_round import SiloService
@@ -32,6 +33,7 @@ from cachefl_secure.protocol.messages import Advertisement, KeyList, Phase, Reve
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
+from tests.simulation.changes import coming_and_going
 from tests.simulation.lies import (
     a_second_sum_with_those_not_asked,
     different_lists,
@@ -349,6 +351,10 @@ def round_given_up_without_a_note(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StateDir, "write", write)
 
 
+def roster_changed_by_one_approval(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RosterHistory, "quorum", property(lambda self: 1))
+
+
 MUTANTS = (
     Mutant(no_certificate_check, "C4", isolate_one),
     Mutant(threshold_too_small_by_one, "C4", a_second_sum_with_those_not_asked),
@@ -383,4 +389,5 @@ MUTANTS = (
     ),
     Mutant(certificate_leaves_before_it_is_on_disk, "C2", honest, within=400),
     Mutant(round_given_up_without_a_note, "C2", honest, within=400),
+    Mutant(roster_changed_by_one_approval, "C16", coming_and_going),
 )

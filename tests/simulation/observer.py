@@ -8,7 +8,8 @@ I5  after the faults stop, an honest coordinator gets a record
 I6  charges never disappear from a ledger
 I7  a silo gives one reply to a phase of an attempt, and only named errors come out
 I8  no secret is in a message or in an unsealed file
-I9  of an epoch there is one roster, whoever holds it, and no silo is ahead of the coordinator or without its key
+I9  of an epoch there is one roster, whoever holds it, approved by a quorum of the one before; no silo is ahead of
+    the coordinator or without its key
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -61,6 +62,7 @@ class AttemptView:
     """What honest silos said in one attempt, as whoever relays it sees it."""
 
     manifest: Manifest
+    parameters: RoundParameters
     sharers: dict[SiloId, frozenset[SiloId]] = field(default_factory=dict)
     """Silo -> the share set (U2) that its masked input was made for."""
     revealed: dict[tuple[SiloId, str], set[SiloId]] = field(default_factory=lambda: defaultdict(set))
@@ -71,7 +73,12 @@ class AttemptView:
 class Observer:
     """Sees everything that leaves a silo, every mask and every ledger, and complains."""
 
-    parameters: RoundParameters
+    parameters: Mapping[tuple[int, int], RoundParameters]
+    """By sizes of cohort and roster."""
+    members: int
+    """In the first roster."""
+    roster_sizes: dict[str, int] = field(default_factory=dict)
+    """Of rosters that were proposed later, by digest."""
     attempts: dict[str, AttemptView] = field(default_factory=dict)
     current: dict[SiloId, str] = field(default_factory=dict)
     """Silo -> digest of the manifest that it answered last."""
@@ -84,6 +91,8 @@ class Observer:
     """(silo, round) -> its encoded updates, by their bytes. Never more than one may leave."""
     charges: dict[SiloId, int] = field(default_factory=lambda: defaultdict(int))
     knowledge: Knowledge = field(default_factory=Knowledge)
+    recorded: list[int] = field(default_factory=list)
+    """Size of the roster of each record."""
 
     # --- events
 
@@ -100,7 +109,9 @@ class Observer:
                 msgspec.msgpack.decode(request, type=Signed).body, type=Manifest
             )
             digest = manifest_digest(manifest)
-            self.attempts.setdefault(digest, AttemptView(manifest))
+            if digest not in self.attempts:
+                parameters = self._parameters(len(manifest.cohort), manifest.roster_digest)
+                self.attempts[digest] = AttemptView(manifest, parameters)
             self.current[silo] = digest
             if self.adverts.setdefault((silo, _body_of(reply.answer)), digest) != digest:
                 raise Violation("I4", f"{silo} advertised the keys of another attempt")
@@ -117,6 +128,9 @@ class Observer:
             self._on_masked_input(silo, self.attempts[current], request, rounds)
         if phase == letters.UNMASK:
             self._on_shares(silo, self.attempts[current], reply.answer)
+
+    def _parameters(self, cohort: int, roster: str) -> RoundParameters:
+        return self.parameters[cohort, self.roster_sizes.get(roster, self.members)]
 
     def _on_masked_input(self, silo: SiloId, attempt: AttemptView, request: bytes, rounds: list[int]) -> None:
         delivery = msgspec.msgpack.decode(
@@ -162,8 +176,10 @@ class Observer:
             if len(ours) != 1:
                 raise Violation("I1", f"{survivor} is in a sum with {len(ours)} updates")
             updates.extend(ours.values())
-        bits, size = self.parameters.vector_bits, self.parameters.vector_bytes
-        total = np.frombuffer(content[:size], self.parameters.word).astype(np.int64)
+        parameters = self._parameters(len(record.cohort), record.roster_digest)
+        self.recorded.append(parameters.roster_size)
+        bits, size = parameters.vector_bits, parameters.vector_bytes
+        total = np.frombuffer(content[:size], parameters.word).astype(np.int64)
         expected = np.sum([update.words.astype(np.int64) for update in updates], axis=0)
         if ((total - expected) % (1 << bits)).any():
             raise Violation("I1", f"round {record.round}: the sum is not that of its survivors")
@@ -180,29 +196,34 @@ class Observer:
         for chosen in combinations(sorted(silos), colluders):
             opened: dict[int, set[frozenset[SiloId]]] = defaultdict(set)
             for attempt in self.attempts.values():
-                opened[attempt.manifest.round] |= set(self._opened(attempt, frozenset(chosen)))
+                sums = set(self._opened(attempt, frozenset(chosen)))
+                self._check_enough(attempt, sums, len(chosen))
+                opened[attempt.manifest.round] |= sums
             for number, sums in opened.items():
-                self._check_sums(number, sums, frozenset(chosen))
+                if len(sums) > 1:
+                    raise Violation("I2", f"round {number}: {len(sums)} sums over the same updates are open")
             self._check_exactly(chosen, held)
         if self.knowledge.unbound:
             raise Violation("I4", "a mask was made for two manifests or key lists")
 
     def _check_exactly(self, chosen: Collection[SiloId], held: Collection[bytes]) -> None:
         rows = self.knowledge.known_sums(chosen, held)
-        few = smallest(rows, self.parameters.minimum_survivors - len(chosen))
+        fewest = [attempt.parameters.minimum_survivors for attempt in self.attempts.values()]
+        few = smallest(rows, min(fewest, default=0) - len(chosen))
         if few is not None:
             raise Violation("I2", f"a combination of the updates of {[u.silo for u in few]} only is known")
         rounds = {column.round for row in rows for column in row if isinstance(column, Update)}
         if len(rows) > len(rounds):
             raise Violation("I2", f"{len(rows)} sums over the updates of {len(rounds)} rounds are known")
 
-    def _check_sums(self, number: int, sums: set[frozenset[SiloId]], colluding: frozenset[SiloId]) -> None:
-        allowed = self.parameters.minimum_survivors - len(colluding)
+    def _check_enough(
+        self, attempt: AttemptView, sums: Collection[frozenset[SiloId]], colluding: int
+    ) -> None:
+        allowed = attempt.parameters.minimum_survivors - colluding
         for honest in sums:
             if len(honest) < allowed:
+                number = attempt.manifest.round
                 raise Violation("I2", f"round {number}: a sum over {sorted(honest)} only is open")
-        if len(sums) > 1:
-            raise Violation("I2", f"round {number}: {len(sums)} sums over the same updates are open")
 
     def _opened(self, attempt: AttemptView, colluding: frozenset[SiloId]) -> list[frozenset[SiloId]]:
         """The sets of honest silos whose updates' sum follows from what left, in this attempt.
@@ -237,7 +258,7 @@ class Observer:
         return any(self._known(attempt, silo, "mask key", colluding) for silo in (one, other))
 
     def _known(self, attempt: AttemptView, owner: SiloId, kind: str, colluding: frozenset[SiloId]) -> bool:
-        return len(attempt.revealed[owner, kind] | colluding) >= self.parameters.threshold
+        return len(attempt.revealed[owner, kind] | colluding) >= attempt.parameters.threshold
 
 
 @lru_cache(1 << 12)

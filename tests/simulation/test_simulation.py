@@ -14,7 +14,7 @@ import pytest
 from cachefl_secure import durable
 from cachefl_secure.privacy import append_only
 from tests.simulation import world
-from tests.simulation.changes import changing
+from tests.simulation.changes import changing, coming_and_going
 from tests.simulation.disk import ROOT, SimDisk
 from tests.simulation.knowledge import Update
 from tests.simulation.mutants import MUTANTS, Mutant, duplicate_counted_twice
@@ -77,6 +77,19 @@ def test_rosters_change_under_misfortune_and_stay_one_chain(stage: Stage) -> Non
     assert sum(world.epochs > 1 for world in worlds) > 40
     assert sum(world.records_seen > 0 for world in worlds) > 40
     assert {world.epochs for world in worlds} >= {1, 2, 3}
+
+
+@pytest.mark.claim("C1", "C3", "C4", "C16", "C17")
+def test_silos_come_and_go_under_misfortune_and_sums_stay_exact_and_single(stage: Stage) -> None:
+    """Three hundred schedules; thresholds are judged by the roster of each attempt."""
+    grown = shrunk = 0
+    for seed in range(300):
+        world = play(stage, seed, coming_and_going)
+        first = world.observer.members
+        grown += any(size > first for size in world.observer.recorded)
+        shrunk += any(size < first for size in world.observer.recorded)
+    assert grown >= 10
+    assert shrunk >= 5
 
 
 def test_a_violation_says_how_to_replay_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

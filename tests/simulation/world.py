@@ -21,7 +21,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.errors import CacheflError, RoundAborted
+from cachefl_secure.errors import CacheflError, ConfigError, RoundAborted
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
@@ -47,7 +47,7 @@ from tests.simulation.knowledge import Knowledge, Update, Upload
 from tests.simulation.observer import Observer, Violation, search_secrets
 from tests.simulation.primitives import SeededTokens, remember_primitives
 from tests.simulation.watching import watch
-from tests.small_federation import SmallFederation, all_entries, found
+from tests.small_federation import SmallFederation, all_entries, found, join_with_random_features
 
 COORDINATOR_ROOT = "coordinator"
 HEALED, SEARCHED = 5, 50
@@ -66,19 +66,32 @@ class Template:
     silos: dict[SiloId, SiloFiles]
     coordinator: CoordinatorFiles
     roster: Roster
-    parameters: RoundParameters
+    newcomer: SiloFiles
+    """A silo that asks to be admitted; it is in no roster yet."""
+    parameters: Mapping[tuple[int, int], RoundParameters]
+    """By sizes of cohort and roster; derived before any bug is planted."""
     colluders: int
 
     @classmethod
     def found(cls, root: Path, silos: int, colluders: int) -> Template:
         federation = found(root, records=(12,) * silos, colluders=colluders, epsilon_cap=1e6)
+        name = SiloId(f"silo-{silos + 1}")
+        newcomer = join_with_random_features(
+            root / name, federation.coordinator, name, 12, seed=silos + 1, epsilon_cap=1e6
+        )
         files = {silo: SiloFiles.open(path) for silo, path in federation.silos.items()}
         coordinator = CoordinatorFiles.open(federation.coordinator)
         chain = coordinator.chain()
         synchronised = _Directly({silo: SimSilo(silo, each) for silo, each in files.items()})
         CoordinatorService(coordinator.state, chain, synchronised).synchronise(Attendance())
-        parameters = RoundParameters.derive(chain.plan, silos, silos)
-        return cls(root, federation, files, coordinator, chain.roster, parameters, colluders)
+        parameters = {
+            (cohort, roster): RoundParameters.derive(chain.plan, cohort, roster)
+            for roster in range(3, silos + 2)
+            for cohort in range(3, roster + 1)
+            if _is_legal(chain.plan, cohort, roster)
+        }
+        waiting = SiloFiles.open(newcomer)
+        return cls(root, federation, files, coordinator, chain.roster, waiting, parameters, colluders)
 
     @property
     def plan(self) -> FederationPlan:
@@ -155,6 +168,14 @@ class SimSilo:
         return PrivateUpdate(np.random.default_rng(_seed_of(self.name, self.training)).normal(size=128) * 3)
 
 
+def _is_legal(plan: FederationPlan, cohort: int, roster: int) -> bool:
+    try:
+        RoundParameters.derive(plan, cohort, roster)
+    except ConfigError:
+        return False
+    return True
+
+
 def _seed_of(name: str, number: int) -> int:
     return int.from_bytes(f"{name}/{number}".encode(), "big") % (1 << 63)
 
@@ -185,6 +206,8 @@ class World:
     faults: Faults
     disk: SimDisk
     silos: dict[SiloId, SimSilo]
+    newcomer: SimSilo
+    """Among ``silos`` from when it is proposed."""
     observer: Observer
     events: list[str] = field(default_factory=list)
     history: list[tuple[SiloId, str, bytes]] = field(default_factory=list)
@@ -459,12 +482,14 @@ class Stage:
         )
         self._schedule_patch = pytest.MonkeyPatch()
         disk.install(self._schedule_patch)
-        silos = {
-            name: SimSilo(name, replace(files, state=StateDir(root / files.state.root.name)))
-            for name, files in template.silos.items()
-        }
-        observer = Observer(template.parameters)
-        self.world = World(template, seed, root, rng, faults, disk, silos, observer)
+
+        def process(files: SiloFiles) -> SimSilo:
+            return SimSilo(files.silo, replace(files, state=StateDir(root / files.state.root.name)))
+
+        silos = {name: process(files) for name, files in template.silos.items()}
+        observer = Observer(template.parameters, len(template.roster.members))
+        newcomer = process(template.newcomer)
+        self.world = World(template, seed, root, rng, faults, disk, silos, newcomer, observer)
         return self.world
 
     _schedule_patch: pytest.MonkeyPatch | None = None
@@ -492,7 +517,7 @@ def honest(world: World) -> None:
 
 def is_honest(strategy: Strategy) -> bool:
     """Whether its coordinator follows the protocol, and so gets a record once the faults stop."""
-    return strategy.__name__ in ("honest", "changing")
+    return strategy.__name__ in ("honest", "changing", "coming_and_going")
 
 
 def play(stage: Stage, seed: int, strategy: Strategy = honest, faults: Faults | None = None) -> World:
