@@ -1,0 +1,5 @@
+"""Public data sets, and how records are dealt out to silos. No torch, no model, nothing is downloaded.
+
+``schemes``    the laws: iid, dirichlet, pathological, quantity, by-column
+``partition``  a split of records over silos, drawn from a seed, kept in a file and checked against the records
+"""
