@@ -2,4 +2,7 @@
 
 ``schemes``    the laws: iid, dirichlet, pathological, quantity, by-column
 ``partition``  a split of records over silos, drawn from a seed, kept in a file and checked against the records
+``table``      the eleven data sets: folders, split files, templates, sizes, first settings
+``readers``    train, val and test from their published folders
+``few_shot``   k images a class, and a few to choose settings by
 """
