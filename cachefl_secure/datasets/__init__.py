@@ -5,4 +5,6 @@
 ``table``      the eleven data sets: folders, split files, templates, sizes, first settings
 ``readers``    train, val and test from their published folders
 ``few_shot``   k images a class, and a few to choose settings by
+``sources``    records to be dealt out: a data set, a folder, or a CSV file with the site of each record
+``folders``    a partition as folders that ``join`` takes
 """
