@@ -42,8 +42,8 @@ class ImageList:
 def image_folder(path: Path, classes: Sequence[str]) -> ImageList:
     """The images of ``path/<class>/...``; every file counts as an image, except hidden files.
 
-    Folder names match class names whatever their case, spaces and underscores. A class without a folder
-    is legal, a folder without a class is not. Files beside the class folders are not looked at.
+    Folder names match class names whatever their case, spaces, underscores and slashes. A class without a
+    folder is legal, a folder without a class is not. Files beside the class folders are not looked at.
 
     Raises:
         ConfigError: no such folder, an unknown class folder, files but no class folders, a link that
@@ -71,13 +71,14 @@ def image_folder(path: Path, classes: Sequence[str]) -> ImageList:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    # No folder can be called "F/A-18", so a slash counts as little as what may stand in its place.
+    return re.sub(r"[\s_/]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _labels_by_name(classes: Sequence[str]) -> dict[str, int]:
     labels = {_plain(name): label for label, name in enumerate(classes)}
     if len(labels) != len(classes):
-        raise ConfigError("plan", "classes", "two names differ only in case, spaces or underscores")
+        raise ConfigError("plan", "classes", "two names differ only in case, spaces, underscores or slashes")
     return labels
 
 

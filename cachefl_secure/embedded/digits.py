@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from cachefl_secure.datasets.schemes import dirichlet_by_class
 from cachefl_secure.embedded import CLASSES
 from cachefl_secure.embedded.glyphs import to_clip_image
 from cachefl_secure.errors import ConfigError
@@ -64,11 +65,12 @@ def draw_partition(
         raise ValueError(f"{len(rest)} records are too few for {NUMBER_OF_SILOS} silos")
     redraws = 0
     while True:
-        silos = _dirichlet(labels, rest, np.random.default_rng((rng_seed, 1, redraws)), concentration)
+        rng = np.random.default_rng((rng_seed, 1, redraws))
+        silos = dirichlet_by_class(labels, rest, NUMBER_OF_SILOS, concentration, rng)
         if min(map(len, silos)) >= MINIMUM_RECORDS:
             break
         redraws += 1
-    named = {f"silo-{i}": silo for i, silo in enumerate(silos, 1)}
+    named = {f"silo-{i}": tuple(int(index) for index in silo) for i, silo in enumerate(silos, 1)}
     return Partition(rng_seed, concentration, redraws, named, held_out)
 
 
@@ -132,16 +134,3 @@ def _stratified(
         members = rng.permutation(np.flatnonzero(labels == label))
         held_out += [int(i) for i in members[: round(len(members) * HELD_OUT_SHARE)]]
     return tuple(sorted(held_out)), np.setdiff1d(np.arange(len(labels)), held_out)
-
-
-def _dirichlet(
-    labels: NDArray[np.integer], records: NDArray[np.int64], rng: np.random.Generator, concentration: float
-) -> list[tuple[int, ...]]:
-    silos: list[list[int]] = [[] for _ in range(NUMBER_OF_SILOS)]
-    for label in np.unique(labels):
-        members = rng.permutation(records[labels[records] == label])
-        shares = rng.dirichlet([concentration] * NUMBER_OF_SILOS)
-        cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(int)
-        for silo, part in zip(silos, np.split(members, cuts), strict=True):
-            silo += [int(i) for i in part]
-    return [tuple(sorted(silo)) for silo in silos]

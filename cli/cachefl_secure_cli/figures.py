@@ -71,6 +71,67 @@ def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
     _finish(figure, axes, path, what, "accuracy on held-out images, %")
 
 
+def records_by_class(
+    path: Path, counts: Any, silos: Sequence[str], classes: Sequence[str], title: str
+) -> None:
+    """Who holds what: ``counts`` (silos, classes) as shades, white for none, and each silo's sum as a bar."""
+    figure, axes = _canvas(title)
+    width, height = 4 + 0.12 * len(classes), 3.2 + 0.26 * len(silos)
+    figure.set_size_inches(max(8.0, min(17.0, width)), max(4.0, min(16.0, height)))
+    _shades(figure, axes, counts)
+    _name_ticks(axes.xaxis, classes, rotation=90)
+    _name_ticks(axes.yaxis, silos, rotation=0)
+    _sums(axes.inset_axes((1.01, 0, 0.16, 1), sharey=axes), counts.sum(axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+_MOST_NAMES = 110  # written out along one side
+
+
+def _shades(figure: Any, axes: Any, counts: Any) -> None:
+    from matplotlib.colors import LogNorm
+
+    most = max(2, int(counts.max()))
+    # Under Dirichlet a few cells hold nearly all: on a linear scale all others would look empty.
+    shades = axes.imshow(
+        [[cell or math.nan for cell in row] for row in counts.tolist()],
+        aspect="auto",
+        interpolation="nearest",
+        cmap="GnBu",
+        norm=LogNorm(0.25, most),  # so that one record is not white: none is
+    )
+    ticks = [1, *(10**power for power in range(1, 8) if 10**power < 0.6 * most), most]
+    bar = figure.colorbar(shades, ax=axes, location="bottom", shrink=0.5, aspect=40)
+    bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+    bar.minorticks_off()
+    bar.ax.set_xlim(1, most)
+    bar.set_label("records of a class in a silo (white: none)", fontsize=9)
+
+
+def _sums(axes: Any, sums: Any) -> None:
+    axes.barh(range(len(sums)), sums, color=_BLUE, height=0.7)
+    if len(sums) <= _MOST_NAMES:
+        for index, total in enumerate(sums):
+            axes.text(total, index, f" {total:,}", va="center", fontsize=8, color=_GREY)
+    axes.set_xlim(0, 1.5 * max(1, sums.max()))
+    axes.set_title("records", fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
+
+
+def _name_ticks(axis: Any, names: Sequence[str], *, rotation: int) -> None:
+    """Every name where there is room, else every tenth or hundredth."""
+    step = 1 if len(names) <= _MOST_NAMES else 10 ** math.ceil(math.log10(len(names) / _MOST_NAMES))
+    shown = range(0, len(names), step)
+    size = 8 if len(names) <= 40 else 6
+    axis.set_ticks(shown, [_short(names[index]) for index in shown], fontsize=size, rotation=rotation)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else name[:27] + "…"
+
+
 def _private_line(axes: Any, points: Sequence[tuple[int, float, float]]) -> None:
     """(round, accuracy in [0, 1], epsilon) of each model."""
     numbers = [number for number, _, _ in points]

@@ -23,6 +23,7 @@ _COMMANDS = (
     "evaluate",
     "predict",
     "compare",
+    "partition",
     "demo",
 )
 
