@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, cache_digest, cache_to_bytes
+from cachefl_secure.cache.origin import CacheOrigin
 from cachefl_secure.federation.calibration import PrivacyChoices, Sizes
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
@@ -54,7 +55,8 @@ def random_cache(seed: int = 0) -> CacheModel:
         torch.randn(CLASSES * (KEYS_A_CLASS + 1), FEATURE_DIM, generator=generator), dim=1
     )
     labels = torch.arange(CLASSES).repeat_interleave(KEYS_A_CLASS)
-    return CacheModel(rows[CLASSES:], labels, rows[:CLASSES], alpha=10.0, beta=5.0, logit_scale=10.0)
+    origin = CacheOrigin("features", "random numbers", "apache-2.0", "ab" * 32)
+    return CacheModel(rows[CLASSES:], labels, rows[:CLASSES], 10.0, 5.0, 10.0, origin)
 
 
 def found(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from cachefl_secure.cache.origin import ORIGIN_FIELDS, UNSTATED, CacheOrigin
 from cachefl_secure.cache.tensor_file import Schema, tensors_from_bytes, tensors_to_bytes
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.names import Digest, digest_of
@@ -50,6 +51,8 @@ class CacheModel:
     alpha: float
     beta: float
     logit_scale: float
+    origin: CacheOrigin = UNSTATED
+    """What the keys of round 0 were made from. Every later model of the chain keeps it."""
 
     def __post_init__(self) -> None:
         for name in _SCHEMA:
@@ -214,7 +217,7 @@ def add_update(model: CacheModel, update: NDArray[np.float64] | Tensor) -> Cache
 
 
 def cache_digest(model: CacheModel) -> Digest:
-    """Names the model by its numbers, bit for bit, whatever the file it came from looks like."""
+    """Names the model by its numbers, bit for bit, and its origin, whatever the file it came from looks like."""
     shape = (model.number_of_keys, model.number_of_classes, model.feature_dim)
     return digest_of(
         "cachefl-secure/cache/1",
@@ -223,13 +226,16 @@ def cache_digest(model: CacheModel) -> Digest:
         model.cache_keys.cpu().numpy().astype("<f4").tobytes(),
         model.key_labels.cpu().numpy().astype("<i8").tobytes(),
         model.text_classifier.cpu().numpy().astype("<f4").tobytes(),
+        *(text.encode() for text in model.origin.texts),
     )
 
 
 def cache_to_bytes(model: CacheModel) -> bytes:
-    """A safetensors file; the scalars are exact in its metadata. Equal models give equal bytes."""
+    """A safetensors file; scalars (exact) and origin are in its metadata. Equal models give equal bytes."""
     tensors = {name: getattr(model, name) for name in _SCHEMA}
-    return tensors_to_bytes(_KIND, tensors, {name: repr(float(getattr(model, name))) for name in _SCALARS})
+    scalars = {name: repr(float(getattr(model, name))) for name in _SCALARS}
+    origin = dict(zip(ORIGIN_FIELDS, model.origin.texts, strict=True))
+    return tensors_to_bytes(_KIND, tensors, {**scalars, **origin})
 
 
 def cache_from_bytes(raw: bytes, *, file: str = "cache") -> CacheModel:
@@ -239,7 +245,7 @@ def cache_from_bytes(raw: bytes, *, file: str = "cache") -> CacheModel:
         ConfigError: anything but what ``cache_to_bytes`` writes of a valid model.
     """
     tensors, fields = tensors_from_bytes(
-        raw, kind=_KIND, schema=_SCHEMA, fields=frozenset(_SCALARS), file=file
+        raw, kind=_KIND, schema=_SCHEMA, fields=frozenset((*_SCALARS, *ORIGIN_FIELDS)), file=file
     )
     scalars = {name: _exact_float(fields[name], name, file) for name in _SCALARS}
     try:
@@ -248,6 +254,7 @@ def cache_from_bytes(raw: bytes, *, file: str = "cache") -> CacheModel:
             key_labels=tensors["key_labels"],
             text_classifier=tensors["text_classifier"],
             **scalars,
+            origin=CacheOrigin(*(fields[name] for name in ORIGIN_FIELDS)),
         )
     except ValueError as error:
         raise ConfigError(file, "", str(error)) from None

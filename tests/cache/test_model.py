@@ -31,6 +31,7 @@ from cachefl_secure.cache.model import (
     save_cache,
     with_keys,
 )
+from cachefl_secure.cache.origin import CacheOrigin
 from cachefl_secure.errors import ConfigError
 
 
@@ -230,6 +231,40 @@ def test_every_number_of_the_model_is_in_its_digest() -> None:
     assert len({cache_digest(model), *map(cache_digest, others)}) == 7
 
 
+def test_every_word_of_the_origin_is_in_the_digest_and_every_later_model_keeps_it(tmp_path: Path) -> None:
+    origin = CacheOrigin("diffusers", "a model", "apache-2.0", "ab" * 32)
+    model = replace(random_model(10, 3, 2, 4), origin=origin)
+    others = [
+        replace(origin, kind="folder"),
+        replace(origin, name="a modelapache-2.0", licence=""),
+        replace(origin, licence="mit"),
+        replace(origin, manifest_digest="cd" * 32),
+        CacheOrigin(),
+    ]
+    digests = {cache_digest(replace(model, origin=other)) for other in (origin, *others)}
+    assert len(digests) == 6
+    later = add_update(model, torch.ones(24))
+    save_cache(later, tmp_path / "later.safetensors")
+    assert load_cache(tmp_path / "later.safetensors").origin == origin
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "oracle"},
+        {"kind": "unstated"},
+        {"name": "a\x1b[2J"},
+        {"licence": "x" * 201},
+        {"manifest_digest": ""},
+        {"manifest_digest": "AB" * 32},
+        {"manifest_digest": "ab" * 32 + "\n"},
+    ],
+)
+def test_an_origin_that_says_nothing_or_too_much_is_refused(changes: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="origin: "):
+        replace(CacheOrigin("diffusers", "a model", "apache-2.0", "ab" * 32), **changes)
+
+
 def test_a_file_gives_the_same_model_and_the_same_bytes(tmp_path: Path) -> None:
     model = replace(random_model(11, 4, 2, 6), alpha=0.1 + 0.2, beta=1e-7)
     save_cache(model, tmp_path / "cache.safetensors")
@@ -237,6 +272,14 @@ def test_a_file_gives_the_same_model_and_the_same_bytes(tmp_path: Path) -> None:
     assert cache_digest(loaded) == cache_digest(model)
     assert (loaded.alpha, loaded.beta, loaded.logit_scale) == (0.1 + 0.2, 1e-7, 30.0)
     assert cache_to_bytes(loaded) == (tmp_path / "cache.safetensors").read_bytes()
+
+
+UNSTATED = {
+    "origin_kind": "unstated",
+    "origin_name": "",
+    "origin_licence": "unknown",
+    "origin_manifest_digest": "",
+}
 
 
 def _file(tensors: dict[str, Tensor] | None = None, drop: str = "", **fields: object) -> bytes:
@@ -249,7 +292,8 @@ def _file(tensors: dict[str, Tensor] | None = None, drop: str = "", **fields: ob
         **(tensors or {}),
     }
     all_tensors.pop(drop, None)
-    note = {"kind": "cache/1", "alpha": "3.25", "beta": "5.5", "logit_scale": "30.0", **fields}
+    scalars = {"alpha": "3.25", "beta": "5.5", "logit_scale": "30.0"}
+    note = {"kind": "cache/1", **scalars, **UNSTATED, **fields}
     note = {key: value for key, value in note.items() if value is not None}
     return safetensors_save(all_tensors, metadata={"cachefl-secure": json.dumps(note)})
 
@@ -261,7 +305,8 @@ def test_the_file_that_the_bad_ones_vary_is_good() -> None:
 def _impossible_shape() -> bytes:
     """An empty tensor whose other dimension no machine can address."""
     header = safetensors_save({"cache_keys": torch.zeros(0, 7)}, metadata={"x": "y"})[8:].decode()
-    note = json.dumps(json.dumps({"kind": "cache/1", "alpha": "1.0", "beta": "1.0", "logit_scale": "1.0"}))
+    scalars = {"alpha": "1.0", "beta": "1.0", "logit_scale": "1.0"}
+    note = json.dumps(json.dumps({"kind": "cache/1", **scalars, **UNSTATED}))
     others = (
         '"key_labels":{"dtype":"I64","shape":[0],"data_offsets":[0,0]},'
         '"text_classifier":{"dtype":"F32","shape":[0,1],"data_offsets":[0,0]}}'
@@ -296,6 +341,9 @@ BAD_FILES = {
     "alpha no number": _file(alpha="__import__('os')"),
     "beta missing": _file(beta=None),
     "extra field": _file(gamma="1.0"),
+    "no licence": _file(origin_licence=None),
+    "another kind of origin": _file(origin_kind="oracle"),
+    "a name that moves the cursor": _file(origin_name="\x1b[2J"),
     "another kind": _file(kind="features/1"),
     "no metadata": safetensors_save({"cache_keys": torch.zeros(6, 4)}),
     "metadata no object": safetensors_save({"a": torch.zeros(1)}, metadata={"cachefl-secure": "[1]"}),

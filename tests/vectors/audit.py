@@ -107,6 +107,7 @@ class Cache:
             len(part).to_bytes(8, "big") + part
             for part in (struct.pack(">d", float(fields[n])) for n in ("alpha", "beta", "logit_scale"))
         )
+        self.origin = [fields[f"origin_{n}"] for n in ("kind", "name", "licence", "manifest_digest")]
 
         def content(name: str) -> bytes:
             begin, end = header[name]["data_offsets"]
@@ -123,7 +124,8 @@ class Cache:
         sizes = [size.to_bytes(8, "big") for size in (rows, classes, width)]
         scalars = [self.scalars[i + 8 : i + 16] for i in (0, 16, 32)]
         packed = struct.pack(f"<{len(self.keys)}f", *self.keys)
-        return named("cachefl-secure/cache/1", *sizes, *scalars, packed, self.labels, self.text)
+        tensors = (packed, self.labels, self.text)
+        return named("cachefl-secure/cache/1", *sizes, *scalars, *tensors, *self.origin)
 
     def add(self, update: list[float]) -> None:
         """In double precision, rounded once to single."""
