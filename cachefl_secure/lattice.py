@@ -34,10 +34,10 @@ class Lattice:
             raise ValueError(f"a lattice of {self.feature_bits} + {self.gradient_bits} bits")
 
     @classmethod
-    def of(cls, number_of_keys: int, feature_dim: int) -> Lattice:
+    def of(cls, trained_rows: int, feature_dim: int) -> Lattice:
         """As fine as rounding a factor of so many entries asks for: it then costs less than 1 % of the norm."""
         feature_bits = min(_bits_for(feature_dim), _FEATURE_BITS)
-        return cls(feature_bits, min(_bits_for(number_of_keys), _MOST_BITS - feature_bits))
+        return cls(feature_bits, min(_bits_for(trained_rows), _MOST_BITS - feature_bits))
 
     @property
     def bits(self) -> int:

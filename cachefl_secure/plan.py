@@ -51,6 +51,10 @@ class EncoderPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True)
                 raise ValueError(f"template {template!r} must hold exactly one {{}}")
 
 
+Trained = Literal["keys", "class_residual"]
+"""What silos train: every cache key by itself, or one residual for all keys of a class. See ``cache.heads``."""
+
+
 class CachePlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Tip-Adapter's cache model (Zhang et al. 2022): logits = scale W f + alpha L^T exp(-beta (1 - F f))."""
 
@@ -59,6 +63,7 @@ class CachePlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     alpha: Positive
     beta: Positive
     logit_scale: Positive
+    trained: Trained = "keys"
     initial_digest: Hex64
     """Digest of the cache file that round 1 starts from."""
 
@@ -114,14 +119,19 @@ class FederationPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return len(self.classes) * self.cache.images_per_class
 
     @property
+    def trained_rows(self) -> int:
+        """Rows of an update: NK, or N if the keys of a class move together."""
+        return self.number_of_keys if self.cache.trained == "keys" else len(self.classes)
+
+    @property
     def number_of_parameters(self) -> int:
-        """d = NK * C: what a silo sends, in ring elements."""
-        return self.number_of_keys * self.encoder.feature_dim
+        """d = rows * C: what a silo sends, in ring elements."""
+        return self.trained_rows * self.encoder.feature_dim
 
     @property
     def lattice(self) -> Lattice:
         """The integers of private gradients."""
-        return Lattice.of(self.number_of_keys, self.encoder.feature_dim)
+        return Lattice.of(self.trained_rows, self.encoder.feature_dim)
 
     @property
     def id(self) -> FederationId:

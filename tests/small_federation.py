@@ -23,7 +23,7 @@ from cachefl_secure.federation.enrolment import write_invite
 from cachefl_secure.federation.joining import Features, JoinChoices, Joined, establish_silo
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, Unmasked
@@ -67,9 +67,12 @@ def found(
     colluders: int = 1,
     epsilon_cap: float | None = None,
     engine: str = "",
+    trained: Trained = "keys",
 ) -> SmallFederation:
     """A coordinator and one silo for each number of records, all admitted, no round yet."""
-    coordinator = found_coordinator(root / "coordinator", privacy=privacy, colluders=colluders, engine=engine)
+    coordinator = found_coordinator(
+        root / "coordinator", privacy=privacy, colluders=colluders, engine=engine, trained=trained
+    )
     silos: dict[SiloId, Path] = {}
     for index, number in enumerate(records, 1):
         silo = SiloId(f"silo-{index}")
@@ -82,7 +85,12 @@ def found(
 
 
 def found_coordinator(
-    root: Path, *, privacy: PrivacyPlan | None = None, colluders: int = 1, engine: str = ""
+    root: Path,
+    *,
+    privacy: PrivacyPlan | None = None,
+    colluders: int = 1,
+    engine: str = "",
+    trained: Trained = "keys",
 ) -> Path:
     state, model = StateDir.create(root), random_cache()
     plan = FederationPlan(
@@ -102,9 +110,10 @@ def found_coordinator(
             alpha=model.alpha,
             beta=model.beta,
             logit_scale=model.logit_scale,
+            trained=trained,
             initial_digest=cache_digest(model),
         ),
-        privacy=privacy or small_privacy(),
+        privacy=privacy or small_privacy(trained=trained),
         secure_sum=SecureSumPlan(colluders=colluders),
     )
     state.write("models/0000.safetensors", cache_to_bytes(model))
@@ -113,11 +122,10 @@ def found_coordinator(
     return root
 
 
-def small_privacy(choices: PrivacyChoices | None = None) -> PrivacyPlan:
+def small_privacy(choices: PrivacyChoices | None = None, trained: Trained = "keys") -> PrivacyPlan:
     """Calibrated for this federation: ``local`` at epsilon 8 unless chosen otherwise."""
-    sizes = Sizes(
-        number_of_keys=CLASSES * KEYS_A_CLASS, feature_dim=FEATURE_DIM, cohort_size=5, honest_survivors=2
-    )
+    rows = CLASSES * (KEYS_A_CLASS if trained == "keys" else 1)
+    sizes = Sizes(trained_rows=rows, feature_dim=FEATURE_DIM, cohort_size=5, honest_survivors=2)
     return (choices or PrivacyChoices(mechanism="local", rounds=4, expected_records=15)).plan(sizes)
 
 

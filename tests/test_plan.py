@@ -43,6 +43,7 @@ FIELDS: dict[str, Any] = {
         "alpha": 16.0,
         "beta": 5.5,
         "logit_scale": 100.0,
+        "trained": "keys",
         "initial_digest": "ef" * 32,
     },
     "privacy": {
@@ -78,6 +79,7 @@ OTHER_VALUES: dict[str, Any] = {
     "cache.beta": 5.6,
     "cache.logit_scale": 99.0,
     "cache.initial_digest": "ee" * 32,
+    "cache.trained": "class_residual",
     "privacy.clip_norm": 0.10000000000000002,
     "privacy.noise_multiplier": 3.5,
     "privacy.sampling_rate": 0.5,

@@ -145,7 +145,7 @@ def cache_logits(features: Tensor, cache_keys: Tensor, cache_values: Tensor, bet
 
 def logits(model: CacheModel, features: Tensor) -> Tensor:
     """(b, N) for features (b, C) of unit norm."""
-    return _activations_and_logits(model, features)[1]
+    return _activations_and_logits(model, features)[2]
 
 
 def affinity_gradient(
@@ -157,20 +157,36 @@ def affinity_gradient(
     The gradient of a batch's summed loss is ``a.T @ features``; the norm of one record's is ||a|| * ||f||.
     ``cache_keys`` (NK, C) stand in for the model's: gradients along a way need no model at every step of it.
     """
-    activations, scores = _activations_and_logits(model, features, cache_keys)
-    errors = torch.softmax(scores, dim=1)
-    errors[torch.arange(len(labels), device=labels.device), labels] -= 1
-    errors *= model.alpha * model.beta
+    activations, _, scores = _activations_and_logits(model, features, cache_keys)
+    errors = _errors(model, scores, labels)
     if (images := _images_per_class(model)) is not None:
         activations.view(len(features), model.number_of_classes, images).mul_(errors.unsqueeze(2))
         return activations
     return activations.mul_(errors[:, model.key_labels.to(features.device)])
 
 
+def residual_gradient(
+    model: CacheModel, features: Tensor, labels: Tensor, cache_keys: Tensor | None = None
+) -> Tensor:
+    """The ``a`` (b, N) of each record's gradient ``a f^T`` with respect to a residual R (N, C), see ``add_residual``.
+
+    a_c is the sum of ``affinity_gradient`` over the keys of class c: R_c moves them all, so it is rank one still.
+    """
+    _, by_class, scores = _activations_and_logits(model, features, cache_keys)
+    return _errors(model, scores, labels).mul_(by_class)
+
+
+def _errors(model: CacheModel, scores: Tensor, labels: Tensor) -> Tensor:
+    """alpha * beta * (p - y), (b, N)."""
+    errors = torch.softmax(scores, dim=1)
+    errors[torch.arange(len(labels), device=labels.device), labels] -= 1
+    return errors.mul_(model.alpha * model.beta)
+
+
 def _activations_and_logits(
     model: CacheModel, features: Tensor, cache_keys: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """A (b, NK) and the logits (b, N)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A (b, NK), its sums by class (b, N), and the logits (b, N)."""
     keys = (model.cache_keys if cache_keys is None else cache_keys).to(features)
     # -beta + beta * affinity, then exp: two passes over b * NK numbers.
     offset = features.new_tensor(-model.beta)
@@ -182,7 +198,7 @@ def _activations_and_logits(
         # index_add_ is the product with one-hot cache values: 14 times faster at N = 1000, K = 16.
         by_class = torch.zeros_like(text_logits)
         by_class.index_add_(1, model.key_labels.to(features.device), activations)
-    return activations, text_logits.add_(by_class, alpha=model.alpha)
+    return activations, by_class, text_logits.add_(by_class, alpha=model.alpha)
 
 
 def _images_per_class(model: CacheModel) -> int | None:
@@ -214,6 +230,14 @@ def add_update(model: CacheModel, update: NDArray[np.float64] | Tensor) -> Cache
         raise ValueError(f"an update of {change.numel()} entries, expected {model.cache_keys.numel()}")
     total = model.cache_keys.cpu().double() + change.reshape(model.cache_keys.shape)
     return with_keys(model, total.float())
+
+
+def add_residual(model: CacheModel, update: NDArray[np.float64] | Tensor) -> CacheModel:
+    """The model with the row of its class added to every cache key, for an update of N * C numbers. As ``add_update``."""
+    change = torch.as_tensor(update, dtype=torch.float64).cpu()
+    if change.numel() != model.text_classifier.numel():
+        raise ValueError(f"an update of {change.numel()} entries, expected {model.text_classifier.numel()}")
+    return add_update(model, change.reshape(model.text_classifier.shape)[model.key_labels.cpu()])
 
 
 def cache_digest(model: CacheModel) -> Digest:

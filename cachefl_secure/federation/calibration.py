@@ -48,12 +48,23 @@ _Made = TypeVar("_Made", PrivacyPlan, SecureSumPlan, FederationPlan)
 class Sizes:
     """What calibration must know of the rest of a federation."""
 
-    number_of_keys: int
+    trained_rows: int
+    """NK, or N if the keys of a class move together."""
     feature_dim: int
     cohort_size: int
     """Updates in a sum, at least: more only make its noise smaller."""
     honest_survivors: int
     """h: shares of noise that nobody can subtract."""
+
+    @classmethod
+    def of(cls, plan: FederationPlan, cohort_size: int) -> Sizes:
+        """Of a plan that exists."""
+        return cls(
+            trained_rows=plan.trained_rows,
+            feature_dim=plan.encoder.feature_dim,
+            cohort_size=cohort_size,
+            honest_survivors=plan.secure_sum.honest_survivors,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +194,7 @@ def _cost(section: DistributedPlan | LocalPlan, noise: float, view: View, sizes:
 def _mechanism(section: PrivacyPlan, sizes: Sizes) -> Mechanism:
     return step_mechanism(
         section,
-        number_of_keys=sizes.number_of_keys,
+        trained_rows=sizes.trained_rows,
         feature_dim=sizes.feature_dim,
         honest_survivors=sizes.honest_survivors,
     )

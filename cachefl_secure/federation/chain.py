@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cachefl_secure.cache.heads import moved
 from cachefl_secure.cache.model import (
     CacheModel,
-    add_update,
     cache_digest,
     cache_from_bytes,
     cache_to_bytes,
@@ -37,9 +37,11 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
 
 
-def apply_aggregate(model: CacheModel, decoded: DecodedSum, survivors: int) -> CacheModel:
+def apply_aggregate(
+    model: CacheModel, decoded: DecodedSum, survivors: int, plan: FederationPlan
+) -> CacheModel:
     """The cache plus the mean update of the survivors. Post-processing of the sum: costs no privacy."""
-    return add_update(model, decoded.values / survivors)
+    return moved(model, decoded.values / survivors, plan.cache.trained)
 
 
 def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParameters) -> DecodedSum:
@@ -95,7 +97,7 @@ class Chain(Records):
                 raise RecordRejected(2, f"round {record.round}: another roster")
             parameters = RoundParameters.derive(self._plan, len(record.cohort), len(roster.members))
             decoded = open_aggregate(self._aggregate(record.round), record, parameters)
-            model = apply_aggregate(model, decoded, len(record.survivors))
+            model = apply_aggregate(model, decoded, len(record.survivors), self._plan)
             if cache_digest(model) != record.cache_after:
                 raise RecordRejected(6, f"round {record.round}: the cache after is not what the sum gives")
             yield record.round, model
@@ -112,7 +114,7 @@ class Chain(Records):
         roster = self.roster_of(record)
         parameters = check_record(record, self._plan, roster, self.position, seen)  # (2) (3) (4) (7)
         decoded = open_aggregate(aggregate, record, parameters)  # (5)
-        model = apply_aggregate(self.model(), decoded, len(record.survivors))
+        model = apply_aggregate(self.model(), decoded, len(record.survivors), self._plan)
         if cache_digest(model) != record.cache_after:  # (6)
             raise RecordRejected(6, "the cache after is not what the sum gives")
         self._commit(record, digest, raw, aggregate, model)
@@ -156,7 +158,8 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
     """Keeps the cache that round 1 starts from.
 
     Raises:
-        PeerError: not the cache that the plan names, or its keys or text features have not unit norm.
+        PeerError: not the cache that the plan names or of other sizes than the plan says, or its keys or text
+            features have not unit norm.
     """
     try:
         cache = cache_from_bytes(content, file="initial cache")
@@ -164,6 +167,10 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
         raise PeerError("coordinator", str(error)) from None
     if cache_digest(cache) != plan.cache.initial_digest:
         raise PeerError("coordinator", "the initial cache is not the one that the plan names")
+    sizes = (cache.number_of_keys, cache.number_of_classes, cache.feature_dim)
+    if sizes != (plan.number_of_keys, len(plan.classes), plan.encoder.feature_dim):
+        # Else an update would be of another length than the round's, which a silo would find out after its charge.
+        raise PeerError("coordinator", "the initial cache is of other sizes than the plan says")
     if not has_unit_rows(cache):
         raise PeerError("coordinator", "keys or text features of the initial cache have not unit norm")
     state.write(_model_file(0), content)

@@ -21,11 +21,14 @@ import numpy as np
 
 from cachefl_secure.cache.evaluate import evaluate, zero_shot
 from cachefl_secure.cache.features import FeatureSet
-from cachefl_secure.cache.model import CacheModel, add_update
+from cachefl_secure.cache.heads import moved
+from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.federation.calibration import Sizes, as_local, recalibrated
 from cachefl_secure.federation.ports import Progress, silent
+from cachefl_secure.plan import FederationPlan
+from cachefl_secure.privacy.descent import descent_of
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
-from cachefl_secure.privacy.mechanism import step_mechanism
+from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.privacy.training import change_of_keys, train_privately
 from cachefl_secure.privacy_plan import DistributedPlan, NoPrivacyPlan, PrivacyPlan
 
@@ -65,18 +68,14 @@ class Comparison:
 
 
 def train_together(
-    model: CacheModel, silos: Sequence[FeatureSet], privacy: PrivacyPlan, honest_survivors: int = 1
+    model: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan
 ) -> Iterator[CacheModel]:
-    """The cache after each round of these silos: the mean of their updates is added, as in a round."""
-    mechanism = step_mechanism(
-        privacy,
-        number_of_keys=model.number_of_keys,
-        feature_dim=model.feature_dim,
-        honest_survivors=honest_survivors,
-    )
-    for _ in range(privacy.rounds):
-        updates = [change_of_keys(train_privately(model, records, mechanism), mechanism) for records in silos]
-        model = add_update(model, np.mean(updates, axis=0))
+    """The cache after each round of these silos, which follows from the mean of their updates as in a round."""
+    mechanism, descent = mechanism_of(plan), descent_of(plan)
+    for _ in range(plan.privacy.rounds):
+        updates = [train_privately(model, records, mechanism, descent=descent) for records in silos]
+        mean = np.mean([change_of_keys(update, mechanism) for update in updates], axis=0)
+        model = moved(model, mean, plan.cache.trained)
         yield model
 
 
@@ -84,37 +83,30 @@ def compare(
     model: CacheModel,
     silos: Sequence[FeatureSet],
     held_out: FeatureSet,
-    privacy: PrivacyPlan,
+    plan: FederationPlan,
     epsilons: Sequence[float],
-    honest_survivors: int,
     progress: Progress = silent,
 ) -> Comparison:
-    """The grid of accuracies. The noise is fresh on every call: expect a point or two of spread.
-
-    ``honest_survivors`` is the plan's: a silo's share of the noise counts on so many.
-    """
+    """The grid of accuracies. The noise is fresh on every call: expect a point or two of spread."""
+    privacy = plan.privacy
     total = 1 + len(epsilons) * (1 + len(silos))
     done = 0
 
     def final(members: Sequence[FeatureSet], section: PrivacyPlan) -> float:
         nonlocal done
-        *_, last = train_together(model, members, section, honest_survivors)
+        *_, last = train_together(model, members, _with(plan, section))
         done += 1
         progress(done, total, "compare")
         return evaluate(last, held_out).top1
 
     def calibrated(section: PrivacyPlan, epsilon: float, cohort_size: int) -> PrivacyPlan:
         """Noise and step length that suit this epsilon and this many updates, so that each is at its best."""
-        sizes = Sizes(
-            number_of_keys=model.number_of_keys,
-            feature_dim=model.feature_dim,
-            cohort_size=cohort_size,
-            honest_survivors=honest_survivors,
-        )
-        return recalibrated(section, epsilon, sizes)
+        return recalibrated(section, epsilon, Sizes.of(plan, cohort_size))
 
     without = calibrated(privacy, math.inf, len(silos))
-    non_private = tuple(evaluate(each, held_out).top1 for each in train_together(model, silos, without))
+    non_private = tuple(
+        evaluate(each, held_out).top1 for each in train_together(model, silos, _with(plan, without))
+    )
     grid = []
     for epsilon in epsilons:
         by_itself = calibrated(as_local(privacy), epsilon, 1)
@@ -132,6 +124,10 @@ def compare(
         non_private=non_private,
         grid=tuple(grid),
     )
+
+
+def _with(plan: FederationPlan, section: PrivacyPlan) -> FederationPlan:
+    return msgspec.structs.replace(plan, privacy=section)
 
 
 def _uncapped(privacy: PrivacyPlan) -> PrivacyPlan:

@@ -260,7 +260,7 @@ class CoordinatorService:
         parameters: RoundParameters,
     ) -> tuple[RoundRecord, bytes, bytes]:
         decoded, survivors = decode_sum(aggregate, parameters), sorted(session.survivors)
-        after = apply_aggregate(self._chain.model(), decoded, len(survivors))
+        after = apply_aggregate(self._chain.model(), decoded, len(survivors), self._chain.plan)
         content = aggregate.to_bytes()
         record = RoundRecord(
             federation_id=self._chain.plan.federation_id,

@@ -50,20 +50,14 @@ class Forecast:
 
 def forecast_of(plan: FederationPlan) -> Forecast:
     """Of a plan that exists."""
-    sizes = Sizes(
-        number_of_keys=plan.number_of_keys,
-        feature_dim=plan.encoder.feature_dim,
-        cohort_size=plan.secure_sum.minimum_cohort,
-        honest_survivors=plan.secure_sum.honest_survivors,
-    )
-    return forecast(plan.privacy, plan.secure_sum, sizes)
+    return forecast(plan.privacy, plan.secure_sum, Sizes.of(plan, plan.secure_sum.minimum_cohort))
 
 
 def forecast(section: PrivacyPlan, secure_sum: SecureSumPlan, sizes: Sizes) -> Forecast:
     """Of a calibrated privacy section."""
     mechanism = step_mechanism(
         section,
-        number_of_keys=sizes.number_of_keys,
+        trained_rows=sizes.trained_rows,
         feature_dim=sizes.feature_dim,
         honest_survivors=secure_sum.honest_survivors,
     )

@@ -21,7 +21,7 @@ from cachefl_secure.federation.enrolment import (
 )
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 
@@ -46,6 +46,7 @@ class FoundingChoices:
     candidates_per_class: int = 8
     alpha: float = 10.0
     beta: float = 3.0
+    trained: Trained = "keys"
     rng_seed: int = 0
     privacy: PrivacyChoices
     secure_sum: SecureSumPlan
@@ -93,8 +94,9 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
 
 
 def _sizes(choices: FoundingChoices, feature_dim: int) -> Sizes:
+    keys_a_row = choices.images_per_class if choices.trained == "keys" else 1
     return Sizes(
-        number_of_keys=len(choices.classes) * choices.images_per_class,
+        trained_rows=len(choices.classes) * keys_a_row,
         feature_dim=feature_dim,
         cohort_size=choices.secure_sum.minimum_cohort,
         honest_survivors=choices.secure_sum.honest_survivors,
@@ -157,6 +159,7 @@ def _plan(
             alpha=choices.alpha,
             beta=choices.beta,
             logit_scale=model.logit_scale,
+            trained=choices.trained,
             initial_digest=cache_digest(model),
         ),
         privacy=privacy,

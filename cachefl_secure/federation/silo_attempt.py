@@ -39,6 +39,7 @@ from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import StateDir, round_file, utc_now
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import plan_digest
+from cachefl_secure.privacy.descent import Descent, descent_of
 from cachefl_secure.privacy.entries import Randomness
 from cachefl_secure.privacy.ledger import Ledger, Spend
 from cachefl_secure.privacy.mechanism import StepMechanism, mechanism_of
@@ -70,24 +71,26 @@ class UpdateSpent(Exception):
 class Trainer:
     """What turns a silo's records into its noised update. Opacus, unless a test says otherwise."""
 
-    check: Callable[[CacheModel, StepMechanism, str], None]
+    check: Callable[[CacheModel, StepMechanism, Descent, str], None]
     """Raises if the device cannot train such a model. Called before the charge."""
-    train: Callable[[CacheModel, FeatureSet, StepMechanism, str], NoisedUpdate]
+    train: Callable[[CacheModel, FeatureSet, StepMechanism, Descent, str], NoisedUpdate]
     randomness: Randomness = "os"
     """Stands in the ledger. With repeatable streams of a test a silo takes part in no federation."""
 
 
-def _check(model: CacheModel, mechanism: StepMechanism, device: str) -> None:
+def _check(model: CacheModel, mechanism: StepMechanism, descent: Descent, device: str) -> None:
     from cachefl_secure.privacy import training  # seconds to import, and a resumed silo may not train
 
     training.check_device(device)
-    training.check_rows_alike(model, mechanism, device)
+    training.check_rows_alike(model, mechanism, device, descent)
 
 
-def _train(model: CacheModel, records: FeatureSet, mechanism: StepMechanism, device: str) -> NoisedUpdate:
+def _train(
+    model: CacheModel, records: FeatureSet, mechanism: StepMechanism, descent: Descent, device: str
+) -> NoisedUpdate:
     from cachefl_secure.privacy.training import train_privately
 
-    return train_privately(model, records, mechanism, device=device)
+    return train_privately(model, records, mechanism, descent=descent, device=device)
 
 
 OPACUS = Trainer(_check, _train)
@@ -254,11 +257,12 @@ class SiloAttempt:
         """Charge, durably; then train; then seal. What can fail without training is tried before the charge."""
         plan, config, manifest = self.files.plan, self.files.config, self.manifest
         mechanism, model, records = mechanism_of(plan), self.chain.model(), self.files.records()
-        self.trainer.check(model, mechanism, config.training_device)
+        descent = descent_of(plan)
+        self.trainer.check(model, mechanism, descent, config.training_device)
         spend = self._reserve()
         if spend.update_digest is not None or self.files.state.has(round_file(manifest.round, _SENT)):
             raise UpdateSpent
-        update = self.trainer.train(model, records, mechanism, config.training_device)
+        update = self.trainer.train(model, records, mechanism, descent, config.training_device)
         seal_update(self.files.state, manifest.round, update, manifest.plan_digest)
 
     def _reserve(self) -> Spend:

@@ -15,7 +15,8 @@ depends on is in the agreed plan; the number of records never is.
 ``noise``         random words from AES-256-CTR, keyed by the operating system
 ``discrete_gaussian``  exact noise on the integers; ``discretisation``: what it costs to account for it as Gaussian
 ``integer_gradients``  clipped gradients as integers of exact sensitivity; ``statistics``: class sums and Gram matrix
-``training``      DP-SGD on the cache keys: the only file that knows Opacus, and the only one with torch
+``descent``       what a round's steps move, beside the mechanism
+``training``      DP-SGD on the cache: the only file that knows Opacus, and the only one with torch
 
 The order in a silo is ``ledger.reserve`` (on disk) -> ``train_privately`` -> seal the noised update ->
 ``ledger.note_sent`` -> send. A retry sends the sealed update again and is not charged again.

@@ -40,7 +40,7 @@ def records_at_once(lattice: Lattice) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class IntegerFactors:
-    """``u`` (b, NK) and ``v`` (b, C), whole numbers in float32: record i has the integer gradient u_i v_i^T."""
+    """``u`` (b, rows) and ``v`` (b, C), whole numbers in float32: record i has the integer gradient u_i v_i^T."""
 
     u: Tensor
     v: Tensor
@@ -55,8 +55,8 @@ def integer_factors(
 ) -> IntegerFactors:
     """Gradients ``a f^T``, clipped to ``clip_norm``, in steps of clip_norm / unit.
 
-    ``a`` (b, NK) and ``f`` (b, C) float32, finite. ``a`` is taken over: ``u`` is made in its memory.
-    ``coins`` gives as many uniform 16-bit numbers as asked for; b * NK are taken, whatever the values are.
+    ``a`` (b, rows) and ``f`` (b, C) float32, finite. ``a`` is taken over: ``u`` is made in its memory.
+    ``coins`` gives as many uniform 16-bit numbers as asked for; b * rows are taken, whatever the values are.
     """
     lengths = f.norm(dim=1)
     v = torch.round(f * (2.0**lattice.feature_bits / lengths.clamp(min=_NORM_FLOOR)).unsqueeze(1))
@@ -119,7 +119,7 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 class IntegerSum:
-    """The sum of integer gradients of one step, NK x C, chunk by chunk."""
+    """The sum of integer gradients of one step, rows x C, chunk by chunk."""
 
     __slots__ = ("_begun", "_total")
 

@@ -75,7 +75,7 @@ class _NoisedSteps(_ClippedSteps):
     feature_bits: int
     gradient_bits: int
     dimension: int
-    """Entries of a sum: NK * C. Enters accounting through the gap between discrete and real Gaussians."""
+    """Entries of a sum: trained rows * C. Enters accounting through the gap between discrete and real Gaussians."""
 
     def __post_init__(self) -> None:
         super(_NoisedSteps, self).__post_init__()
@@ -252,14 +252,14 @@ def mechanism_of(plan: FederationPlan) -> StepMechanism:
     """The mechanism that the plan prescribes for one round."""
     return step_mechanism(
         plan.privacy,
-        number_of_keys=plan.number_of_keys,
+        trained_rows=plan.trained_rows,
         feature_dim=plan.encoder.feature_dim,
         honest_survivors=plan.secure_sum.honest_survivors,
     )
 
 
 def step_mechanism(
-    section: PrivacyPlan, *, number_of_keys: int, feature_dim: int, honest_survivors: int
+    section: PrivacyPlan, *, trained_rows: int, feature_dim: int, honest_survivors: int
 ) -> StepMechanism:
     """As ``mechanism_of``, without the rest of a plan."""
     public: dict[str, Any] = {
@@ -268,12 +268,12 @@ def step_mechanism(
         "expected_records": section.expected_records,
         "learning_rate": section.learning_rate,
     }
-    lattice = Lattice.of(number_of_keys, feature_dim)
+    lattice = Lattice.of(trained_rows, feature_dim)
     integers: dict[str, Any] = {
         "noise_multiplier": section.noise_multiplier,
         "feature_bits": lattice.feature_bits,
         "gradient_bits": lattice.gradient_bits,
-        "dimension": number_of_keys * feature_dim,
+        "dimension": trained_rows * feature_dim,
     }
     match section:
         case DistributedPlan():

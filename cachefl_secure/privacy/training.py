@@ -33,8 +33,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cachefl_secure.cache.features import FeatureSet
-from cachefl_secure.cache.model import CacheModel, affinity_gradient
+from cachefl_secure.cache.heads import rank_one_gradient, row_of_key, trained_rows
+from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.errors import ConfigError, LocalProtocolError
+from cachefl_secure.plan import Trained
+from cachefl_secure.privacy.descent import KEYS_ALONE, Descent
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.integer_gradients import (
     IntegerSum,
@@ -48,7 +51,7 @@ from cachefl_secure.updates import IntegerUpdate, NoisedUpdate, PrivateUpdate
 
 _BLOCK_ENTRIES = 1 << 16
 _CHUNK_RECORDS = 128
-"""Without privacy: records whose ``a`` (NK numbers each) are in memory at once."""
+"""Without privacy: records whose ``a`` (as many numbers as rows are trained) and affinities (NK) are in memory at once."""
 
 
 def train_privately(
@@ -57,9 +60,10 @@ def train_privately(
     mechanism: StepMechanism,
     randomness: RandomStreams | None = None,
     *,
+    descent: Descent = KEYS_ALONE,
     device: str = "cpu",
 ) -> NoisedUpdate:
-    """The change of the cache keys (NK * C numbers) after the mechanism's steps on these records.
+    """The change of what is trained (rows * C numbers) after the mechanism's steps on these records.
 
     (epsilon, delta)-DP by add or remove one record, at the cost that ``accounting`` gives for
     ``mechanism``: reserve it in the ledger first. With ``NoMechanism``, which costs infinity, the same
@@ -69,12 +73,14 @@ def train_privately(
     gradient counts as absent. ``randomness`` is for tests; None draws keys from the operating system.
 
     Raises:
-        ValueError: a label beyond the classes, features of another dimension, or noise that 32 bits do not hold.
+        ValueError: a label beyond the classes, features of another dimension, a mechanism of another
+            dimension than what is trained, or noise that 32 bits do not hold.
     """
     _check_records(cache, records)
+    _check_dimension(cache, mechanism, descent)
     streams = randomness or RandomStreams.from_system()
     engine = CachePrivacyEngine()
-    trained = _KeyChange(cache, device, moves=isinstance(mechanism, NoMechanism))
+    trained = _KeyChange(cache, descent, device, moves=isinstance(mechanism, NoMechanism))
     chunk = _chunk_records(mechanism)
     module, optimizer = engine.make_cache_private(trained, mechanism, streams, len(records))
     for _ in range(mechanism.steps):
@@ -96,7 +102,7 @@ def train_privately(
 
 
 def change_of_keys(update: NoisedUpdate, mechanism: StepMechanism) -> NDArray[np.float64]:
-    """(NK * C,): what one silo's update does to the cache keys, by itself."""
+    """(rows * C,): what one silo's update does to what is trained, by itself."""
     if isinstance(update, PrivateUpdate):
         return update.values
     if not isinstance(mechanism, DistributedMechanism):
@@ -116,7 +122,9 @@ def check_device(device: str) -> None:
         raise ConfigError("silo.toml", "training_device", f"{device}: {str(error).splitlines()[0]}") from None
 
 
-def check_rows_alike(cache: CacheModel, mechanism: StepMechanism, device: str) -> None:
+def check_rows_alike(
+    cache: CacheModel, mechanism: StepMechanism, device: str, descent: Descent = KEYS_ALONE
+) -> None:
     """Before the charge: that a record's gradient does not depend on its place in a batch, bit for bit, in these shapes.
 
     What one more record may change is one gradient; if others moved with it, by one place, and came out differently,
@@ -126,13 +134,13 @@ def check_rows_alike(cache: CacheModel, mechanism: StepMechanism, device: str) -
         ConfigError: they do depend on it. Train on another device.
     """
     shape = (cache.number_of_keys, cache.number_of_classes, cache.feature_dim)
-    if not _rows_alike(shape, _chunk_records(mechanism), device):
+    if not _rows_alike(shape, _chunk_records(mechanism), device, descent.trained):
         reason = f"{device}: a record's gradient depends on its place in a batch here; choose another device"
         raise ConfigError("silo.toml", "training_device", reason)
 
 
 @lru_cache(16)
-def _rows_alike(shape: tuple[int, int, int], chunk: int, device: str) -> bool:
+def _rows_alike(shape: tuple[int, int, int], chunk: int, device: str, trained: Trained = "keys") -> bool:
     keys, classes, dim = shape
     random = torch.Generator().manual_seed(0)
     rows = normalize(torch.randn(keys + classes + chunk + 1, dim, generator=random), dim=1)
@@ -141,8 +149,8 @@ def _rows_alike(shape: tuple[int, int, int], chunk: int, device: str) -> bool:
         rows[:keys], labels, rows[keys : keys + classes], alpha=16.0, beta=5.5, logit_scale=100.0
     )
     features, wanted = rows[keys + classes :].to(device), (torch.arange(chunk + 1) % classes).to(device)
-    first = affinity_gradient(model, features[:-1], wanted[:-1])
-    shifted = affinity_gradient(model, features[1:], wanted[1:])
+    first = rank_one_gradient(model, features[:-1], wanted[:-1], trained)
+    shifted = rank_one_gradient(model, features[1:], wanted[1:], trained)
     return torch.equal(first[1:], shifted[:-1])
 
 
@@ -151,6 +159,13 @@ def _check_records(cache: CacheModel, records: FeatureSet) -> None:
         raise ValueError("features and cache keys differ in dimension")
     if len(records) and int(records.labels.max()) >= cache.number_of_classes:
         raise ValueError("a record's label is beyond the classes of the plan")
+
+
+def _check_dimension(cache: CacheModel, mechanism: StepMechanism, descent: Descent) -> None:
+    """Sensitivity holds for any, but what discrete noise costs is accounted for with this number of entries."""
+    entries = trained_rows(cache, descent.trained) * cache.feature_dim
+    if not isinstance(mechanism, NoMechanism) and mechanism.dimension != entries:
+        raise ValueError(f"a mechanism of dimension {mechanism.dimension}, {entries} numbers are trained")
 
 
 def _padded(records: FeatureSet, positions: Tensor, chunk_records: int, device: str) -> tuple[Tensor, Tensor]:
@@ -168,7 +183,7 @@ def _chunk_records(mechanism: StepMechanism) -> int:
 
 @dataclass(eq=False)
 class RankOneGradients:
-    """Per-record gradients ``a_i f_i^T`` of one chunk, never multiplied out. ``a`` (b, NK), ``f`` (b, C).
+    """Per-record gradients ``a_i f_i^T`` of one chunk, never multiplied out. ``a`` (b, rows), ``f`` (b, C).
 
     Records with a non-finite number are set to zero on entry.
     """
@@ -188,7 +203,7 @@ class RankOneGradients:
         return len(self.a)
 
     def clipped_sum(self, clip_norm: float) -> Tensor:
-        """(NK, C) float64: sum of the gradients, each scaled to a norm of at most ``clip_norm``. Without privacy."""
+        """(rows, C) float64: sum of the gradients, each scaled to a norm of at most ``clip_norm``. Without privacy."""
         a, f = self.a.double(), self.f.double()
         norms = a.norm(dim=1) * f.norm(dim=1)
         factors = (clip_norm / (norms + 1e-6)).clamp(max=1.0)  # as in DPOptimizer, and never below the norm
@@ -196,23 +211,26 @@ class RankOneGradients:
 
 
 class _KeyChange(nn.Module):
-    """What is trained: how far the cache keys have moved, float64, from zero. All else is frozen.
+    """What is trained: how far the cache keys, or the residuals of the classes, have moved, float64, from zero.
 
     The change and not the keys themselves, so that the released update is what the steps added up to. Steps of
     integers add up in ``IntegerDPOptimizer`` and move no parameter.
     """
 
-    def __init__(self, cache: CacheModel, device: str, *, moves: bool) -> None:
+    def __init__(self, cache: CacheModel, descent: Descent, device: str, *, moves: bool) -> None:
         super().__init__()
-        self._cache = cache
+        self._cache, self._trained = cache, descent.trained
         self._start = self._keys = cache.cache_keys.to(device)
-        zero = torch.zeros(1, 1, dtype=torch.float64, device=device).expand(cache.cache_keys.shape)
+        row_of = row_of_key(cache, descent.trained)
+        self._row_of_key = None if row_of is None else row_of.to(device)
+        shape = (trained_rows(cache, descent.trained), cache.feature_dim)
+        zero = torch.zeros(1, 1, dtype=torch.float64, device=device).expand(shape)
         self.change = nn.Parameter(zero.clone() if moves else zero)  # Opacus wants a parameter in any case
 
     @torch.no_grad()
     def take_gradients_after(self, optimizer: RankOneDPOptimizer) -> None:
         """Fixes the cache keys that the next step's gradients are taken at."""
-        self._keys = optimizer.moved(self._start)
+        self._keys = optimizer.moved(self._start, self._row_of_key)
 
     def forget_position(self) -> None:
         """After the last step: the release needs the memory."""
@@ -221,7 +239,7 @@ class _KeyChange(nn.Module):
     @torch.no_grad()
     def forward(self, features: Tensor, labels: Tensor) -> None:
         """Leaves the gradients where Opacus looks for them. No autograd: they have a closed form."""
-        a = affinity_gradient(self._cache, features, labels, self._keys)
+        a = rank_one_gradient(self._cache, features, labels, self._trained, self._keys)
         self.change.grad_sample = RankOneGradients(a, features)  # type: ignore[attr-defined]  # set by Opacus
 
 
@@ -254,10 +272,11 @@ class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untype
         (parameter,) = self.params
         parameter.grad, parameter.summed_grad = parameter.summed_grad, None
 
-    def moved(self, start: Tensor) -> Tensor:
-        """float32: cache keys that stood at ``start``, after the steps so far."""
+    def moved(self, start: Tensor, row_of_key: Tensor | None) -> Tensor:
+        """float32: cache keys that stood at ``start``, after the steps so far; each moves by its own or by this row."""
         (parameter,) = self.params
-        moved: Tensor = (start.double() + parameter).float()
+        change = parameter if row_of_key is None else parameter[row_of_key]
+        moved: Tensor = (start.double() + change).float()
         return moved
 
     def released(self) -> NoisedUpdate:
@@ -325,7 +344,7 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         """Clip, noise and accounting hook in Opacus' order; there is no parameter to move."""
         return self.pre_step()
 
-    def moved(self, start: Tensor) -> Tensor:
+    def moved(self, start: Tensor, row_of_key: Tensor | None) -> Tensor:
         """As ``RankOneDPOptimizer.moved``, rounded twice: a function of what is released, whatever its rounding.
 
         The same memory at every step.
@@ -334,8 +353,9 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
             return start
         if self._moved is None:
             self._moved = torch.empty_like(start)
-        for before, after, total in zip(*map(_row_blocks, (start, self._moved, self._total)), strict=True):
-            torch.add(before, total.to(before), alpha=-self._value, out=after)
+        for rows in _row_blocks(start):
+            total = self._total[rows if row_of_key is None else row_of_key[rows]]
+            torch.add(start[rows], total.to(start), alpha=-self._value, out=self._moved[rows])
         return self._moved
 
     def released(self) -> NoisedUpdate:
@@ -353,9 +373,10 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         return self._mechanism.step_length * self._mechanism.integer_value
 
 
-def _row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+def _row_blocks(matrix: Tensor) -> list[slice]:
     """A few rows at a time: what is made of them stays in the processor's cache."""
-    return torch.split(matrix, max(1, _BLOCK_ENTRIES // matrix.shape[1]))
+    rows = max(1, _BLOCK_ENTRIES // matrix.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(matrix), rows)]
 
 
 class CachePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is untyped

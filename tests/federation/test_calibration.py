@@ -23,11 +23,11 @@ from cachefl_secure.privacy.accounting import epsilon_spent
 from cachefl_secure.privacy.mechanism import StepMechanism, View, step_mechanism
 from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, PrivacyPlan
 
-SIZES = Sizes(number_of_keys=40, feature_dim=64, cohort_size=5, honest_survivors=4)
+SIZES = Sizes(trained_rows=40, feature_dim=64, cohort_size=5, honest_survivors=4)
 
 
 def mechanism(section: PrivacyPlan) -> StepMechanism:
-    return step_mechanism(section, number_of_keys=40, feature_dim=64, honest_survivors=4)
+    return step_mechanism(section, trained_rows=40, feature_dim=64, honest_survivors=4)
 
 
 def spent(section: PrivacyPlan, view: View) -> float:
@@ -67,7 +67,7 @@ def test_a_silo_by_itself_has_nobody_whose_noise_would_help() -> None:
     section = as_local(PrivacyChoices(epsilon=2.0).plan(SIZES))
     assert isinstance(section, LocalPlan)
     alone = recalibrated(
-        section, 2.0, Sizes(number_of_keys=40, feature_dim=64, cohort_size=1, honest_survivors=4)
+        section, 2.0, Sizes(trained_rows=40, feature_dim=64, cohort_size=1, honest_survivors=4)
     )
     assert 0.99 * 2.0 <= spent(alone, View.LOCAL) <= 2.0
     assert spent(alone, View.AGGREGATE) == spent(alone, View.LOCAL)

@@ -31,6 +31,7 @@ UPDATE = Digest("e" * 64)
 TRANSCRIPT = Digest("f" * 64)
 DELTA = 1e-5
 LATTICE = {"feature_bits": 7, "gradient_bits": 7, "dimension": 240}  # of cache_of()
+RESIDUAL = {"feature_bits": 7, "gradient_bits": 7, "dimension": 80}  # one row for each of its classes
 
 
 def cache_of(classes: int = 5, images: int = 3, dim: int = 16, seed: int = 0) -> CacheModel:

@@ -71,7 +71,7 @@ def section(kind: str = "local", **changes: object) -> PrivacyPlan:
 
 
 def mechanism(plan: PrivacyPlan) -> StepMechanism:
-    return step_mechanism(plan, number_of_keys=15, feature_dim=16, honest_survivors=3)
+    return step_mechanism(plan, trained_rows=15, feature_dim=16, honest_survivors=3)
 
 
 @pytest.mark.parametrize("kind", ["local", "distributed", "none"])

@@ -185,7 +185,7 @@ def trained_again_for_a_retry(patch: pytest.MonkeyPatch) -> None:
     """Another update under the same charge. The ledger would refuse to note it."""
 
     def train(self: SiloAttempt) -> None:
-        update = self.trainer.train(self.chain.model(), None, None, "")  # type: ignore[arg-type]
+        update = self.trainer.train(self.chain.model(), None, None, None, "")  # type: ignore[arg-type]
         seal_update(self.files.state, self.manifest.round, update, self.manifest.plan_digest)
 
     genuine = SiloAttempt._train

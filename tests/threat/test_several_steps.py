@@ -139,7 +139,7 @@ def test_of_a_plan_only_one_step_relies_on_honest_survivors() -> None:
     several = LocalPlan(**private_section(steps_per_round=5))  # type: ignore[arg-type]
     one = DistributedPlan(**private_section(epsilon_aggregate=2.0))  # type: ignore[arg-type]
     made = {
-        kind: step_mechanism(section, number_of_keys=15, feature_dim=16, honest_survivors=4)
+        kind: step_mechanism(section, trained_rows=15, feature_dim=16, honest_survivors=4)
         for kind, section in (("several", several), ("one", one))
     }
     assert isinstance(made["several"], LocalMechanism)

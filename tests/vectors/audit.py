@@ -115,6 +115,7 @@ class Cache:
 
         self.labels, self.text = content("key_labels"), content("text_classifier")
         keys = content("cache_keys")
+        self.classes = struct.unpack(f"<{len(self.labels) // 8}q", self.labels)
         self.shape = (*header["cache_keys"]["shape"], header["text_classifier"]["shape"][0])
         self.keys = struct.unpack(f"<{len(keys) // 4}f", keys)
 
@@ -128,7 +129,10 @@ class Cache:
         return named("cachefl-secure/cache/1", *sizes, *scalars, *tensors, *self.origin)
 
     def add(self, update: list[float]) -> None:
-        """In double precision, rounded once to single."""
+        """In double precision, rounded once to single. A row for every key, or for every class."""
+        width = self.shape[1]
+        if len(update) != len(self.keys):
+            update = [x for c in self.classes for x in update[c * width : (c + 1) * width]]
         total = [key + change for key, change in zip(self.keys, update, strict=True)]
         self.keys = struct.unpack(f"<{len(total)}f", struct.pack(f"<{len(total)}f", *total))
 
@@ -220,7 +224,7 @@ class Federation:
         privacy, tail = self.plan["privacy"], 0
         if privacy["mechanism"] == "distributed":
             step, largest, noise = self.integers()
-            entries = self.keys_and_dimension()[0] * self.keys_and_dimension()[1]
+            entries = self.rows_and_dimension()[0] * self.rows_and_dimension()[1]
             tail = math.ceil(math.sqrt(2 * math.log(2 * entries * 2.0**40)) * noise * math.sqrt(silos))
             clamp = largest * step
         else:
@@ -237,15 +241,17 @@ class Federation:
         bits = (2 * (silos * largest + tail)).bit_length()
         return step, largest, tail, 2 if bits <= 16 else 4
 
-    def keys_and_dimension(self) -> tuple[int, int]:
-        keys = len(self.plan["classes"]) * self.plan["cache"]["images_per_class"]
-        return keys, self.plan["encoder"]["feature_dim"]
+    def rows_and_dimension(self) -> tuple[int, int]:
+        """Of an update: a row for every key, or for every class."""
+        cache, classes = self.plan["cache"], len(self.plan["classes"])
+        rows = {"keys": classes * cache["images_per_class"], "class_residual": classes}[cache["trained"]]
+        return rows, self.plan["encoder"]["feature_dim"]
 
     def integers(self) -> tuple[float, int, float]:
         """(grid step, clamp, noise of one silo) of integer gradients, the last two in steps."""
-        privacy, (keys, dimension) = self.plan["privacy"], self.keys_and_dimension()
+        privacy, (rows, dimension) = self.plan["privacy"], self.rows_and_dimension()
         features = min(max(7, math.ceil(math.log2(dimension) / 2) + 2), 9)
-        unit = 2 ** (features + min(max(7, math.ceil(math.log2(keys) / 2) + 2), 17 - features))
+        unit = 2 ** (features + min(max(7, math.ceil(math.log2(rows) / 2) + 2), 17 - features))
         drawn = privacy["sampling_rate"] * privacy["expected_records"]
         length = privacy["learning_rate"] / (drawn * privacy["clip_norm"])
         noise = privacy["noise_multiplier"] * unit
@@ -275,7 +281,7 @@ def audit(root: Path) -> list[str]:
         require(roster.epoch >= epoch and roster.is_countersigned, "a roster that was over, or never begun")
         certified(record, agreed, roster)
         epoch = roster.epoch
-        cache.add(mean(record, (folder / "aggregate.bin").read_bytes(), agreed, len(cache.keys)))
+        cache.add(mean(record, (folder / "aggregate.bin").read_bytes(), agreed))
         require(cache.digest == record["cache_after"], "the sum gives another cache")
         last, number = named("cachefl-secure/record-digest/1", body), record["round"]
         digests.append(cache.digest)
@@ -313,8 +319,9 @@ def certified(record: dict[str, Any], agreed: Federation, roster: Roster) -> Non
         check_signature(roster.keys[silo], purpose, bytes.fromhex(over), bytes.fromhex(signature))
 
 
-def mean(record: dict[str, Any], total: bytes, agreed: Federation, entries: int) -> list[float]:
+def mean(record: dict[str, Any], total: bytes, agreed: Federation) -> list[float]:
     """The update that the sum gives."""
+    entries = math.prod(agreed.rows_and_dimension())
     silos, survivors = len(record["cohort"]), len(record["survivors"])
     step, largest, tail, width = agreed.encoding(silos)
     require(named("cachefl-secure/aggregate/1", total) == record["aggregate_digest"], "another sum")

@@ -21,11 +21,15 @@ from tests.vectors.audit import Refused, audit, canonical
 PUBLIC = ("invite.toml", "roster.bin", "countersignatures.bin", "models/0000.safetensors")
 
 
-@pytest.fixture(scope="module", params=["local", "distributed"])
+@pytest.fixture(
+    scope="module", params=[("local", "keys"), ("distributed", "keys"), ("distributed", "class_residual")]
+)
 def played(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SmallFederation:
     """Two rounds."""
-    privacy = small_privacy(PrivacyChoices(mechanism=request.param, rounds=4, expected_records=15))
-    federation = found(tmp_path_factory.mktemp("audit"), privacy=privacy)
+    mechanism, trained = request.param
+    choices = PrivacyChoices(mechanism=mechanism, rounds=4, expected_records=15)
+    privacy = small_privacy(choices, trained)
+    federation = found(tmp_path_factory.mktemp("audit"), privacy=privacy, trained=trained)
     run_local_rounds(
         federation.coordinator,
         list(federation.silos.values()),

@@ -64,8 +64,7 @@ def command(
     with progress_bar(quiet=json) as progress:
         silos = [encode_folder(folder, plan, encoder, progress) for folder in data]
         measured_on = encode_folder(held_out, plan, encoder, progress)
-        honest = plan.secure_sum.honest_survivors
-        found = compare(files.initial_model(), silos, measured_on, plan.privacy, wanted, honest, progress)
+        found = compare(files.initial_model(), silos, measured_on, plan, wanted, progress)
     if figure is not None:
         from cachefl_secure_cli.figures import accuracy_by_epsilon
 

@@ -12,6 +12,7 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import MechanismChoice
+from cachefl_secure_cli.training_options import Trained, TrainedOption
 
 if TYPE_CHECKING:
     from cachefl_secure.plan import FederationPlan
@@ -53,6 +54,7 @@ def command(
     ] = 4,
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
     beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
+    trained: TrainedOption = Trained.keys,
     mechanism: options.Mechanism = MechanismChoice.distributed,
     not_private: Annotated[
         bool, typer.Option("--not-private", help="Confirms --mechanism none: silos get no privacy guarantee.")
@@ -111,6 +113,7 @@ def command(
         images_per_class=images_per_class,
         alpha=alpha,
         beta=beta,
+        trained=trained.in_plan,
         rng_seed=seed,
         privacy=options.privacy_choices(
             mechanism=mechanism,

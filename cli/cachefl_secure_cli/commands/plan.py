@@ -12,6 +12,7 @@ from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
 from cachefl_secure_cli.privacy_options import MechanismChoice
+from cachefl_secure_cli.training_options import Trained, TrainedOption
 
 if TYPE_CHECKING:
     from cachefl_secure.federation.forecasting import Forecast
@@ -43,6 +44,7 @@ def command(
     images_per_class: Annotated[
         int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
     ] = 4,
+    trained: TrainedOption = Trained.keys,
     feature_dim: Annotated[int, typer.Option(help="C: dimension of the encoder's features.")] = 512,
     json: Json = False,
 ) -> None:
@@ -66,7 +68,7 @@ def command(
         )
         check_secure_sum(secure_sum)
         sizes = Sizes(
-            number_of_keys=number_of_classes * images_per_class,
+            trained_rows=number_of_classes * (1 if trained is Trained.class_residual else images_per_class),
             feature_dim=feature_dim,
             cohort_size=minimum_cohort,
             honest_survivors=secure_sum.honest_survivors,

@@ -1,0 +1,50 @@
+"""What is trained of a cache: every cache key by itself, or one residual for all keys of a class.
+
+``keys``            an update has NK * C numbers, a row for every key
+``class_residual``  it has N * C: the row of a class is added to all of its K keys. Fewer numbers, so less noise:
+                    the noise on a sum grows with the root of how many there are, what records say does not.
+
+Either way the model stays one of cache keys, and the gradient of a record is rank one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachefl_secure.cache.model import (
+    CacheModel,
+    add_residual,
+    add_update,
+    affinity_gradient,
+    residual_gradient,
+)
+from cachefl_secure.plan import Trained
+
+
+def trained_rows(model: CacheModel, trained: Trained) -> int:
+    """NK or N; as the plan's property of that name."""
+    return model.number_of_keys if trained == "keys" else model.number_of_classes
+
+
+def row_of_key(model: CacheModel, trained: Trained) -> Tensor | None:
+    """(NK,): which row of an update moves a key. None: its own."""
+    return None if trained == "keys" else model.key_labels
+
+
+def rank_one_gradient(
+    model: CacheModel, features: Tensor, labels: Tensor, trained: Trained, cache_keys: Tensor | None = None
+) -> Tensor:
+    """The ``a`` (b, rows) of each record's gradient ``a f^T`` with respect to what is trained; ``cache_keys`` stand in."""
+    gradient = affinity_gradient if trained == "keys" else residual_gradient
+    return gradient(model, features, labels, cache_keys)
+
+
+def moved(model: CacheModel, update: NDArray[np.float64] | Tensor, trained: Trained) -> CacheModel:
+    """The model after an update of rows * C numbers, in the same bits wherever it is computed.
+
+    Raises:
+        ValueError: another number of entries, or a result that is not finite in float32.
+    """
+    return add_update(model, update) if trained == "keys" else add_residual(model, update)

@@ -1,0 +1,86 @@
+"""Whole rounds in which silos send one row a class instead of one a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cachefl_secure.errors import PeerError
+from cachefl_secure.federation.calibration import PrivacyChoices
+from cachefl_secure.federation.chain import Chain, install_initial_cache
+from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.roster_files import read_history
+from cachefl_secure.federation.silo_files import SiloFiles
+from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.privacy.mechanism import DistributedMechanism, mechanism_of
+from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.transport.local_federation import run_local_rounds
+from tests.small_federation import CLASSES, FEATURE_DIM, KEYS_A_CLASS, SmallFederation, found, small_privacy
+
+
+def played(root: Path, choices: PrivacyChoices, rounds: int) -> SmallFederation:
+    privacy = small_privacy(choices, "class_residual")
+    federation = found(root, privacy=privacy, trained="class_residual")
+    run_local_rounds(
+        federation.coordinator,
+        list(federation.silos.values()),
+        rounds,
+        deadline_seconds=60.0,
+        progress=silent,
+        tell=lambda _: None,
+    )
+    return federation
+
+
+def silo_chain(root: Path) -> Chain:
+    files = SiloFiles.open(root)
+    return Chain(files.state, files.plan, read_history(files.state, files.plan))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        PrivacyChoices(rounds=4, expected_records=15),
+        PrivacyChoices(mechanism="local", rounds=4, expected_records=15, steps_per_round=3),
+    ],
+    ids=lambda choices: choices.mechanism,
+)
+def test_all_parties_end_with_one_cache_whose_keys_moved_with_their_class(
+    tmp_path: Path, choices: PrivacyChoices
+) -> None:
+    federation = played(tmp_path, choices, 2)
+    chain = CoordinatorFiles.open(federation.coordinator).chain()
+    ends = {chain.position.cache_digest}
+    ends |= {silo_chain(path).position.cache_digest for path in federation.silos.values()}
+    assert len(ends) == 1
+    change = chain.model().cache_keys.double() - chain.initial_model().cache_keys.double()
+    by_class = change.view(CLASSES, KEYS_A_CLASS, FEATURE_DIM)
+    assert float((by_class[:, 0] - by_class[:, 1]).abs().max()) < 2e-6  # rounded to float32 twice
+    assert float(by_class[:, 0].abs().max()) > 1e-2
+    assert [number for number, _ in chain.models()] == [0, 1, 2]  # recomputed from the sums
+
+
+def test_plan_mechanism_and_encoding_are_of_one_size(tmp_path: Path) -> None:
+    privacy = small_privacy(PrivacyChoices(rounds=4, expected_records=15), "class_residual")
+    plan = found(tmp_path, records=(9, 9, 9, 9, 9), privacy=privacy, trained="class_residual").plan
+    mechanism, parameters = mechanism_of(plan), RoundParameters.derive(plan, 5, 5)
+    assert isinstance(mechanism, DistributedMechanism)
+    assert plan.trained_rows == CLASSES
+    assert plan.number_of_parameters == mechanism.dimension == parameters.dimension == CLASSES * FEATURE_DIM
+    assert mechanism.lattice == plan.lattice
+
+
+def test_a_cache_of_other_sizes_than_the_plan_says_is_refused_before_anything_is_charged(
+    tmp_path: Path,
+) -> None:
+    """The digest fits, because a coordinator chooses both."""
+    federation = found(tmp_path, records=(9, 9, 9, 9, 9))
+    content = (federation.coordinator / "models/0000.safetensors").read_bytes()
+    lie = msgspec.structs.replace(federation.plan.cache, images_per_class=KEYS_A_CLASS + 1)
+    plan = msgspec.structs.replace(federation.plan, cache=lie)
+    with pytest.raises(PeerError, match="other sizes"):
+        install_initial_cache(StateDir.create(tmp_path / "silo"), plan, content)
+    assert not (tmp_path / "silo/models/0000.safetensors").exists()
