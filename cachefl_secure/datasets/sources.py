@@ -36,6 +36,9 @@ class Source:
     validation: ImageList | None = None
     missing: int = 0
     """Images that the files name and that do not lie here."""
+    data_set: DataSet | None = None
+    has_published_size: bool = True
+    """False: accuracy on it compares with no paper's."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -88,7 +91,13 @@ def data_set_source(
     split = read_data_set(data_set, root, skip_missing=skip_missing)
     train, val = few_shot(split, shots, rng_seed) if shots else (split.train, split.val)
     return Source(
-        name=data_set.title, records=train, held_out=split.test, validation=val, missing=split.missing
+        name=data_set.title,
+        records=train,
+        held_out=split.test,
+        validation=val,
+        missing=split.missing,
+        data_set=data_set,
+        has_published_size=split.has_published_size,
     )
 
 

@@ -29,6 +29,7 @@ COMMANDS = [
     "evaluate",
     "predict",
     "compare",
+    "partition",
     "demo",
 ]
 TRACE = "Traceback"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from cachefl_secure_cli.output import Json, console, percent, print_json, table
 if TYPE_CHECKING:
     from cachefl_secure.datasets.partition import Partition
     from cachefl_secure.datasets.sources import Source
+    from cachefl_secure.datasets.table import DataSet
 
 
 @explained
@@ -83,8 +85,8 @@ def command(
     Example: cachefl-secure partition split.json --dataset caltech101 --root DATA --scheme dirichlet:0.1
     --silos 5 --shots 16 --folders parts --figure split.png
 
-    Then init takes --classes @parts/classes.txt, each join --data parts/silo-1 (2, 3 ...), and evaluate
-    --data parts/held-out. Read a figure row by row: a silo with few dark cells knows few classes.
+    Then init takes the options that are printed, each join takes --data parts/silo-1 (2, 3 ...), and evaluate
+    takes --data parts/held-out. A row of the figure is a silo: with few dark cells it knows few classes.
     """
     from cachefl_secure.datasets.folders import write_folders
     from cachefl_secure.datasets.partition import write_partition
@@ -111,8 +113,12 @@ def command(
     for what, where in (("partition", file), ("folders", folders), ("figure", figure)):
         if where is not None:
             console().print(f"{what}: {where}")
+    if source.data_set is not None and folders is not None:
+        console().print(f"for init: {_init_options(source.data_set, folders)}")
     if source.missing:
-        say(f"{source.missing} images are listed but absent: no figure on the rest compares with a paper's")
+        say(f"{source.missing} images are listed but absent, and left out")
+    if not source.has_published_size:
+        say(f"not all of {source.name} as published: accuracy on it compares with no paper's")
     if empty := [name for name, held in partition.silos.items() if not held]:
         say(
             f"no record for {', '.join(empty)}: join refuses an empty folder; try fewer silos or another seed"
@@ -149,6 +155,13 @@ def _source(
     )
 
 
+def _init_options(data_set: DataSet, folders: Path) -> str:
+    """What the table knows for ``init``: Tip-Adapter's first settings, which no test image has chosen."""
+    templates = " ".join(f"--template {shlex.quote(template)}" for template in data_set.templates)
+    classes = shlex.quote(f"@{folders / 'classes.txt'}")
+    return f"--classes {classes} {templates} --alpha {data_set.alpha:g} --beta {data_set.beta:g}"
+
+
 def _summary(source: Source, partition: Partition, sizes: dict[str, int]) -> dict[str, Any]:
     counts = partition.counts(source.labels, len(source.records.classes))
     silos = {
@@ -170,6 +183,7 @@ def _summary(source: Source, partition: Partition, sizes: dict[str, int]) -> dic
         "silos": silos,
         "others": {name: size for name, size in sizes.items() if name not in silos},
         "missing": source.missing,
+        "has_published_size": source.has_published_size,
     }
 
 
