@@ -8,6 +8,7 @@ import numpy as np
 
 from cachefl_secure.cache.images import ImageList
 from cachefl_secure.datasets.readers import Split
+from cachefl_secure.datasets.schemes import members_by_class
 from cachefl_secure.errors import ConfigError
 
 MAX_VALIDATION_SHOTS = 4  # CoOp's, so that choosing settings costs no more labels than a few
@@ -46,5 +47,5 @@ def _sample(images: ImageList, of_each: int, rng_seed: int, stream: int) -> set[
     """Indices of ``of_each`` images of every class, or of all where there are fewer."""
     rng = np.random.Generator(np.random.PCG64((rng_seed, 2, stream)))
     labels = np.asarray(images.labels, np.int64)
-    of_class = [np.flatnonzero(labels == label) for label in range(len(images.classes))]
-    return {int(index) for members in of_class for index in rng.permutation(members)[:of_each]}
+    of_class = members_by_class(labels, np.arange(len(labels), dtype=np.int64))
+    return {int(index) for _, members in of_class for index in rng.permutation(members)[:of_each]}

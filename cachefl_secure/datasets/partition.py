@@ -13,7 +13,15 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from cachefl_secure.datasets.schemes import MAX_SILOS, Integers, Kind, Scheme, deal, parse_scheme
+from cachefl_secure.datasets.schemes import (
+    MAX_SILOS,
+    Integers,
+    Kind,
+    Scheme,
+    deal,
+    members_by_class,
+    parse_scheme,
+)
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.fields import Hex64, Strict
 from cachefl_secure.names import Digest, SiloId, digest_of, parse_silo_id
@@ -216,9 +224,8 @@ def _stratified(labels: Integers, share: float, rng: np.random.Generator) -> NDA
     if not 0 <= share < 1:
         raise ConfigError("--held-out", "", f"{share} is no share of the records in [0, 1)")
     chosen = [np.zeros(0, np.int64)]
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        chosen.append(members[: round(len(members) * share)])
+    for _, members in members_by_class(labels, np.arange(len(labels), dtype=np.int64)):
+        chosen.append(rng.permutation(members)[: round(len(members) * share)])
     return np.sort(np.concatenate(chosen))
 
 

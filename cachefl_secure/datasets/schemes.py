@@ -118,8 +118,8 @@ def dirichlet_by_class(
     is often drawn again until no silo is small. Only the cut positions are rounded.
     """
     shards: list[Shards] = [[] for _ in range(silos)]
-    for label in np.unique(labels[records]):
-        parts = _cut(records[labels[records] == label], silos, concentration, rng)
+    for _, members in members_by_class(labels, records):
+        parts = _cut(members, silos, concentration, rng)
         for shard, part in zip(shards, parts, strict=True):
             shard.append(part)
     return [np.sort(np.concatenate(shard)) if shard else _NOTHING.copy() for shard in shards]
@@ -141,7 +141,7 @@ def classes_by_silo(
     Raises:
         ConfigError: the silos cannot hold all classes, or there are fewer classes than each must hold.
     """
-    present = np.unique(labels[records])
+    present = members_by_class(labels, records)
     if not classes_per_silo <= len(present) <= silos * classes_per_silo:
         raise ConfigError(
             "--scheme",
@@ -151,12 +151,21 @@ def classes_by_silo(
         )
     holders = _holders(len(present), silos, classes_per_silo, rng)
     shards: list[Shards] = [[] for _ in range(silos)]
-    for label, silos_of_class in zip(present, holders, strict=True):
-        members = rng.permutation(records[labels[records] == label])
-        parts = np.array_split(members, len(silos_of_class))
+    for (_, members), silos_of_class in zip(present, holders, strict=True):
+        parts = np.array_split(rng.permutation(members), len(silos_of_class))
         for silo, part in zip(rng.permutation(silos_of_class), parts, strict=True):
             shards[silo].append(part)
     return [np.sort(np.concatenate(shard)) for shard in shards]
+
+
+def members_by_class(labels: Integers, records: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+    """Each label that occurs, ascending, with its records in their order. ``labels`` are of all records."""
+    # One sort, and not one comparison a class: ImageNet has 1.28 million labels of 1,000 classes.
+    order = np.argsort(labels[records], kind="stable")
+    found, starts = np.unique(labels[records][order], return_index=True)
+    return [
+        (int(label), part) for label, part in zip(found, np.split(records[order], starts[1:]), strict=True)
+    ]
 
 
 _NOTHING: NDArray[np.int64] = np.zeros(0, np.int64)
