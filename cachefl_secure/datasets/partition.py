@@ -13,6 +13,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from cachefl_secure import durable
 from cachefl_secure.datasets.schemes import (
     MAX_SILOS,
     Integers,
@@ -161,7 +162,7 @@ def write_partition(partition: Partition, file: Path) -> None:
         raise ConfigError(str(file), "", "another partition lies here; choose another name")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(msgspec.json.encode(partition) + b"\n")
+        durable.replace_file(file, msgspec.json.encode(partition) + b"\n", 0o644)
     except OSError as error:
         raise ConfigError(str(file), "", error.strerror or "cannot be written") from None
 
