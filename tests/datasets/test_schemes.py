@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -38,8 +40,8 @@ def test_a_silos_share_of_a_class_follows_the_marginal_of_dirichlet(concentratio
     assert shares.var() == pytest.approx(variance, rel=0.1)
 
 
-def _rounded_beta(concentration: float) -> stats.rv_continuous:
-    """Beta(A, (M - 1) A) after rounding to 1/2000, spread again over the step."""
+def _rounded_beta(concentration: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Distribution function of Beta(A, (M - 1) A) after rounding to 1/2000, spread again over the step."""
     beta = stats.beta(concentration, (SILOS - 1) * concentration)
     edges = (np.arange(2002) - 0.5) / 2000
     below = beta.cdf(edges)
