@@ -113,7 +113,8 @@ def append(path: AnyPath, content: bytes, *, size: int) -> None:
 def rewrite(path: AnyPath, content: bytes, *, start: int) -> None:
     """Cuts the file or makes it longer so that ``content`` is what it holds from ``start`` on.
 
-    Bytes that are there already are written again: after a failed sync nothing less brings them to the disk.
+    Bytes that are there already are written again: after a failed sync nothing less brings them to the disk. A
+    crash meanwhile leaves them as they are, since they are the same bytes in the same place.
     """
     with opened(path, os.O_WRONLY | os.O_NOFOLLOW) as file:
         os.ftruncate(file, min(os.fstat(file).st_size, start + len(content)))

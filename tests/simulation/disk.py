@@ -44,6 +44,8 @@ class File:
     mode: int = 0o600
     lost: tuple[int, int] | None = None
     """Bytes whose sync failed: the system takes them for written (Rebello et al. 2020, fsync failures)."""
+    untouched: int = 0
+    """Bytes from the start that no cut, and no write of another byte, has reached since they were safe."""
 
 
 @dataclass(slots=True)
@@ -87,7 +89,7 @@ class SimDisk:
         disk = cls(rng)
         for name, (content, mode) in files.items():
             path = f"{ROOT}/{name}"
-            disk.seen[path] = File(content, content, mode)
+            disk.seen[path] = File(content, content, mode, untouched=len(content))
             while (path := _above(path)) not in disk.folders:
                 disk.folders.add(path)
         disk.safe_names, disk.safe_folders = dict(disk.seen), set(disk.folders)
@@ -126,7 +128,7 @@ class SimDisk:
             file = self.seen[path]
             if file.content is not file.safe and file.content != file.safe:
                 file.content = self._torn(file)
-            file.safe, file.lost = file.content, None
+            file.safe, file.lost, file.untouched = file.content, None, len(file.content)
         self.safe_folders = {f for f in self.safe_folders if not f.startswith(home)} | {
             f for f in self.folders if f.startswith(home)
         }
@@ -138,7 +140,8 @@ class SimDisk:
     def _torn(self, file: File) -> bytes:
         safe, content = file.safe, file.content
         if not content.startswith(safe):
-            cut = content[: self.rng.randrange(len(content) + 1)]
+            # Not shorter than what was safe and is the same still, in the same place.
+            cut = content[: self.rng.randint(file.untouched, len(content))]
             return self.rng.choice((safe, content, cut))
         kept = content[: self.rng.randint(len(safe), len(content))]
         hole = self.rng.randint(len(safe), len(kept))
@@ -209,7 +212,7 @@ class SimDisk:
                 file = self.seen[path] = File(mode=mode)
                 self._changed(path)
             if flags & os.O_TRUNC:
-                file.content = b""
+                file.content, file.untouched = b"", 0
             handle = Handle(path, file, appends=bool(flags & os.O_APPEND))
         number = 1000 + len(self.handles)
         while number in self.handles:
@@ -247,7 +250,11 @@ class SimDisk:
         self.written.append((handle.path, content))
         start = len(file.content) if handle.appends else handle.position
         end = start + len(content)
-        file.content = file.content[:start] + content + file.content[end:]
+        before = file.content
+        file.content = before[:start] + content + before[end:]
+        pairs = enumerate(zip(before[start:], content, strict=False), start)
+        changed = next((at for at, (old, new) in pairs if old != new), file.untouched)
+        file.untouched = min(file.untouched, changed)
         handle.position = end
         if file.lost is not None and start <= file.lost[0] and end >= file.lost[1]:
             file.lost = None
@@ -265,10 +272,11 @@ class SimDisk:
         if file is None:
             self._sync_names(handle.path)
         elif file.lost is None:
-            file.safe = file.content
+            file.safe, file.untouched = file.content, len(file.content)
         else:
             start, end = file.lost
             file.safe = file.content[:start] + bytes(end - start) + file.content[end:]
+            file.untouched = start
 
     def _changed(self, path: str) -> None:
         self.unsynced.setdefault(_above(path), set()).add(path)
@@ -299,7 +307,7 @@ class SimDisk:
         if size == len(file.content):
             return
         self.step(handle.path)
-        file.content = file.content[:size]
+        file.content, file.untouched = file.content[:size], min(file.untouched, size)
         if file.lost is not None:
             file.lost = (file.lost[0], size) if file.lost[0] < size else None
 

@@ -15,7 +15,7 @@ from cachefl_secure import durable
 from cachefl_secure.privacy import append_only
 from tests.simulation import world
 from tests.simulation.changes import changing, coming_and_going
-from tests.simulation.disk import ROOT, SimDisk
+from tests.simulation.disk import ROOT, Killed, SimDisk
 from tests.simulation.knowledge import Update
 from tests.simulation.mutants import MUTANTS, Mutant, duplicate_counted_twice
 from tests.simulation.observer import Violation
@@ -131,6 +131,21 @@ def test_the_disk_loses_what_was_not_synced_and_only_that() -> None:
             outcomes.add((durable.read(f"{ROOT}/silo/synced"), durable.read(f"{ROOT}/silo/log")))
     assert {synced for synced, _ in outcomes} == {b"new"}
     assert {b"a", b"ab", b"abc"} < {log for _, log in outcomes}  # and some with a hole
+
+
+def test_a_file_that_is_cut_and_written_again_as_it_was_keeps_what_was_safe() -> None:
+    """Of a schedule among a hundred thousand: the disk tore a ledger's synced line while its repair was cut off."""
+    outcomes = set[bytes]()
+    for seed in range(60):
+        disk = SimDisk.holding({"silo/log": (b"a\nb\ntorn", 0o600)}, random.Random(seed))
+        with pytest.MonkeyPatch.context() as patch:
+            disk.install(patch)
+            disk.kill_at = ("silo", 2 + seed % 2)  # in the second write, or in the sync
+            with pytest.raises(Killed):
+                durable.rewrite(f"{ROOT}/silo/log", b"b\n", start=2)
+            disk.lose_power("silo")
+            outcomes.add(durable.read(f"{ROOT}/silo/log"))
+    assert outcomes == {b"a\nb\n", b"a\nb\ntorn"}
 
 
 def test_a_line_whose_sync_failed_is_safe_only_after_it_was_written_again() -> None:
