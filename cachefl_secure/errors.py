@@ -173,6 +173,14 @@ class TransportError(CacheflError):
         return f"{self.peer}: {self.reason}"
 
 
+class PlaceUnusable(TransportError):
+    """A place for messages that cannot be written, read and listed, found out before anything rests on it."""
+
+
+class WrongPlace(TransportError):
+    """A place for messages that holds nothing of this federation: another one, or a share that is not mounted."""
+
+
 class MissingExtra(CacheflError):
     """What was asked for needs packages that are optional: ``pip install 'cachefl-secure[extra]'``."""
 

@@ -27,6 +27,7 @@ from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSu
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, Unmasked
+from cachefl_secure.transport.engines import check_engine, prepare_coordinator
 
 CLASSES, KEYS_A_CLASS, FEATURE_DIM = 4, 2, 16
 
@@ -119,6 +120,9 @@ def found_coordinator(
     state.write("models/0000.safetensors", cache_to_bytes(model))
     state.write(INVITE_FILE, write_invite(plan, state.signing_key(), engine=engine))
     state.finish()
+    if engine and not engine.startswith("nvflare"):
+        check_engine(engine, founding=True)
+        prepare_coordinator(root)
     return root
 
 

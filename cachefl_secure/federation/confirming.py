@@ -6,6 +6,7 @@ one change of a roster: on disk before it leaves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.crypto.spoken import check_heard
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.enrolment import write_join_request
+from cachefl_secure.federation.last_heard import Heard
 from cachefl_secure.federation.roster_change import (
     MAX_CHANGE_BYTES,
     Approval,
@@ -25,6 +27,7 @@ from cachefl_secure.federation.roster_change import (
     spoken,
 )
 from cachefl_secure.federation.roster_files import (
+    CHANGE_FILE,
     approval_file,
     approval_of,
     keep_approval,
@@ -33,7 +36,7 @@ from cachefl_secure.federation.roster_files import (
 )
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
-from cachefl_secure.names import Digest, PublicKeyHex
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.protocol.messages import Roster, roster_digest
 
 ROTATE_FILE = "rotate-request.toml"
@@ -111,7 +114,7 @@ def check_expected(shown: Shown, expect: str) -> None:
 
 
 def confirm_change(files: SiloFiles, shown: Shown) -> Path:
-    """Approves the change for this silo; its signature travels with the next round, or as the file returned.
+    """Approves the change for this silo; its signature travels when the coordinator asks next, or as the file returned.
 
     Raises:
         ConfigError: this silo approved another change to this epoch, or followed one; or nothing was written.
@@ -177,8 +180,22 @@ def change_at_silo(files: SiloFiles, rosters: RosterHistory) -> str:
     return f"to epoch {epoch} ({words}): waits for you, look at it with `cachefl-secure confirm`"
 
 
-def change_at_coordinator(state: StateDir, rosters: RosterHistory) -> str:
-    """The same for the coordinator's."""
+def new_key_at_silo(files: SiloFiles, rosters: RosterHistory) -> str:
+    """The key that this silo asked for and what it waits for, in words for its operator; empty if it asked for none."""
+    key, change = files.state.next_signing_key(), pending_change(files.state, rosters)
+    # One that was taken may be left: a crash came before it was removed.
+    if key is None or key.public_key == files.state.signing_key().public_key:
+        return ""
+    asked = f"{fingerprint(key.public_key)}, asked for by `rotate`"
+    if rosters.current.public_keys.get(files.silo) == key.public_key:
+        return f"{asked}: in the roster, taken when this silo is started next"
+    if change is not None and rosters.check_proposal(change).public_keys.get(files.silo) == key.public_key:
+        return f"{asked}: proposed for epoch {rosters.current.epoch + 1}, waits for the silos to approve"
+    return f"{asked}: waits for the coordinator to `admit` {ROTATE_FILE}; the old key is in use until then"
+
+
+def change_at_coordinator(state: StateDir, rosters: RosterHistory, heard: Mapping[SiloId, Heard]) -> str:
+    """The same for the coordinator's. Asked is who was brought just this change."""
     change = pending_change(state, rosters)
     if change is None:
         return ""
@@ -187,8 +204,19 @@ def change_at_coordinator(state: StateDir, rosters: RosterHistory) -> str:
         f"to epoch {shown.epoch} ({shown.difference.in_words()}): {len(given)} of {shown.quorum} approvals"
     )
     if len(given) >= shown.quorum:
-        return f"{words}; it is followed in the next round"
-    return f"{words}; asked and silent: {', '.join(sorted(set(rosters.current.public_keys) - given))}"
+        return f"{words}; it is followed in the next `round`, or at once with `round -n 0`"
+    offered = roster_digest(shown.roster)
+    missing = sorted(set(rosters.current.public_keys) - given)
+    asked = [silo for silo in missing if silo in heard and heard[silo].shown == offered]
+    unasked = [silo for silo in missing if silo not in asked]
+    if asked:
+        words += f"; asked and silent: {', '.join(asked)}"
+    if unasked:
+        words += (
+            f"; not asked yet: {', '.join(unasked)}: the next `round` brings it to them, `round -n 0` at once and "
+            f"without a round, or hand them {state.path(CHANGE_FILE)}"
+        )
+    return words
 
 
 def _rosters(files: SiloFiles) -> RosterHistory:

@@ -294,6 +294,7 @@ class CoordinatorService:
         seconds = self._gather_seconds if phase == letters.HELLO else self._deadline_seconds
         replies = self._channel.exchange(phase, requests, seconds)
         attendance.absent |= set(requests) - set(replies)
+        attendance.heard |= set(replies)
         for silo, raw in replies.items():
             try:
                 reply = wire.decode(raw, Reply, limit_bytes=letters.MAX_LETTER_BYTES, peer=silo)

@@ -24,9 +24,10 @@ from pathlib import Path
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError, RecordRejected
 from cachefl_secure.federation.chain import Chain
-from cachefl_secure.federation.confirming import change_at_coordinator, change_at_silo
+from cachefl_secure.federation.confirming import change_at_coordinator, change_at_silo, new_key_at_silo
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.countersigning import kept_countersignatures
+from cachefl_secure.federation.last_heard import last_heard
 from cachefl_secure.federation.roster_change import Difference, spoken
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.silo_files import SiloFiles
@@ -83,6 +84,8 @@ class Status:
     """Of the roster, and so of all before it: the same at every party, to be read aloud (T2)."""
     roster_change: str = ""
     """The change of the roster that waits, and for whom; empty if none does."""
+    new_key: str = ""
+    """At a silo: the key that it asked for and does not have yet, and what that waits for."""
 
 
 def open_chain(root: Path) -> Chain:
@@ -186,6 +189,7 @@ def _silo_status(root: Path) -> Status:
         epoch=chain.roster.epoch if chain is not None else 0,
         roster_fingerprint=spoken(roster_digest(chain.roster)) if chain is not None else "",
         roster_change=change_at_silo(files, chain.rosters) if chain is not None else "",
+        new_key=new_key_at_silo(files, chain.rosters) if enrolled and chain is not None else "",
     )
 
 
@@ -196,6 +200,8 @@ def _coordinator_status(root: Path) -> Status:
     rounds, planned = (chain.position.round if chain else 0), files.plan.privacy.rounds
     waiting = "silos: `admit` their join requests"
     silos: dict[str, str] = {}
+    heard = last_heard(files.state)
+    change = change_at_coordinator(files.state, chain.rosters, heard) if chain else ""
     if chain is not None:
         receipts, countersigned = receipts_of(files), kept_countersignatures(files.state, chain.roster)
         needed = RoundParameters.derive(
@@ -206,10 +212,13 @@ def _coordinator_status(root: Path) -> Status:
         if begun and not ended:
             waiting = f"round {rounds + 1}: it runs, or was interrupted and goes on with `round --resume`"
         if rounds >= planned:
-            waiting = "nobody: all planned rounds are done"
+            who = "those who decide about the change of the roster" if change else "nobody"
+            waiting = f"{who}: all planned rounds are done"
         for member in chain.roster.members:
             last = receipts[member.silo][-1] if member.silo in receipts else None
-            silos[member.silo] = f"holds round {last.round}" if last else "admitted, not heard from"
+            known = f"holds round {last.round}" if last else "admitted"
+            words = heard[member.silo].in_words() if member.silo in heard else "not asked yet"
+            silos[member.silo] = f"{known}; {words}"
             if member.silo not in countersigned:
                 silos[member.silo] += f"; has not countersigned the roster of epoch {chain.roster.epoch}"
     return Status(
@@ -223,7 +232,7 @@ def _coordinator_status(root: Path) -> Status:
         silos=silos,
         epoch=chain.roster.epoch if chain else 0,
         roster_fingerprint=spoken(roster_digest(chain.roster)) if chain else "",
-        roster_change=change_at_coordinator(files.state, chain.rosters) if chain else "",
+        roster_change=change,
     )
 
 

@@ -36,10 +36,16 @@ class Attendance:
     rejected: dict[SiloId, str] = field(default_factory=dict)
     exhausted: set[SiloId] = field(default_factory=set)
     """Silos whose caps allow no further round. They get all records and are in no cohort."""
+    heard: set[SiloId] = field(default_factory=set)
+    """Silos that answered anything at all."""
+    shown: dict[SiloId, str] = field(default_factory=dict)
+    """Silos to which a change of the roster was brought for approval, and the digest of its roster."""
 
     def include(self, other: Attendance) -> None:
         self.absent |= other.absent
         self.exhausted |= other.exhausted
+        self.heard |= other.heard
+        self.shown.update(other.shown)
         self.declined.update(other.declined)
         self.rejected.update(other.rejected)
 
@@ -68,6 +74,8 @@ class Synchroniser:
         ready = self._deliver(
             {silo: self._lacking(each, proposal) for silo, each in standings.items()}, attendance
         )
+        if proposal is not None:
+            self._note_shown(proposal, ready, standings, attendance)
         if len(self._countersigned) == len(self._keys):
             waiting = [silo for silo in ready if not self._has_all_countersignatures(standings[silo])]
             if not waiting:
@@ -141,14 +149,28 @@ class Synchroniser:
             self._ask(letters.SYNC, dict.fromkeys(removed, farewell), Attendance())
         return True
 
+    def _note_shown(
+        self,
+        proposal: RosterChange,
+        ready: set[SiloId],
+        standings: Mapping[SiloId, Standing],
+        attendance: Attendance,
+    ) -> None:
+        offered = roster_digest(self._chain.rosters.check_proposal(proposal))
+        asked = (silo for silo in ready if self._is_asked(standings[silo]))
+        attendance.shown.update(dict.fromkeys(asked, offered))
+
+    def _is_asked(self, standing: Standing) -> bool:
+        """Whether a proposal is sent along."""
+        return standing.epoch == self._chain.roster.epoch and standing.approval is None
+
     def _lacking(self, standing: Standing, proposal: RosterChange | None) -> Sync:
-        asks = proposal is not None and standing.epoch == self._chain.roster.epoch
         return Sync(
             roster=b"" if standing.has_roster else self._state.read(ROSTER_FILE),
             initial_cache=b"" if standing.has_cache else self._chain.initial_cache_bytes(),
             rounds=tuple(SyncedRound(*pair) for pair in self._chain.rounds_after(standing.round)),
             changes=self._chain.rosters.changes[max(standing.epoch, 1) - 1 :],
-            proposal=proposal if asks and standing.approval is None else None,
+            proposal=proposal if self._is_asked(standing) else None,
         )
 
     def _deliver(self, syncs: Mapping[SiloId, Sync], attendance: Attendance) -> set[SiloId]:

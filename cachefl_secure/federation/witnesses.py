@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from cachefl_secure.crypto.sign import verify
 from cachefl_secure.errors import PeerError
 from cachefl_secure.federation import letters
-from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.silo_files import CONFIG_FILE, SiloFiles
@@ -36,6 +36,17 @@ def witnessed_heads(roots: Sequence[Path]) -> Witnessed:
             for key in records.rosters.keys_of(silo):
                 heads.setdefault(key, set()).update(found)
     return heads
+
+
+def why_no_head(root: Path, public_keys: Collection[PublicKeyHex]) -> str:
+    """Why this directory holds no head of the ledger that these keys sign, in words."""
+    if not is_silo(root) and not (root / INVITE_FILE).is_file():
+        return "names no head of this ledger: no directory of a coordinator or a silo"
+    if not (root / ROSTER_FILE).is_file():
+        return "has nothing to witness yet: no silo has been admitted there"
+    if not witnessed_heads([root]).keys() & set(public_keys):
+        return "names no head of this ledger: its silo is not in that federation"
+    return "has nothing to witness yet: no round with this ledger's silo has been run and recorded there"
 
 
 def is_silo(root: Path) -> bool:

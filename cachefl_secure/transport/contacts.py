@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from cachefl_secure.errors import PeerError, TransportError
-from cachefl_secure.names import FederationId, PublicKeyHex, digest_of
+from cachefl_secure.errors import PeerError, TransportError, WrongPlace
+from cachefl_secure.names import COORDINATOR, FederationId, PublicKeyHex, digest_of
 from cachefl_secure.transport import parcels
 from cachefl_secure.transport.parcels import Sender
 from cachefl_secure.transport.store import ObjectStore
@@ -39,6 +39,25 @@ def _is_of(store: ObjectStore, path: str, sender: Sender) -> bool:
     except PeerError:
         return False
     return True
+
+
+def check_place(
+    store: ObjectStore, federation_id: FederationId, coordinator_key: PublicKeyHex, *, any_sign: bool = False
+) -> None:
+    """That this place is the federation's: its coordinator's card lies there, since the federation was founded.
+
+    For people, whose share may not be mounted: an empty folder would be waited at in silence. Whoever holds the place
+    shows or hides the card as he likes, and nothing rests on it. ``any_sign`` of the federation will do instead.
+
+    Raises:
+        WrongPlace: it does not.
+        TransportError: the store could not be looked at.
+    """
+    folder = f"{federation_id}/contacts/{COORDINATOR}"
+    if find_transport_key(store, federation_id, COORDINATOR, (coordinator_key,)) is not None:
+        return
+    if not (any_sign and store.folders(federation_id)):
+        raise WrongPlace(store.url, f"nothing of this federation is there (is it mounted?): no {folder}")
 
 
 def find_transport_key(

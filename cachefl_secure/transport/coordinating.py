@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService, RoundOutcome
+from cachefl_secure.federation.last_heard import note_attendance
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress
 from cachefl_secure.federation.rounds import run_rounds, warn_beyond_the_plan
 from cachefl_secure.federation.synchronising import Attendance
@@ -21,6 +22,7 @@ class Rounds:
     """Which rounds are asked for, and how patiently."""
 
     number: int = 1
+    """0: none, but silos are brought up to date, and proposals and approvals carried."""
     until: int | None = None
     """Run until this round is done, instead of ``number`` of them."""
     resume: bool = False
@@ -57,6 +59,14 @@ def run_over(
         outcomes.append(outcome)
         finished(outcome)
 
+    def heard(attendance: Attendance) -> None:
+        members = chain.roster.public_keys
+        note_attendance(files.state, members, attendance)
+        if not number:
+            up_to_date = set(members) - attendance.absent - set(attendance.declined | attendance.rejected)
+            tell(f"{len(up_to_date)} of {len(members)} silos are up to date")
+        explain(attendance)
+
     service = CoordinatorService(
         files.state,
         chain,
@@ -70,6 +80,7 @@ def run_over(
     if rounds.resume:
         number = 1 if service.was_interrupted else 0
         tell(f"round {service.next_round()} goes on" if number else "no round was interrupted")
-    warn_beyond_the_plan(chain, number, tell)
-    run_rounds(service, number, progress, explain, note)
+    if number:
+        warn_beyond_the_plan(chain, number, tell)
+    run_rounds(service, number, progress, heard, note)
     return outcomes

@@ -20,6 +20,7 @@ from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.silo_files import REQUEST_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import ROSTER_FILE
 from cachefl_secure.names import SiloId
+from cachefl_secure.transport.contacts import check_place
 from cachefl_secure.transport.flare.engine import parse_engine, require_nvflare
 from cachefl_secure.transport.flare.enrolling import (
     approve_site,
@@ -29,10 +30,11 @@ from cachefl_secure.transport.flare.enrolling import (
     request_site,
     requesting_silo,
 )
-from cachefl_secure.transport.store import check_url
+from cachefl_secure.transport.store import ObjectStore, check_url
 
 if TYPE_CHECKING:  # what rounds need is imported where they are run: torch takes seconds
     from cachefl_secure.federation.coordinator_round import RoundOutcome
+    from cachefl_secure.plan import FederationPlan
     from cachefl_secure.transport.coordinating import Rounds, Tell
 
 SITE_REQUEST, SITE_PACKAGE = "site-request.json", "site-package.json"
@@ -41,13 +43,15 @@ SITE_REQUEST, SITE_PACKAGE = "site-request.json", "site-package.json"
 _LOOK_SECONDS = 0.5
 
 
-def check_engine(url: str, *, founding: bool = False) -> None:
-    """That messages can be carried so, before anything is made that names it. ``founding`` makes a folder that is missing.
+def check_engine(url: str, *, founding: bool = False, plan: FederationPlan | None = None) -> None:
+    """That messages can be carried so, before anything is made that names it, or minutes are spent.
+
+    ``founding`` makes a folder that is missing, and tries the place out. Of a ``plan``, it must be the place.
 
     Raises:
         ConfigError: no engine of this version.
         MissingExtra: it needs packages that are not installed.
-        TransportError: the folder cannot be made.
+        TransportError: the place cannot be made, used or reached, or is not the plan's.
     """
     if _is_flare(url):
         parse_engine(url)
@@ -55,11 +59,12 @@ def check_engine(url: str, *, founding: bool = False) -> None:
     elif url:
         if check_url(url) == "memory":
             raise ConfigError("--engine", url, "is the memory of one process: no other party reaches it")
-        from cachefl_secure.transport.store import ObjectStore
-
         store = ObjectStore.open(url)
         if founding:
             store.make()
+            store.try_out()
+        if plan is not None:
+            check_place(store, plan.id, plan.coordinator_key)
 
 
 def prepare_coordinator(directory: Path) -> None:
@@ -67,12 +72,15 @@ def prepare_coordinator(directory: Path) -> None:
 
     Raises:
         ConfigError: not written.
+        TransportError: the place cannot be reached.
     """
     files = CoordinatorFiles.open(directory)
     if _is_flare(files.engine):
         found_engine(files.state, parse_engine(files.engine), files.plan.name)
     elif files.engine:
-        files.state.transport_key()  # made now, so that nothing makes it beside a round
+        from cachefl_secure.transport.mailbox_enrolment import find_place
+
+        find_place(ObjectStore.open(files.engine, where="invite.toml"), files)
 
 
 def run_rounds_at(
@@ -147,10 +155,10 @@ def serve_at(directory: Path, *, stop: Event, tell: Tell, once: bool = False) ->
 
 
 def waiting_requests(files: CoordinatorFiles, tell: Tell, folder: Path) -> Mapping[SiloId, Path]:
-    """Silo -> its request that waits at the engine, copied into ``folder``. Nothing else is written.
+    """Silo -> its request that waits at the engine, copied into ``folder``. The coordinator's card is left there.
 
     Raises:
-        TransportError: the engine cannot be reached.
+        TransportError: the engine cannot be reached, or holds nothing of this federation.
     """
     if not files.engine or _is_flare(files.engine):
         return {}  # requests are carried by people

@@ -28,7 +28,7 @@ from cachefl_secure.federation.ports import Handler
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId
 from cachefl_secure.transport import parcels
-from cachefl_secure.transport.contacts import announce, find_transport_key
+from cachefl_secure.transport.contacts import announce, check_place, find_transport_key
 from cachefl_secure.transport.parcels import Parcel, Sender
 from cachefl_secure.transport.store import DRAFT, ObjectStore
 
@@ -97,13 +97,18 @@ class CoordinatorMailbox:
         self._waiting, self._keeps = waiting, keep_parcels
         announce(store, sender)
 
+    def check_place(self) -> None:
+        """See ``contacts.check_place``."""
+        sender = self._sender
+        check_place(self._store, sender.federation_id, sender.identity.public_key, any_sign=True)
+
     def exchange(
         self, phase: str, requests: Mapping[SiloId, bytes], deadline_seconds: float
     ) -> dict[SiloId, bytes]:
         """Silos that have no contact card yet are looked for until the deadline.
 
         Raises:
-            TransportError: the store could not be reached at any time until the deadline.
+            TransportError: the store could not be reached at any time until the deadline, or was not this federation's.
             ConfigError: the exchange's number could not be kept.
         """
         if not requests:
@@ -160,6 +165,11 @@ class CoordinatorMailbox:
                 troubles.append(error)
                 continue
             exchange.sent[silo] = exchange.packed.pop(silo).digest
+        if not exchange.sent and not troubles:
+            try:
+                self.check_place()
+            except TransportError as error:
+                troubles.append(error)
         return troubles
 
     def _pack(self, exchange: _Exchange, silo: SiloId, content: bytes) -> Parcel | None:
@@ -292,6 +302,8 @@ class SiloMailbox:
         """Whether there was anything to do."""
         sender = self._sender()
         if self._announced != sender.identity.public_key or time.monotonic() > self._announce_again:
+            # A share that is not mounted is an empty folder, which nobody should begin to write in.
+            check_place(self._store, sender.federation_id, self._coordinator_key)
             announce(self._store, sender)  # now and then again: somebody may have taken the card away
             self._announced = sender.identity.public_key
             self._announce_again = time.monotonic() + _ANNOUNCE_SECONDS

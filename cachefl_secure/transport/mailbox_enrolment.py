@@ -13,10 +13,12 @@ from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import COORDINATOR, PublicKeyHex, SiloId, digest_of
 from cachefl_secure.plan import FederationPlan, plan_digest
 from cachefl_secure.protocol.messages import Member
-from cachefl_secure.transport.contacts import announce
+from cachefl_secure.transport.contacts import announce, check_place
 from cachefl_secure.transport.parcels import Sender
 from cachefl_secure.transport.store import ObjectStore
 
+PLACE_FILE = "engine/place"
+"""At the coordinator: the engine is known to be this federation's place. Without this file it becomes it."""
 MAX_REQUEST_BYTES = 1 << 14
 _MAX_REQUESTS = 4096
 
@@ -52,9 +54,10 @@ def collect_requests(files: CoordinatorFiles, tell: Tell, folder: Path) -> dict[
     them is who it says.
 
     Raises:
-        TransportError: the store cannot be reached.
+        TransportError: the store cannot be reached, or holds nothing of this federation.
     """
     store, there = ObjectStore.open(files.engine, where="invite.toml"), _requests(files.plan)
+    find_place(store, files)
     members, unreadable = chain_keys(files), 0
     found: dict[SiloId, dict[PublicKeyHex, Path]] = {}
     for name in store.names(there)[:_MAX_REQUESTS]:
@@ -94,6 +97,21 @@ def _kept(files: CoordinatorFiles, raw: bytes, folder: Path) -> tuple[Member, Pa
     return candidate.member, named
 
 
+def find_place(store: ObjectStore, files: CoordinatorFiles) -> None:
+    """The coordinator's contact card lies there, by which silos know the place, when this returns.
+
+    Raises:
+        WrongPlace: it lay there once, and now there is no sign of this federation.
+        TransportError: the store cannot be reached.
+    """
+    known = files.state.has(PLACE_FILE)
+    if known:
+        check_place(store, files.plan.id, files.plan.coordinator_key, any_sign=True)
+    announce(store, coordinator_sender(files))
+    if not known:
+        files.state.write(PLACE_FILE, b"")
+
+
 def chain_keys(files: CoordinatorFiles) -> Mapping[SiloId, Sequence[PublicKeyHex]]:
     """Every key that a silo had or has."""
     if not files.has_roster:
@@ -109,6 +127,7 @@ def ask_to_join(files: SiloFiles, request: bytes) -> None:
         ConfigError, MissingExtra, TransportError: the store cannot be used.
     """
     store = ObjectStore.open(files.config.engine, where="silo.toml")
+    check_place(store, files.plan.id, files.plan.coordinator_key)
     post_request(store, files.plan, files.silo, request)
     announce(store, silo_sender(files))
 

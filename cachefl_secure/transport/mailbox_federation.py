@@ -20,7 +20,7 @@ from cachefl_secure.plan import FederationPlan
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.transport.coordinating import Rounds, Tell, run_over
 from cachefl_secure.transport.mailbox import CoordinatorMailbox, SiloMailbox
-from cachefl_secure.transport.mailbox_enrolment import coordinator_sender, silo_sender
+from cachefl_secure.transport.mailbox_enrolment import coordinator_sender, find_place, silo_sender
 from cachefl_secure.transport.serving import Watch
 from cachefl_secure.transport.store import ObjectStore
 
@@ -47,6 +47,7 @@ def run_mailbox_rounds(
     store = ObjectStore.open(files.engine, where="invite.toml")
     with files.state.lock():
         chain = files.chain()
+        find_place(store, files)
 
         def waiting(phase: str, missing: Sequence[SiloId], seconds: float) -> None:
             tell(f"waiting for {', '.join(missing)} ({phase}, {seconds:.0f} s)")

@@ -50,7 +50,7 @@ class Watch:
             self._say_trouble(trouble)
         if phase == letters.HELLO and (aside := standing_aside(self._files.state)) is not None:
             self._say_once(
-                f"a round is about to begin; this silo has {'left' if aside == 'left' else 'paused'}"
+                f"the coordinator asks who takes part; this silo has {'left' if aside == 'left' else 'paused'}"
             )
         if phase == letters.MASKED_INPUT and msgspec.msgpack.decode(reply, type=Reply).declined is None:
             self._say_spent(is_charged=len(self._ledger.spends) > charged)

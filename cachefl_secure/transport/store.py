@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cachefl_secure.errors import ConfigError, MissingExtra, TransportError
+from cachefl_secure.errors import ConfigError, MissingExtra, PlaceUnusable, TransportError
 from cachefl_secure.transport.folder import SharedFolder
 
 FOLDER_SCHEME = "dir"
@@ -91,6 +91,25 @@ class ObjectStore:
                 self._folder.make()
             except OSError as error:
                 raise TransportError(self.url, error.strerror or "cannot be made") from None
+
+    def try_out(self) -> None:
+        """Writes a small object, finds and reads it, and takes it away, before anything rests on this place.
+
+        Raises:
+            PlaceUnusable: one of these cannot be done. Only the last may fail: then sealed messages lie here for longer.
+        """
+        name = uuid.uuid4().hex
+        try:
+            self.put(f"trial/{name}", name.encode())
+            shown = name in self.names("trial")
+            shown = self.get(f"trial/{name}", limit_bytes=len(name)) == name.encode() and shown
+        except TransportError as error:
+            raise PlaceUnusable(error.peer, f"cannot be written and read ({error.reason})") from None
+        finally:
+            self.remove(f"trial/{name}")
+            self.remove_folder("trial")
+        if not shown:
+            raise PlaceUnusable(self.url, "takes what is written and does not show it")
 
     def put(self, name: str, *pieces: bytes | memoryview) -> None:
         """The pieces one after the other as one object; whole or not at all, as far as the store allows."""

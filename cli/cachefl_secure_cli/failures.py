@@ -55,6 +55,22 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
         errors.RecordRejected,
         Ending(6, "this round proves nothing as it is; keep a copy and compare it with another party's"),
     ),
+    (
+        errors.PlaceUnusable,
+        Ending(
+            8,
+            "nothing was made yet: mount the folder or make the bucket, give its keys as fsspec takes them (such as "
+            "FSSPEC_S3_KEY and FSSPEC_S3_SECRET), then run the command again",
+        ),
+    ),
+    (
+        errors.WrongPlace,
+        Ending(
+            8,
+            "mount it, or give this machine's own path to it by `join --engine`; if it was emptied on purpose, the "
+            "coordinator removes its file engine/place and runs `round`",
+        ),
+    ),
     (errors.TransportError, Ending(8, "see that this machine reaches it, then run the command again")),
     (errors.MissingExtra, Ending(2)),
     (errors.CacheflError, Ending(1)),

@@ -146,6 +146,31 @@ def test_a_changed_byte_is_named_with_its_entry(silo: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.claim("C10")
+def test_before_the_first_round_there_is_nothing_to_witness_yet(tmp_path: Path) -> None:
+    federation = found(tmp_path)
+    first, second = federation.silos[SiloId("silo-1")], federation.silos[SiloId("silo-2")]
+
+    def said(*witnesses: Path) -> str:
+        result = invoke("ledger", "verify", first, *(w for path in witnesses for w in ("--witness", path)))
+        assert result.exit_code == 7
+        return result.stderr
+
+    assert "has nothing to witness yet: no silo has been admitted there" in said(second)
+    assert f"{federation.coordinator}: --witness" in said(federation.coordinator)
+    assert "nothing to witness yet: no round with this ledger's silo" in said(federation.coordinator)
+    everybody = list(federation.silos.values())
+    for number, present in ((0, everybody), (1, everybody[1:])):
+        run_local_rounds(
+            federation.coordinator,
+            present,
+            number,
+            deadline_seconds=60.0,
+            progress=silent,
+            tell=lambda _: None,
+        )
+    assert "nothing to witness yet: no round with this ledger's silo" in said(second)
+
+
 @pytest.mark.parametrize("witness", ["nowhere", "another"])
 def test_a_witness_that_knows_nothing_of_the_ledger_is_not_taken_for_one(
     silo: Path, tmp_path: Path, witness: str

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 
 from cachefl_secure.errors import ConfigError, RoundAborted
-from cachefl_secure.federation.confirming import check_expected, confirm_change, show_change
+from cachefl_secure.federation import last_heard
+from cachefl_secure.federation.confirming import ask_for_new_key, check_expected, confirm_change, show_change
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status
+from cachefl_secure.federation.last_heard import LAST_HEARD_FILE
 from cachefl_secure.federation.roster_files import CHANGE_FILE
 from cachefl_secure.federation.silo_files import SiloFiles
+from cachefl_secure.federation.standing_aside import stand_aside, take_part_again
+from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.messages import roster_digest
@@ -172,7 +176,10 @@ def test_every_party_says_what_waits_for_whom(federation: SmallFederation) -> No
     sixth, first = newcomer(federation, "silo-6"), federation.silos[SiloId("silo-1")]
     assert status(first).roster_change == status(federation.coordinator).roster_change == ""
     propose(federation, [sixth])
-    assert "0 of 4 approvals" in status(federation.coordinator).roster_change
+    said = status(federation.coordinator).roster_change
+    assert "0 of 4 approvals; not asked yet: silo-1, silo-2, silo-3, silo-4, silo-5" in said
+    assert "silent" not in said
+    assert "`round -n 0`" in said
     run(federation)  # brings the proposal to the silos
     assert "(added: silo-6): waits for you" in status(first).roster_change
     confirm_change(SiloFiles.open(first), show_change(SiloFiles.open(first)))
@@ -187,12 +194,103 @@ def test_every_party_says_what_waits_for_whom(federation: SmallFederation) -> No
         assert status(path).roster_fingerprint == status(first).roster_fingerprint != ""
 
 
+def test_only_a_silo_that_was_asked_is_called_silent(federation: SmallFederation) -> None:
+    first = propose(federation, remove=["silo-5"])
+    stand_aside(SiloFiles.open(federation.silos[SiloId("silo-2")]).state, "paused")
+    run(federation, "silo-4", number=0)
+    said = status(federation.coordinator).roster_change
+    assert "asked and silent: silo-1, silo-3, silo-5; not asked yet: silo-2, silo-4" in said
+    CoordinatorFiles.open(federation.coordinator).withdraw()
+    assert propose(federation, remove=["silo-4"]) != first
+    said = status(federation.coordinator).roster_change
+    assert "not asked yet: silo-1, silo-2, silo-3, silo-4, silo-5" in said  # of this change
+
+
+def test_the_coordinator_sees_who_stands_aside_and_when_each_silo_was_heard(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third, fourth, fifth = sorted(federation.silos)
+    monkeypatch.setattr(last_heard, "utc_now", lambda: "YESTERDAY")
+    run(federation)
+    stand_aside(SiloFiles.open(federation.silos[first]).state, "paused")
+    stand_aside(SiloFiles.open(federation.silos[second]).state, "left")
+    monkeypatch.setattr(last_heard, "utc_now", lambda: "TODAY")
+    with pytest.raises(RoundAborted):
+        run(federation, third)
+    assert status(federation.coordinator).silos == {
+        first: "holds round 2; paused, it said TODAY",
+        second: "holds round 2; has left, it said TODAY; `admit --remove` takes it out of the roster",
+        third: "holds round 2; no answer when it was asked TODAY; last heard YESTERDAY",
+        fourth: "holds round 2; last heard TODAY",
+        fifth: "holds round 2; last heard TODAY",
+    }
+    take_part_again(SiloFiles.open(federation.silos[first]).state)
+    run(federation)
+    assert status(federation.coordinator).silos[first] == "holds round 3; last heard TODAY"
+    assert status(federation.coordinator).silos[third] == "holds round 3; last heard TODAY"
+
+
+def test_notes_of_who_was_heard_stop_no_round_and_no_status(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (federation.coordinator / LAST_HEARD_FILE).write_bytes(b'{"silo-1": 7}')
+    run(federation)
+    (federation.coordinator / LAST_HEARD_FILE).write_bytes(b"\xff")
+    assert status(federation.coordinator).silos[SiloId("silo-1")] == "holds round 2; not asked yet"
+    honest = StateDir.write
+
+    def full(state: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        if relative == LAST_HEARD_FILE:
+            raise ConfigError(relative, "", "not written: No space left on device")
+        honest(state, relative, content, private=private)
+
+    monkeypatch.setattr(StateDir, "write", full)
+    run(federation)
+    assert chain_of(federation).position.round == 3
+
+
+def test_a_change_is_proposed_and_followed_without_a_round(federation: SmallFederation) -> None:
+    """After the last planned round nobody runs another one, and rosters still change."""
+    run(federation, number=3)
+    planned = "nobody: all planned rounds are done"
+    assert status(federation.coordinator).waiting_for == planned
+    sixth = newcomer(federation, "silo-6")
+    propose(federation, [sixth])
+    assert "nobody" not in status(federation.coordinator).waiting_for
+    said = run(federation, "silo-5", number=0)
+    assert said == ["4 of 5 silos are up to date", "silo-5: no answer (not given with --in-process)"]
+    change = status(federation.coordinator).roster_change
+    assert "asked and silent: silo-1, silo-2, silo-3, silo-4; not asked yet: silo-5" in change
+    for silo in FOUR:
+        files = SiloFiles.open(federation.silos[SiloId(silo)])
+        confirm_change(files, show_change(files))
+    assert run(with_silo(federation, sixth), number=0) == ["6 of 6 silos are up to date"]
+    assert [chain_of(federation).roster.epoch, chain_of(federation).position.round] == [2, 4]
+    assert (status(sixth).enrolled, status(sixth).rounds) == (True, 4)
+    assert status(federation.coordinator).waiting_for == planned
+
+
+def test_a_silo_says_what_the_key_that_it_asked_for_waits_for(federation: SmallFederation) -> None:
+    path = federation.silos[SiloId("silo-1")]
+    assert status(path).new_key == ""
+    request, mark = ask_for_new_key(SiloFiles.open(path))
+    said = status(path).new_key
+    assert f"{mark}, asked for by `rotate`: waits for the coordinator to `admit` rotate-request.toml" in said
+    propose(federation, [request])
+    run(federation, number=0)
+    assert "proposed for epoch 2, waits for the silos to approve" in status(path).new_key
+    assert status(federation.silos[SiloId("silo-2")]).new_key == ""
+    confirm(federation, FOUR)
+    run(federation, number=0)
+    assert (status(path).new_key, status(path).epoch, status(path).fingerprint) == ("", 2, mark)
+
+
 def test_approvals_travel_as_files_as_well(federation: SmallFederation) -> None:
     propose(federation, remove=["silo-5"])
     written = confirm(federation, FOUR)
     files = CoordinatorFiles.open(federation.coordinator)
     assert {a.silo for a in files.add_approvals(written).approvals} == set(FOUR)
-    assert "followed in the next round" in status(federation.coordinator).roster_change
+    assert "followed in the next `round`" in status(federation.coordinator).roster_change
     run(without_silo(federation, "silo-5"))
     assert chain_of(federation).roster.epoch == 2
     with pytest.raises(ConfigError, match="no change of the roster waits"):

@@ -14,7 +14,7 @@ from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_files import CONFIG_FILE, SiloFiles
 from cachefl_secure.plan import encode_toml
 from cachefl_secure.transport.coordinating import Rounds
-from cachefl_secure.transport.engines import run_rounds_at, serve_at
+from cachefl_secure.transport.engines import prepare_coordinator, run_rounds_at, serve_at
 from tests.small_federation import SmallFederation
 
 
@@ -22,6 +22,7 @@ def name_engine(federation: SmallFederation, url: str) -> None:
     """As if the invite had named it."""
     files = CoordinatorFiles.open(federation.coordinator)
     files.state.write(INVITE_FILE, write_invite(files.plan, files.state.signing_key(), engine=url))
+    prepare_coordinator(federation.coordinator)
     for directory in federation.silos.values():
         silo = SiloFiles.open(directory)
         silo.state.write(CONFIG_FILE, encode_toml(msgspec.structs.replace(silo.config, engine=url)))

@@ -236,6 +236,6 @@ def _say_change(
     title = f"change to epoch {shown.epoch}: {shown.spoken}\n{in_words(shown.spoken)}"
     console().print(table(title, ("", "silo", "fingerprint"), shown.rows()))
     console().print(
-        f"{said}: {len(approvals)} of {shown.quorum} approvals. It travels to the silos with the next round, or "
-        f"hand them {proposal}; each runs `cachefl-secure confirm`, and compares the fingerprint above with the other silos."
+        f"{said}: {len(approvals)} of {shown.quorum} approvals. The next `round` brings it to the silos (`round -n 0` "
+        f"does nothing else), or hand them {proposal}; each runs `cachefl-secure confirm`, and compares the fingerprint above with the other silos."
     )

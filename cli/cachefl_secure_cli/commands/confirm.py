@@ -61,5 +61,5 @@ def command(
         print_json("confirm", result | {"fingerprint": shown.spoken, "approval": str(written)})
         return
     console().print(
-        f"{files.silo} approves. The approval goes to the coordinator with the next round, or hand over {written}."
+        f"{files.silo} approves. The coordinator's next `round` fetches the approval, or hand over {written}."
     )

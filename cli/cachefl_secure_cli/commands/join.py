@@ -153,7 +153,7 @@ def _ask_again(root: Path, engine: str | None) -> None:
 
     files = SiloFiles.open(root)
     if engine is not None and engine != files.config.engine:
-        check_engine(engine)
+        check_engine(engine, plan=files.plan)
         config = msgspec.structs.replace(files.config, engine=engine)
         files.state.write(CONFIG_FILE, encode_toml(config))
         files = SiloFiles.open(root)
@@ -183,7 +183,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
     from cachefl_secure.transport.engines import check_engine, hand_over_request
 
     asked = open_invite(invite, expect=chosen.expect)
-    check_engine(asked.engine if chosen.engine is None else chosen.engine)
+    check_engine(asked.engine if chosen.engine is None else chosen.engine, plan=asked.plan)
     choices = JoinChoices(
         name=name,
         images=data,

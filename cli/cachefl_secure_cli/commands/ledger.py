@@ -141,21 +141,17 @@ def _witnessed(listed: Listing, witnesses: list[Path]) -> set[Digest]:
     """Heads of this ledger that the witnesses hold, in whichever federation; each must hold some.
 
     Raises:
-        ConfigError: a witness knows nothing of this ledger: it would seem to have been asked.
+        ConfigError: a witness knows nothing of this ledger, or not yet: it would seem to have been asked.
     """
     from cachefl_secure.errors import ConfigError
-    from cachefl_secure.federation.witnesses import witnessed_heads
+    from cachefl_secure.federation.witnesses import why_no_head, witnessed_heads
 
     held: set[Digest] = set()
     for witness in witnesses:
         by_key = witnessed_heads([witness])
         found = {head for key in listed.public_keys for head in by_key.get(key, ())}
         if not found:
-            raise ConfigError(
-                str(witness),
-                "--witness",
-                "names no head of this ledger: no such directory, or another federation's",
-            )
+            raise ConfigError(str(witness), "--witness", why_no_head(witness, listed.public_keys))
         held |= found
     return held
 

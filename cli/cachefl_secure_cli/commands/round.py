@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 @explained
 def command(
     directory: Coordinator,
-    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many rounds.")] = 1,
+    number: Annotated[
+        int,
+        typer.Option(
+            "-n",
+            "--number",
+            min=0,
+            help="How many rounds. 0: only bring silos up to date, and carry changes of the roster and approvals.",
+        ),
+    ] = 1,
     until: Annotated[
         int | None,
         typer.Option(

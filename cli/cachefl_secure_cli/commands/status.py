@@ -41,6 +41,8 @@ def command(directory: Party, json: Json = False) -> None:
         rows[4:4] = [("roster", at), ("the same in words", in_words(found.roster_fingerprint))]
     if found.roster_change:
         rows.append(("change of the roster", found.roster_change))
+    if found.new_key:
+        rows.append(("new key", found.new_key))
     if engine:
         rows.append(("engine", engine))
     rows += [(f"silo {silo}", how) for silo, how in found.silos.items()]
@@ -49,7 +51,7 @@ def command(directory: Party, json: Json = False) -> None:
 
 
 def _at_the_engine(directory: Path) -> tuple[str, tuple[str, ...]]:
-    """The engine, or why it cannot be looked at, and who asks there to be admitted. Writes nothing."""
+    """The engine, or why it cannot be looked at, and who asks there to be admitted."""
     from cachefl_secure.errors import MissingExtra, TransportError
     from cachefl_secure.federation.coordinator_files import CoordinatorFiles
     from cachefl_secure.transport.engines import waiting_requests
