@@ -17,12 +17,15 @@ pytest.importorskip("flask", reason="moto's server is not installed: pip install
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'cachefl-secure[s3]'")
 
 import fsspec.config
+from typer.testing import CliRunner
 
 from cachefl_secure.errors import TransportError
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
 from cachefl_secure.federation.witnesses import witnessed_heads
+from cachefl_secure.transport.engines import check_engine
 from cachefl_secure.transport.store import ObjectStore
+from cachefl_secure_cli.main import app
 from tests.claims import REPOSITORY
 from tests.small_federation import found
 from tests.transport.at_an_engine import name_engine, run_rounds, serving
@@ -92,6 +95,33 @@ def test_a_server_that_is_not_there_is_a_transport_error(monkeypatch: pytest.Mon
     for call in (lambda: store.put("a/b", b""), lambda: store.names("a"), lambda: store.has("a/b")):
         with pytest.raises(TransportError):
             call()
+
+
+@pytest.mark.parametrize("missing", ["bucket", "server"])
+def test_init_finds_before_it_makes_images_that_its_store_is_not_there(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    if missing == "bucket":
+        request.getfixturevalue("bucket")
+    else:
+        nobody = {"key": "k", "secret": "a-secret-key", "endpoint_url": "http://127.0.0.1:9"}
+        no_retries = {"config_kwargs": {"retries": {"max_attempts": 0}}}
+        monkeypatch.setitem(fsspec.config.conf, "s3", {**nobody, **no_retries})
+    words = ["init", str(tmp_path / "coordinator"), "--engine", "s3://no-such-bucket/fed"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 8
+    said = result.stderr.replace("\n", " ")
+    assert "s3://no-such-bucket/fed: cannot be written and read (" in said
+    assert "make the bucket" in said
+    assert "FSSPEC_S3_KEY" in said
+    assert "a-secret-key" not in said
+    assert not (tmp_path / "coordinator").exists()
+
+
+def test_a_bucket_that_can_be_used_is_tried_out_and_left_as_it_was(bucket: dict[str, str]) -> None:
+    check_engine("s3://federation/tried", founding=True)
+    store = ObjectStore.open("s3://federation/tried")
+    assert (store.names(""), store.folders("")) == ([], [])
 
 
 def test_another_process_reaches_the_bucket_by_its_environment(bucket: dict[str, str]) -> None:
