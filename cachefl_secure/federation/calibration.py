@@ -19,6 +19,8 @@ from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
 from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
 
+OPTIONS = "options"
+"""Where a choice stands that is out of range: at `init` or `plan`."""
 LONGEST_STEP = 8.0
 """Learning rate with little noise. Found on the embedded data; longer steps gain nothing there."""
 
@@ -100,7 +102,7 @@ class PrivacyChoices:
         """
         if LARGEST_EPSILON < self.target < math.inf:
             reason = f"{self.target:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
-            raise ConfigError("init", "epsilon", reason)
+            raise ConfigError(OPTIONS, "epsilon", reason)
         steps = {
             "clip_norm": self.clip_norm,
             "sampling_rate": self.sampling_rate,
@@ -114,7 +116,7 @@ class PrivacyChoices:
             case "distributed":
                 if self.steps_per_round != 1:
                     reason = "only the noise of a round's one step adds up over silos; use --mechanism local"
-                    raise ConfigError("init", "steps_per_round", reason)
+                    raise ConfigError(OPTIONS, "steps_per_round", reason)
                 epsilons = {"epsilon_aggregate": self.target, "epsilon_local": self.epsilon_local}
                 return checked(lambda: DistributedPlan(**steps, **private, **epsilons))  # type: ignore[arg-type]
             case "local":
@@ -238,7 +240,7 @@ def checked(make: Callable[[], _Made]) -> _Made:
         msgspec.json.decode(msgspec.json.encode(made), type=type(made))  # bounds are checked on decoding only
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
-        raise ConfigError("init", place.strip("`."), reason) from None
+        raise ConfigError(OPTIONS, place.strip("`."), reason) from None
     except ValueError as error:
-        raise ConfigError("init", "", str(error)) from None
+        raise ConfigError(OPTIONS, "", str(error)) from None
     return made

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import PrivacyChoices, Sizes, checked
+from cachefl_secure.federation.calibration import OPTIONS, PrivacyChoices, Sizes, checked
 from cachefl_secure.federation.clip_source import ClipSource, load_source
 from cachefl_secure.federation.enrolment import (
     write_invite,
@@ -114,7 +114,7 @@ def check_secure_sum(section: SecureSumPlan) -> None:
         reason = (
             f"a sum of {section.minimum_cohort} silos hides two honest updates from at most {most} colluders"
         )
-        raise ConfigError("init", "colluders", f"{reason}; raise --minimum-cohort")
+        raise ConfigError(OPTIONS, "colluders", f"{reason}; raise --minimum-cohort")
 
 
 def _initial_model(

@@ -12,6 +12,8 @@ import math
 
 from cachefl_secure.names import SiloId
 
+IN_PLACE_OF_CAPS = "These hold in place of the caps if the number of rounds did not depend on results."
+"""What may be said of what was spent so far."""
 _WHENEVER = ", whenever its rounds end"
 
 
@@ -56,7 +58,7 @@ def meter(spent_local: float, spent_aggregate: float) -> str:
     """What the two sentences do not say: how far it has come."""
     return (
         f"Spent so far: local {rounded_up(spent_local)}, aggregate {rounded_up(spent_aggregate)}. "
-        "These hold in place of the caps if the number of rounds did not depend on results."
+        f"{IN_PLACE_OF_CAPS}"
     )
 
 

@@ -6,6 +6,8 @@ import importlib
 
 import typer
 
+from cachefl_secure_cli.help_texts import help_of
+
 _COMMANDS = (
     "plan",
     "init",
@@ -46,7 +48,7 @@ app = typer.Typer(
 
 for _name in _COMMANDS:
     _module = importlib.import_module(f"cachefl_secure_cli.commands.{_name}")
-    app.command(_name)(_module.command)
+    app.command(_name, help=help_of(_module.command))(_module.command)
 for _name in _GROUPS:
     app.add_typer(importlib.import_module(f"cachefl_secure_cli.commands.{_name}").group, name=_name)
 

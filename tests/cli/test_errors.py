@@ -165,7 +165,7 @@ def test_a_plan_without_privacy_says_so(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "not private" in result.output
     spoken = invoke("budget", federation.silos[SiloId("silo-1")]).output
-    assert "no differential privacy is claimed" in spoken.replace("\n", " ")
+    assert spoken.replace("\n", " ").count("no differential privacy is claimed") == 1
 
 
 def test_too_few_silos_abort_the_round_with_exit_4(federation: SmallFederation) -> None:
@@ -220,6 +220,17 @@ def test_reports_are_one_json_envelope(federation: SmallFederation, command: str
     assert result.exit_code == 0
     envelope = json.loads(result.stdout)
     assert (envelope["version"], envelope["command"]) == (1, command)
+
+
+def test_budget_says_no_sentence_twice(federation: SmallFederation) -> None:
+    alone = [
+        line for line in invoke("budget", federation.silos[SiloId("silo-1")]).output.splitlines() if line
+    ]
+    assert any(line.startswith("Spent so far: local ") for line in alone)
+    shown = invoke("budget", *federation.silos.values()).output.splitlines()
+    sentences = [line for line in shown if line.endswith(".")]
+    assert len(sentences) == len(set(sentences)) == 2 * len(federation.silos) + 1
+    assert sentences[-1].startswith("Spent so far: see the table.")
 
 
 def test_budget_shows_what_the_plan_says_it_costs(federation: SmallFederation) -> None:

@@ -87,6 +87,14 @@ def test_a_plan_that_cannot_be_made_says_why(option: str, value: str, sentence: 
     result = invoke("plan", option, value)
     assert result.exit_code == 7
     assert sentence in result.stderr
+    assert "init" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--feature-dim", "--images-per-class", "--number-of-classes"])
+def test_a_plan_for_nothing_is_refused_by_the_name_of_its_option(option: str) -> None:
+    result = invoke("plan", option, "0")
+    assert result.exit_code == 2
+    assert option in result.stderr
 
 
 def test_the_plan_of_a_federation_is_the_one_that_was_agreed(federation: SmallFederation) -> None:

@@ -30,6 +30,8 @@ def command(
     Give every directory you have: a ledger that was rolled back shows only against heads that others
     hold. Exits 6 at the first step that does not hold, and names it. What no audit of files can show:
     that the noise was really drawn.
+
+    Example: cachefl-secure audit coordinator clinic-1 clinic-2
     """
     from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
     from cachefl_secure.federation.witnesses import is_silo, witnessed_heads

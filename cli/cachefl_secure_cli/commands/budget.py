@@ -23,8 +23,11 @@ def command(
     """Show the privacy budget of silos: spent, cap, what is left, and the sentence that may be said.
 
     Every figure is recomputed from the verified ledger. No torch, no network.
+
+    Example: cachefl-secure budget clinic-1 clinic-2
     """
     from cachefl_secure.federation.budget import silo_budget
+    from cachefl_secure.privacy.statements import IN_PLACE_OF_CAPS
 
     budgets = [silo_budget(directory) for directory in directories]
     if json:
@@ -47,6 +50,10 @@ def command(
     columns = ("silo", "rounds charged", "aggregate epsilon", "local epsilon", "rounds left", "projected")
     delta = ", ".join(sorted({f"{delta:g}" for b in budgets for delta in (b.delta.local, b.delta.aggregate)}))
     console().print(table("privacy budget", columns, rows, caption=f"delta {delta}; adjacency: one record"))
-    for budget in budgets:
-        for statement in budget.statements:
-            console().print(statement)
+    # Where nothing can be claimed, both sentences say so in the same words.
+    said = list(dict.fromkeys(statement for budget in budgets for statement in budget.statements[:2]))
+    meter = (
+        budgets[0].statements[2] if len(budgets) == 1 else f"Spent so far: see the table. {IN_PLACE_OF_CAPS}"
+    )
+    for statement in (*said, meter):
+        console().print(statement)

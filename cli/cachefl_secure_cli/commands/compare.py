@@ -49,6 +49,8 @@ def command(
 
     Trains from the federation's initial cache with its plan, on images that you may see together: public
     or consented ones. No ledger is charged, because nothing leaves.
+
+    Example: cachefl-secure compare coordinator --data images-1 --data images-2 --held-out held-out
     """
     from cachefl_secure.federation.accuracy import encode_folder
     from cachefl_secure.federation.clip_source import ClipSource, open_encoder

@@ -55,6 +55,8 @@ def command(
 
     Every command is printed before it runs; in a real federation each party types its own. Takes half a
     minute on two idle cores, needs no network, and writes DIRECTORY/summary.json and pictures in DIRECTORY/report.
+
+    Example: cachefl-secure demo demo-run
     """
     from cachefl_secure.embedded.digits import silo_folders, write_image_folders
     from cachefl_secure.federation.calibration import DEFAULT_EPSILON

@@ -41,6 +41,8 @@ def command(
     """Measure accuracy on labelled images: zero-shot CLIP, the synthetic cache, and after rounds.
 
     Figures on private images are private; nothing is sent.
+
+    Example: cachefl-secure evaluate coordinator --data held-out
     """
     from cachefl_secure.federation.accuracy import encode_folder, evaluate_rounds
     from cachefl_secure.federation.clip_source import ClipSource, open_encoder

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cachefl_secure_cli.failures import explained, say
+from cachefl_secure_cli.help_texts import help_of
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ LedgerPath = Annotated[
 ]
 
 
-@group.command("show")
 @explained
 def show(ledger: LedgerPath, json: Json = False) -> None:
     """List every entry: what was agreed, charged, sent, received and aborted.
 
     Form, chain and signatures are checked; `ledger verify` checks what the entries claim.
+
+    Example: cachefl-secure ledger show clinic-1
     """
     found = _listing(ledger)
     if json:
@@ -45,7 +47,6 @@ def show(ledger: LedgerPath, json: Json = False) -> None:
     console().print(table("privacy ledger", columns, rows, caption=f"head {found.hashes[-1]}"))
 
 
-@group.command("verify")
 @explained
 def verify(
     ledger: LedgerPath,
@@ -72,7 +73,10 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Verify a ledger in numbered steps and compute every epsilon again, by two accountants and in both views."""
+    """Verify a ledger in numbered steps and compute every epsilon again, by two accountants and in both views.
+
+    Example: cachefl-secure ledger verify clinic-1 --witness coordinator
+    """
     from cachefl_secure.names import Digest, PublicKeyHex
     from cachefl_secure.privacy.ledger import verify_ledger
 
@@ -99,7 +103,6 @@ def verify(
     _advice(listed, key, bool(others))
 
 
-@group.command("export")
 @explained
 def export(
     ledger: LedgerPath,
@@ -108,7 +111,10 @@ def export(
         Literal["json", "csv"], typer.Option(help="json keeps everything; csv has a row for each entry.")
     ] = "json",
 ) -> None:
-    """Write all entries into one JSON or CSV file, numbers as exact as the ledger has them."""
+    """Write all entries into one JSON or CSV file, numbers as exact as the ledger has them.
+
+    Example: cachefl-secure ledger export clinic-1 -o clinic-1.csv --format csv
+    """
     from cachefl_secure_cli.output import write_report
 
     found = _listing(ledger)
@@ -117,6 +123,10 @@ def export(
     else:
         write_report(output, {"public_keys": list(found.public_keys), "entries": found.plain()})
     console().print(f"{len(found.bodies)} entries: {output}")
+
+
+for _command in (show, verify, export):
+    group.command(_command.__name__, help=help_of(_command))(_command)
 
 
 def _file(ledger: Path) -> Path:

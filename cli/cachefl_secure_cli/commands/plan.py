@@ -40,12 +40,12 @@ def command(
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
-    number_of_classes: Annotated[int, typer.Option(help="N: classes of the task.")] = 10,
+    number_of_classes: Annotated[int, typer.Option(min=2, help="N: classes of the task.")] = 10,
     images_per_class: Annotated[
-        int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
+        int, typer.Option("-k", "--images-per-class", min=1, help="K: cache keys a class.")
     ] = 4,
     trained: TrainedOption = Trained.keys,
-    feature_dim: Annotated[int, typer.Option(help="C: dimension of the encoder's features.")] = 512,
+    feature_dim: Annotated[int, typer.Option(min=1, help="C: dimension of the encoder's features.")] = 512,
     json: Json = False,
 ) -> None:
     """Show what rounds will cost in privacy: noise, both epsilons, ten rounds beyond the plan, the most rounds there can be.

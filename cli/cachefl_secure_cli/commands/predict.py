@@ -21,7 +21,10 @@ def command(
     device: DeviceOption = Device.auto,
     json: Json = False,
 ) -> None:
-    """Classify images with the latest model. Nothing leaves this machine."""
+    """Classify images with the latest model. Nothing leaves this machine.
+
+    Example: cachefl-secure predict clinic-1 image.png
+    """
     from cachefl_secure.federation.accuracy import predict_images
     from cachefl_secure.federation.clip_source import ClipSource, open_encoder
     from cachefl_secure.federation.inspection import open_chain
