@@ -7,6 +7,7 @@ sums.json                       sums that decode, and (bad) sums that no cohort 
 derivations.json                secrets derived for every purpose
 shares.json                     secrets, coefficients' seed, and the shares of some places
 round_n5_drop1.json ...         a whole attempt: everything given, every message, the sum
+parcels.json, contact_cards.json, join_requests.json, and each with _bad_read: what lies in a shared place
 round_n6_drop1_bad_<phase>.json messages with one thing wrong each, and the error that they must end in
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.protocol import reference as slow
+from tests.vectors import mail
 from tests.vectors.parts import primitives
 from tests.vectors.reference import (
     COORDINATOR,
@@ -283,7 +285,7 @@ def special(played: RoundReference, phase: str, silo: str) -> dict[str, tuple[by
 
 def everything() -> dict[str, dict[str, Any]]:
     """File name, without .json, -> content."""
-    files = primitives()
+    files = primitives() | mail.everything()
     for name in ROUNDS:
         played, files[name] = build(name)
         if name == BAD_OF:
