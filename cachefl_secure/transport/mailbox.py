@@ -1,6 +1,6 @@
 """The mailbox: coordinator and silos exchange parcels through a store, with no server and no open port.
 
-    <federation>/contacts/<party>/<digest>        contact cards: transport keys, signed
+    <federation>/contacts/<party>/<digest>        contact cards: transport keys, signed; the coordinator's from the start
     <federation>/requests/<plan>/<silo>.<digest>.toml    join requests, public (``mailbox_enrolment``)
     <federation>/to/<silo>/<number>-<phase>       requests, one for each silo and exchange
     <federation>/from/<number>/<silo>             answers

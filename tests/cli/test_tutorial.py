@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.claims import REPOSITORY
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -146,9 +146,7 @@ def test_the_tutorial_leads_from_nothing_to_a_private_model(tmp_path: Path) -> N
 def test_the_tutorial_over_flare_leads_to_a_private_model(tmp_path: Path) -> None:
     terminals = Terminals(tmp_path)
     terminals.run(["demo", "digits", "--images-only"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     commands = [[word.replace(":8002", f":{port}") for word in words] for words in typed(FLARE)]
     try:
         outputs = follow(terminals, commands, "waiting for the coordinator's package")

@@ -236,18 +236,6 @@ def test_a_site_takes_no_package_but_its_own_from_its_coordinator(
         install_site(state, package, ENGINE)
 
 
-def test_another_certificate_authority_than_expected_is_refused(federation: SmallFederation) -> None:
-    coordinator, state = StateDir(federation.coordinator), StateDir(federation.silos[SILO])
-    package = approve_site(coordinator, SILO, request_site(state, SILO, ENGINE))
-    right = certificate_fingerprint(coordinator.read("engine/nvflare/ca/ca.crt"))
-    wrong = f"{'0' * 63}1"
-    with pytest.raises(ConfigError, match="call the coordinator"):
-        install_site(state, package, ENGINE, expect_ca_fingerprint=wrong)
-    assert not state.has("engine/nvflare/site/startup/client.crt")
-    colons = ":".join(right[i : i + 2] for i in range(0, 64, 2)).upper()
-    assert install_site(state, package, ENGINE, expect_ca_fingerprint=f"SHA256:{colons}") == ENGINE
-
-
 def test_a_silo_with_a_name_that_flare_uses_is_told_so(federation: SmallFederation) -> None:
     for name in ("server", "007", "1e5", "nan", "true", ENGINE.host):
         with pytest.raises(ConfigError, match="join under another name"):

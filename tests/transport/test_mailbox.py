@@ -322,10 +322,12 @@ def test_a_silo_says_once_that_the_store_is_away_and_once_that_it_is_back(tmp_pa
             return super().names(folder, drafts=drafts)
 
     sender = Sender(HERE, A, SigningKey.generate(), TransportKey.generate())
+    coordinator, url = SigningKey.generate(), memory_url()
+    announce(ObjectStore.open(url), Sender(HERE, COORDINATOR, coordinator, TransportKey.generate()))
     silo = SiloMailbox(
-        Flickering(memory_url()),
+        Flickering(url),
         lambda: sender,
-        SigningKey.generate().public_key,
+        coordinator.public_key,
         limit_bytes=9,
         tell=said.append,
     )

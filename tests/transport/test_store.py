@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,46 @@ def test_an_object_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=look)
     reader.start()
-    for content in contents * 4:
-        store.put("a/b", content)
+    end = time.monotonic() + 30.0
+    while (
+        len(seen - {None}) < 3 and time.monotonic() < end
+    ):  # a reader that saw nothing would agree with anything
+        for content in contents:
+            store.put("a/b", content)
     stop.set()
     reader.join()
     assert seen <= {*contents, None}
+    assert len(seen - {None}) >= 3
     assert store.names("a") == ["b"]
+
+
+def test_what_is_being_written_is_not_seen_before_it_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = (ObjectStore.open(f"dir://{tmp_path}") for _ in range(2))
+    seen: list[tuple[str, list[str], bytes | None]] = []
+
+    def watched(name: str) -> None:
+        honest = getattr(os, name)
+
+        def look(*arguments: Any, **named: Any) -> Any:
+            seen.append((name, other.names("a"), other.get("a/b", limit_bytes=LIMIT)))
+            return honest(*arguments, **named)
+
+        monkeypatch.setattr(os, name, look)
+
+    watched("fsync")
+    watched("replace")
+    store.put("a/b", b"fir", b"st")
+    store.put("a/b", b"sec", b"ond")
+    unseen, first = ([], None), (["b"], b"first")
+    assert seen == [
+        ("fsync", *unseen),
+        ("replace", *unseen),
+        ("fsync", *first),
+        ("replace", *first),
+    ]
+    assert other.get("a/b", limit_bytes=LIMIT) == b"second"
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_no_draft(

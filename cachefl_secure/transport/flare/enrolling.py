@@ -156,20 +156,14 @@ def approve_site(state: StateDir, silo: SiloId, request: bytes) -> bytes:
     return _text(msgspec.structs.replace(package, signature=signature))
 
 
-def install_site(
-    state: StateDir,
-    package: bytes,
-    engine: FlareEngine | None = None,
-    *,
-    expect_ca_fingerprint: str | None = None,
-) -> FlareEngine:
+def install_site(state: StateDir, package: bytes, engine: FlareEngine | None = None) -> FlareEngine:
     """Writes the site's files from the coordinator's package, and returns the engine they are for.
 
-    ``engine``, if given, must be the package's; ``expect_ca_fingerprint`` is for those who compare it anyway.
+    ``engine``, if given, must be the package's.
 
     Raises:
         BadSignature: not signed by the coordinator that this silo joined.
-        ConfigError: another silo's or engine's package, not for the key made here, or another authority.
+        ConfigError: another silo's or engine's package, or not for the key made here.
     """
     files = SiloFiles.open(state.root)
     answer = _read(package, _Package, "the site package")
@@ -181,10 +175,6 @@ def install_site(
     given = parse_engine(answer.engine, file=where)
     if engine is not None and engine != given:
         raise ConfigError(where, "engine", f"is {given.url}, not {engine.url}")
-    actual = certificate_fingerprint(answer.authority.encode())
-    if expect_ca_fingerprint is not None and _digits(expect_ca_fingerprint) != actual:
-        reason = f"has the fingerprint {actual}, not as expected: do not install, call the coordinator"
-        raise ConfigError(where, "authority", reason)
     key = state.read(f"{kits.SITE}/startup/client.key")
     try:
         check_certificate(answer.certificate.encode(), answer.authority.encode(), files.silo, key)
@@ -288,7 +278,3 @@ def _read(raw: bytes, kind: type[T], file: str) -> T:
 
 def _text(value: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
-
-
-def _digits(fingerprint: str) -> str:
-    return fingerprint.strip().lower().removeprefix("sha256:").replace(":", "").replace(" ", "")

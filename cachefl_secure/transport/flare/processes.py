@@ -135,12 +135,6 @@ class SiteProcess:
     ) -> None:
         self._held.close()
 
-    def run(self, stop: threading.Event) -> None:
-        """Serves until ``stop`` is set, or an exception (Ctrl-C) passes."""
-        with self:
-            while not stop.wait(_LOOK_SECONDS):
-                pass
-
     def _start(self) -> None:
         self._started = time.monotonic()
         self._child = Child("site", self._folder, [self._files.silo])
