@@ -18,7 +18,7 @@ from cachefl_secure.transport.parcels import Sender
 from cachefl_secure.transport.store import ObjectStore
 
 PLACE_FILE = "engine/place"
-"""At the coordinator: the engine is known to be this federation's place. Without this file it becomes it."""
+"""At the coordinator: URL of the engine that is known to be this federation's place. Without this file it becomes it."""
 MAX_REQUEST_BYTES = 1 << 14
 _MAX_REQUESTS = 4096
 
@@ -104,12 +104,13 @@ def find_place(store: ObjectStore, files: CoordinatorFiles) -> None:
         WrongPlace: it lay there once, and now there is no sign of this federation.
         TransportError: the store cannot be reached.
     """
-    known = files.state.has(PLACE_FILE)
+    here = files.engine.encode()
+    known = files.state.has(PLACE_FILE) and files.state.read(PLACE_FILE) == here
     if known:
         check_place(store, files.plan.id, files.plan.coordinator_key, any_sign=True)
     announce(store, coordinator_sender(files))
     if not known:
-        files.state.write(PLACE_FILE, b"")
+        files.state.write(PLACE_FILE, here)
 
 
 def chain_keys(files: CoordinatorFiles) -> Mapping[SiloId, Sequence[PublicKeyHex]]:

@@ -188,6 +188,15 @@ def test_a_place_that_was_emptied_on_purpose_is_begun_anew(federation: SmallFede
     check_a_round(federation)
 
 
+def test_a_federation_that_moves_to_an_empty_place_takes_it(
+    tmp_path: Path, federation: SmallFederation, shared: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    name_engine(federation, f"dir://{tmp_path}/elsewhere")
+    check_a_round(federation)
+    assert [path.name for path in (shared / federation.plan.id).iterdir()] == ["contacts"]
+
+
 def test_a_card_that_a_stranger_left_is_no_sign_of_the_federation_to_a_silo(
     tmp_path: Path, federation: SmallFederation
 ) -> None:
