@@ -3,9 +3,12 @@
 The story, in the order of the files:
 
 ``encoder``      a frozen CLIP through open_clip: images and class names to unit features
-``generator``    stock diffusers pipelines
-``synthesis``    images of each class from one, with a manifest
-``initial``      features of synthetic images become cache keys
+``generator``    stock diffusers pipelines; ``pipeline_files`` says where theirs may come from
+``prompts``      what a text-to-image one is asked for
+``synthesis``    images of each class from one; ``manifest`` says where each comes from and what became of it
+``key_sources``  that, or pictures and features made elsewhere, or texts: candidates for cache keys
+``selection``    which candidates become keys
+``initial``      features of synthetic images become cache keys; ``origin`` says of what for as long as they live
 ``images``       a silo's own images, a folder a class
 ``features``     the same, encoded once
 ``model``        logits = logit_scale * W f + alpha * L^T exp(-beta (1 - F f)), and its rank-one gradient

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel
+from cachefl_secure.cache.origin import UNSTATED, CacheOrigin
 from cachefl_secure.errors import ConfigError
 
 
@@ -18,6 +19,7 @@ def initial_cache(
     alpha: float,
     beta: float,
     logit_scale: float = 100.0,
+    origin: CacheOrigin = UNSTATED,
 ) -> CacheModel:
     """The first ``images_per_class`` features of each class as cache keys, in class order.
 
@@ -39,6 +41,7 @@ def initial_cache(
         alpha=alpha,
         beta=beta,
         logit_scale=logit_scale,
+        origin=origin,
     )
 
 

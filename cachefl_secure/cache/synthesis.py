@@ -1,249 +1,213 @@
-"""Images of each class from a diffusers pipeline, with a manifest that says where every one comes from.
+"""Pictures of each class from a diffusers pipeline, with a manifest that says where every one comes from.
 
-An image depends on (rng seed, generator, class, index) alone: each has its own CPU random stream, so batch
-size and order of work change nothing but the last bits of a floating-point sum. A killed run goes on where
-it was.
+A picture depends on (rng seed, generator, class, prompt, index) alone: each has its own CPU random stream, and which
+pictures one call draws together is fixed by class and index. So neither the order of work, nor a kill and a fresh
+start, nor other classes or more candidates change a bit of it on the same machine and versions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from cachefl_secure.cache.generator import Generator, default_guidance, generator_labels, slug
-from cachefl_secure.errors import ConfigError
+from cachefl_secure.cache.generator import (
+    Generator,
+    default_guidance,
+    default_steps,
+    generator_labels,
+    slug,
+)
+from cachefl_secure.cache.manifest import (
+    BLANK,
+    DRAWN,
+    MANIFEST,
+    SyntheticImage,
+    line_bytes,
+    manifest_bytes,
+    read_manifest,
+    write_whole,
+)
+from cachefl_secure.cache.prompts import Prompts
 from cachefl_secure.names import Digest, digest_of
 
-MANIFEST = "manifest.jsonl"
-DEFAULT_STEPS = 25
-
-Score = Callable[[Sequence[Image.Image], Sequence[int]], Sequence[float]]
-"""Images and their labels to one number each, higher is better: for instance CLIP's zero-shot margin."""
+_MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 Progress = Callable[[int, int], None]
-"""Images made, images wanted."""
+"""Pictures made, pictures wanted."""
 
 
-@dataclass(frozen=True, slots=True)
-class SyntheticImage:
-    """One line of the manifest."""
-
-    file: str
-    """Below the output folder: ``<label>-<slug>/<nnnn>.png``."""
-    label: int
-    class_name: str
-    index: int
-    prompt: str
-    """Empty for a class-conditional generator."""
-    seed: int
-    sha256: str
-    """Of the PNG file."""
-    generator: str
-    licence: str
-    generator_digest: str
-    scheduler: str
-    steps: int
-    guidance: float | None
-    size: tuple[int, int]
-    """Width and height in pixels."""
-    score: float | None = None
-    decision: Literal["drawn", "kept", "rejected"] = "drawn"
-
-
-def generate(
+def draw_images(
     generator: Generator,
     classes: Sequence[str],
-    prompts: str | Sequence[str],
-    images_per_class: int,
+    prompts: Prompts,
+    candidates_per_class: int,
     rng_seed: int,
-    out_dir: Path,
+    folder: Path,
     *,
-    candidates_per_class: int | None = None,
-    score: Score | None = None,
-    steps: int = DEFAULT_STEPS,
+    steps: int | None = None,
     guidance: float | None = None,
-    batch_size: int = 20,
     progress: Progress | None = None,
 ) -> list[SyntheticImage]:
-    """``images_per_class`` PNG files of every class, ordered by class and index, and ``manifest.jsonl``.
+    """``candidates_per_class`` PNG files of every class and their manifest lines, by class and index.
 
-    ``prompts`` is one template with ``{}``, or a prompt for each class; class-conditional generators ignore
-    it. ``guidance`` None is the pipeline's own default. With ``score``, ``candidates_per_class`` are drawn
-    and the best kept; the others stay on disk, marked ``rejected`` in the manifest. Pictures that are on
-    disk with the digest of an equal manifest line are not drawn again.
+    ``steps`` and ``guidance`` None are the pipeline's own defaults. A class-conditional generator takes no
+    ``prompts``. Pictures that are on disk with the digest of an equal manifest line are not drawn again.
 
     Raises:
-        ConfigError: the generator does not know a class, or drew a blank picture where a kept one is due.
+        ConfigError: the generator does not know a class.
         ValueError: numbers that make no sense together.
     """
-    candidates = images_per_class if candidates_per_class is None else candidates_per_class
-    if not 1 <= images_per_class <= candidates or (score is None and candidates != images_per_class):
-        raise ValueError("candidates_per_class must be at least images_per_class, and more needs a score")
-    wanted = _wanted(generator, classes, prompts, candidates, rng_seed, steps, guidance)
+    if candidates_per_class < 1 or len(prompts) != len(classes):
+        raise ValueError(
+            f"{candidates_per_class} candidates, {len(prompts)} prompts for {len(classes)} classes"
+        )
     labels = generator_labels(generator, classes)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    drawn = _drawn_before(out_dir, wanted)
-    missing = [image for image in wanted if image.file not in drawn]
-    _write_manifest(out_dir, drawn.values())
-    for start in range(0, len(missing), batch_size):
+    recipe = _recipe(generator, steps, guidance)
+    together = generator.together
+    blocks = [
+        [
+            _wanted(recipe, generator, label, name, prompts[label], index, rng_seed)
+            for index in range(start, start + together)
+        ]
+        for label, name in enumerate(classes)
+        for start in range(0, candidates_per_class, together)
+    ]
+    wanted = [image for block in blocks for image in block if image.index < candidates_per_class]
+    drawn = _drawn_before(folder, wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / MANIFEST, manifest_bytes(drawn.values()))
+    for block in blocks:
+        missing = {image.file for image in block if image.index < candidates_per_class} - set(drawn)
         if progress is not None:
             progress(len(drawn), len(wanted))
-        batch = missing[start : start + batch_size]
-        for image in _draw(generator, batch, labels, out_dir):
-            drawn[image.file] = image
+        if missing:
+            # The whole block, although a part may be there: neighbours decide the last bits of a sum.
+            drawn |= {image.file: image for image in _draw(generator, block, labels, missing, folder)}
     if progress is not None:
         progress(len(wanted), len(wanted))
-    decided = _decide([drawn[image.file] for image in wanted], images_per_class, score, out_dir)
-    _write_manifest(out_dir, decided)
-    return [image for image in decided if image.decision == "kept"]
+    return [drawn[image.file] for image in wanted]
 
 
-def read_manifest(out_dir: Path) -> list[SyntheticImage]:
-    """The lines of ``manifest.jsonl``, up to one cut short by a kill; none if it is absent."""
-    images = []
-    file = out_dir / MANIFEST
-    for line in file.read_bytes().splitlines() if file.is_file() else ():
-        try:
-            images.append(msgspec.json.decode(line, type=SyntheticImage))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            break
-    return images
+def _recipe(generator: Generator, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """What all lines of a run share."""
+    import diffusers
+
+    return {
+        "generator": generator.name,
+        "licence": generator.licence,
+        "revision": generator.revision,
+        "generator_digest": generator.weights_digest,
+        "pipeline": type(generator._pipeline).__name__,
+        "scheduler": generator.scheduler,
+        "steps": default_steps(generator) if steps is None else steps,
+        "guidance": default_guidance(generator) if guidance is None else guidance,
+        "dtype": generator.dtype,
+        "versions": {"diffusers": diffusers.__version__, "torch": str(torch.__version__)},
+        "ai_generated": True,
+    }
 
 
 def _wanted(
+    recipe: dict[str, Any],
     generator: Generator,
-    classes: Sequence[str],
-    prompts: str | Sequence[str],
-    candidates: int,
+    label: int,
+    name: str,
+    sentences: Sequence[str],
+    index: int,
     rng_seed: int,
-    steps: int,
-    guidance: float | None,
-) -> list[SyntheticImage]:
-    """Every line of the manifest as far as it is known before drawing: digest empty, size (0, 0)."""
-    if generator.takes == "class_labels":
-        texts = [""] * len(classes)
-    elif isinstance(prompts, str):
-        texts = [prompts.replace("{}", name.replace("_", " ")) for name in classes]
-    else:
-        texts = list(prompts)
-    if len(texts) != len(classes):
-        raise ValueError(f"{len(texts)} prompts for {len(classes)} classes")
-    return [
-        SyntheticImage(
-            file=f"{label}-{slug(name)}/{index:04d}.png",
-            label=label,
-            class_name=name,
-            index=index,
-            prompt=texts[label],
-            seed=_seed(rng_seed, generator.weights_digest, name, index),
-            sha256="",
-            generator=generator.name,
-            licence=generator.licence,
-            generator_digest=generator.weights_digest,
-            scheduler=generator.scheduler,
-            steps=steps,
-            guidance=default_guidance(generator) if guidance is None else guidance,
-            size=(0, 0),
-        )
-        for label, name in enumerate(classes)
-        for index in range(candidates)
-    ]
+) -> SyntheticImage:
+    """The manifest line as far as it is known before drawing."""
+    prompt = sentences[index % len(sentences)] if generator.takes == "prompt" else ""
+    return SyntheticImage(
+        file=f"{label}-{slug(name)}/{index:04d}.png",
+        label=label,
+        class_name=name,
+        index=index,
+        prompt=prompt,
+        seed=_seed(rng_seed, generator.weights_digest, name, prompt, index),
+        **recipe,
+    )
 
 
-def _seed(rng_seed: int, generator_digest: Digest, name: str, index: int) -> int:
-    """31 bits: torch's CPU generator keeps 32 of a seed, and JSON readers keep 53 of a number."""
-    parts = (str(rng_seed), generator_digest, name, str(index))
-    return int(digest_of("cachefl-secure/synthesis/1", *(part.encode() for part in parts))[:8], 16) >> 1
+def _seed(rng_seed: int, generator_digest: Digest, name: str, prompt: str, index: int) -> int:
+    """31 bits: torch's CPU generator keeps 32 of a seed, and JSON readers keep 53 of a number.
+
+    Two of 32,000 pictures share a seed with probability 0.2; they differ in class or prompt all the same.
+    """
+    parts = (str(rng_seed), generator_digest, name, prompt, str(index))
+    return int(digest_of("cachefl-secure/synthesis/2", *(part.encode() for part in parts))[:8], 16) >> 1
 
 
-def _drawn_before(out_dir: Path, wanted: Sequence[SyntheticImage]) -> dict[str, SyntheticImage]:
+def _drawn_before(folder: Path, wanted: Sequence[SyntheticImage]) -> dict[str, SyntheticImage]:
     """Lines of an earlier run that agree with what is wanted and whose file still has the digest."""
     due = {image.file: image for image in wanted}
     found = {}
-    for line in read_manifest(out_dir):
-        blank = replace(line, sha256="", size=(0, 0), score=None, decision="drawn")
-        file = out_dir / line.file
-        if due.get(line.file) != blank or not file.is_file():
+    for line in read_manifest(folder):
+        plain = _undecided(line)
+        expected = due.get(line.file)
+        if expected != msgspec.structs.replace(plain, sha256="", size=None, decision=DRAWN):
             continue
-        if hashlib.sha256(file.read_bytes()).hexdigest() == line.sha256:
-            found[line.file] = replace(line, score=None, decision="drawn")
+        file = folder / line.file
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == line.sha256:
+            found[line.file] = plain
     return found
 
 
+def _undecided(line: SyntheticImage) -> SyntheticImage:
+    decision = BLANK if line.decision == BLANK else DRAWN
+    return msgspec.structs.replace(line, score=None, cosine=None, rank=None, decision=decision)
+
+
 def _draw(
-    generator: Generator, batch: Sequence[SyntheticImage], labels: Sequence[int], out_dir: Path
+    generator: Generator,
+    block: Sequence[SyntheticImage],
+    labels: Sequence[int],
+    missing: set[str],
+    folder: Path,
 ) -> Iterator[SyntheticImage]:
     """One call of the pipeline; each picture is on disk before its line is."""
-    inputs = [image.prompt if generator.takes == "prompt" else labels[image.label] for image in batch]
-    options: dict[str, Any] = {generator.takes: inputs, "num_inference_steps": batch[0].steps}
-    if batch[0].guidance is not None:
-        options["guidance_scale"] = batch[0].guidance
-    streams = [torch.Generator("cpu").manual_seed(image.seed) for image in batch]
+    inputs = [image.prompt if generator.takes == "prompt" else labels[image.label] for image in block]
+    options: dict[str, Any] = {generator.takes: inputs, "num_inference_steps": block[0].steps}
+    if block[0].guidance is not None:
+        options["guidance_scale"] = block[0].guidance
+    streams = [torch.Generator("cpu").manual_seed(image.seed or 0) for image in block]
     pictures = generator._pipeline(**options, generator=streams, output_type="pil").images
-    with (out_dir / MANIFEST).open("ab") as manifest:
-        for image, picture in zip(batch, pictures, strict=True):
-            raw = _png(picture)
-            _write(out_dir / image.file, raw)
-            line = replace(image, sha256=hashlib.sha256(raw).hexdigest(), size=picture.size)
-            manifest.write(msgspec.json.encode(line) + b"\n")
+    with (folder / MANIFEST).open("ab") as manifest:
+        for image, picture in zip(block, pictures, strict=True):
+            if image.file not in missing:
+                continue
+            raw = _png(picture, image)
+            write_whole(folder / image.file, raw)
+            line = msgspec.structs.replace(
+                image,
+                sha256=hashlib.sha256(raw).hexdigest(),
+                size=picture.size,
+                decision=BLANK if is_blank(picture) else DRAWN,
+            )
+            manifest.write(line_bytes(line))
             manifest.flush()
             yield line
 
 
-def _decide(
-    drawn: Sequence[SyntheticImage], images_per_class: int, score: Score | None, out_dir: Path
-) -> list[SyntheticImage]:
-    """Keep the best of each class; without a score, all. A blank picture (a safety filter's) comes last."""
-    pictures = [_open(out_dir / image.file) for image in drawn]
-    scores = None if score is None else list(score(pictures, [image.label for image in drawn]))
-    blank = [_is_blank(picture) for picture in pictures]
-    decided: list[SyntheticImage] = []
-    for label in dict.fromkeys(image.label for image in drawn):
-        members = [i for i, image in enumerate(drawn) if image.label == label]
-        if scores is not None:
-            members.sort(key=lambda i: (blank[i], -scores[i], drawn[i].index))
-        kept = set(members[:images_per_class])
-        if any(blank[i] for i in kept):
-            raise ConfigError(
-                drawn[members[0]].generator, "classes", f"blank picture of {drawn[members[0]].class_name!r}"
-            )
-        for i in sorted(members):
-            value = None if scores is None else round(float(scores[i]), 6)
-            decided.append(replace(drawn[i], score=value, decision="kept" if i in kept else "rejected"))
-    return decided
-
-
-def _open(file: Path) -> Image.Image:
-    return Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
-
-
-def _is_blank(picture: Image.Image) -> bool:
+def is_blank(picture: Image.Image) -> bool:
+    """One grey all over: what a safety filter leaves of a picture."""
     low, high = picture.convert("L").getextrema()
     return bool(low == high)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(picture: Image.Image, image: SyntheticImage) -> bytes:
+    """With the mark that law and libraries ask for: a model made this."""
+    marks = PngInfo()
+    marks.add_itxt("Comment", f"AI generated by {image.generator}")
+    marks.add_itxt("DigitalSourceType", _MADE_BY_A_MODEL)
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    picture.save(stream, format="PNG", pnginfo=marks)
     return stream.getvalue()
-
-
-def _write_manifest(out_dir: Path, images: Iterable[SyntheticImage]) -> None:
-    _write(out_dir / MANIFEST, b"".join(msgspec.json.encode(image) + b"\n" for image in images))
-
-
-def _write(file: Path, raw: bytes) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(raw)
-    os.replace(partial, file)

@@ -26,6 +26,9 @@ CLIP_DIR: Final = Path(__file__).parent / "clip"
 GENERATOR_DIR: Final = Path(__file__).parent / "generator"
 """For ``diffusers.DiffusionPipeline.from_pretrained(GENERATOR_DIR)``."""
 
+GENERATOR_STEPS: Final = 25
+"""Enough for it; the pipeline's own default is 50."""
+
 CLASSES: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """Class names, in the order of the labels 0..9."""
 

@@ -1,7 +1,7 @@
 """Orchestration: files, enrolment and the order of work; what protocol and privacy may not touch.
 
 ``founding``           init: encode, build the cache, calibrate, write the plan and the invite
-``synthetic_images``   the pictures that become cache keys
+``synthetic_images``   the first cache keys: candidates, the best of them, and a record of it all
 ``coordinator_files``  a coordinator's directory; admit
 ``calibration``        noise and step length for an epsilon, from public numbers
 ``enrolment``          invites, join requests and the signed roster

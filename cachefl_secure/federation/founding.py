@@ -8,7 +8,7 @@ Nothing private exists yet, so everything here is public and may be made again f
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,26 @@ from cachefl_secure.protocol.parameters import RoundParameters
 if TYPE_CHECKING:
     from cachefl_secure.cache.encoder import Encoder
     from cachefl_secure.cache.model import CacheModel
+    from cachefl_secure.federation.synthetic_images import FirstKeys
 
 INVITE_FILE = "invite.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureChoices:
+    """How pictures are made; None is the generator's own default."""
+
+    prompts: str = "paper"
+    """``paper``, ``dataset`` (the plan's templates) or ``file:PATH``."""
+    candidates_per_class: int | None = None
+    """None: four for each key."""
+    steps: int | None = None
+    guidance: float | None = None
+    revision: str | None = None
+    licence: str = ""
+    """As the operator states it, where no card does."""
+    offload: bool = False
+    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +59,9 @@ class FoundingChoices:
     templates: tuple[str, ...]
     clip: ClipSource
     generator: str
-    generator_prompt: str = "a photo of a {}."
+    """What ``--generator`` takes: a diffusers pipeline, ``folder:``, ``features:`` or ``text``."""
+    pictures: PictureChoices = field(default_factory=PictureChoices)
     images_per_class: int = 4
-    candidates_per_class: int = 8
     alpha: float = 10.0
     beta: float = 3.0
     trained: Trained = "keys"
@@ -62,7 +80,7 @@ class Founded:
     plan: FederationPlan
     fingerprint: str
     invite: Path
-    synthetic_images: int
+    first_keys: FirstKeys
 
 
 def found_federation(root: Path, choices: FoundingChoices, progress: Progress = silent) -> Founded:
@@ -81,7 +99,7 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     encoder = load_source(choices.clip, device=choices.device)
     privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
     state = StateDir.create(root)
-    model = _initial_model(state, choices, encoder, progress)
+    keys, model = _initial_model(state, choices, encoder, progress)
     plan = checked(lambda: _plan(state, choices, encoder, model, privacy))
     fewest = plan.secure_sum.minimum_cohort
     RoundParameters.derive(plan, fewest, fewest)  # the encoding must fit
@@ -89,8 +107,7 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     key = state.signing_key()
     state.write(INVITE_FILE, write_invite(plan, key, engine=choices.engine))
     state.finish()
-    images = len(choices.classes) * choices.images_per_class
-    return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, images)
+    return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, keys)
 
 
 def _sizes(choices: FoundingChoices, feature_dim: int) -> Sizes:
@@ -119,20 +136,21 @@ def check_secure_sum(section: SecureSumPlan) -> None:
 
 def _initial_model(
     state: StateDir, choices: FoundingChoices, encoder: Encoder, progress: Progress
-) -> CacheModel:
+) -> tuple[FirstKeys, CacheModel]:
     from cachefl_secure.cache.encoder import text_classifier
     from cachefl_secure.cache.initial import initial_cache
-    from cachefl_secure.federation.synthetic_images import synthetic_features
+    from cachefl_secure.federation.synthetic_images import first_keys
 
     classifier = text_classifier(encoder, choices.classes, choices.templates)
-    features = synthetic_features(state, choices, encoder, classifier, progress)
-    return initial_cache(
-        features,
+    keys = first_keys(state, choices, encoder, classifier, progress)
+    return keys, initial_cache(
+        keys.features,
         classifier,
         images_per_class=choices.images_per_class,
         alpha=choices.alpha,
         beta=choices.beta,
         logit_scale=encoder.logit_scale,
+        origin=keys.origin,
     )
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from cachefl_secure.cache.encoder import Encoder, load_encoder, text_classifier
 from cachefl_secure.cache.generator import load_generator
-from cachefl_secure.cache.synthesis import generate
-from cachefl_secure.embedded import CLASSES, CLIP_DIR, GENERATOR_DIR, TEMPLATES
+from cachefl_secure.cache.prompts import PAPER, template_prompts
+from cachefl_secure.cache.synthesis import draw_images
+from cachefl_secure.embedded import CLASSES, CLIP_DIR, GENERATOR_DIR, GENERATOR_STEPS, TEMPLATES
 from cachefl_secure.embedded.digits import load_scans
 from cachefl_secure.embedded.glyphs import draw_glyphs, to_clip_image
 
@@ -63,7 +64,9 @@ def test_plain_open_clip_loads_the_folder_with_its_weights() -> None:
 
 
 def test_the_generator_draws_what_it_is_asked_for(encoder: Encoder, tmp_path: Path) -> None:
-    drawn = generate(load_generator(GENERATOR_DIR), CLASSES, "{}", 5, 2024, tmp_path)
+    prompts = template_prompts(CLASSES, [PAPER])
+    generator = load_generator(GENERATOR_DIR)
+    drawn = draw_images(generator, CLASSES, prompts, 5, 2024, tmp_path, steps=GENERATOR_STEPS)
     images = [Image.open(tmp_path / image.file).copy() for image in drawn]
     labels = np.array([image.label for image in drawn])
     assert (_read(encoder, images) == labels).mean() >= 0.9

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cachefl_secure_cli import picture_options as pictures
 from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
@@ -43,15 +44,18 @@ def command(
         list[str] | None,
         typer.Option(help="Prompt for the text classifier with one {} for the class; repeat for several."),
     ] = None,
-    generator: Annotated[
-        str,
-        typer.Option(
-            help="embedded; a diffusers model id or local folder; or folder:PATH, public pictures made elsewhere."
-        ),
-    ] = "embedded",
+    generator: pictures.Generator = None,
+    prompts: pictures.Prompts = "paper",
     images_per_class: Annotated[
         int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
     ] = 4,
+    candidates: pictures.Candidates = None,
+    steps: pictures.Steps = None,
+    guidance: pictures.Guidance = None,
+    generator_revision: pictures.Revision = None,
+    licence: pictures.Licence = "",
+    offload: pictures.Offload = False,
+    offline: pictures.Offline = False,
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
     beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
     trained: TrainedOption = Trained.keys,
@@ -104,12 +108,25 @@ def command(
 
     if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
+    source, how = pictures.picture_source(
+        generator,
+        clip,
+        prompts=prompts,
+        candidates=candidates,
+        steps=steps,
+        guidance=guidance,
+        revision=generator_revision,
+        licence=licence,
+        offload=offload,
+        offline=offline,
+    )
     choices = FoundingChoices(
         name=name,
         classes=_classes(classes, clip),
         templates=_templates(template, clip),
         clip=ClipSource.parse(clip or "embedded", pretrained),
-        generator=_generator(generator),
+        generator=source,
+        pictures=how,
         images_per_class=images_per_class,
         alpha=alpha,
         beta=beta,
@@ -137,7 +154,10 @@ def command(
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
     prepare_coordinator(directory)
-    plan, planned = founded.plan, planned_cost_of(founded.plan.privacy)
+    pictures.tell_of_keys(founded.first_keys)
+    origin, plan = founded.first_keys.origin, founded.plan
+    without_picture = sum(founded.first_keys.without_picture.values())
+    planned = planned_cost_of(plan.privacy)
     if json:
         print_json(
             "init",
@@ -152,12 +172,16 @@ def command(
                 "epsilon_local": planned.local,
                 "epsilon_aggregate": planned.aggregate,
                 "delta": plan.privacy.delta,
-                "synthetic_images": founded.synthetic_images,
+                "synthetic_images": plan.number_of_keys - without_picture,
+                "keys_without_picture": without_picture,
+                "misread_pictures": founded.first_keys.misread,
+                "origin": {"kind": origin.kind, "name": origin.name, "licence": origin.licence},
             },
         )
         return
     rows = [
-        ("pictures kept for the cache", str(founded.synthetic_images)),
+        ("pictures kept for the cache", str(plan.number_of_keys - without_picture)),
+        ("they come from", f"{origin.name} ({origin.licence})"),
         ("parameters a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         ("learning rate", f"{plan.privacy.learning_rate:g}"),
@@ -208,11 +232,3 @@ def _templates(given: list[str] | None, clip: str | None) -> tuple[str, ...]:
 
         return TEMPLATES
     return ("a photo of a {}.",)
-
-
-def _generator(text: str) -> str:
-    if text == "embedded":
-        from cachefl_secure.embedded import GENERATOR_DIR
-
-        return str(GENERATOR_DIR)
-    return text
