@@ -39,8 +39,9 @@ def select(
 ) -> list[Verdict]:
     """A verdict for each candidate; at most ``per_class`` of each class are kept.
 
-    ``classifier`` (N, C). Classes are judged apart: which pictures of a class are kept does not depend on which other
-    pictures there are.
+    ``classifier`` (N, C). Classes are judged apart, so a picture may be kept under two of them: in fine-grained sets
+    pictures of different classes do come that close, and whose it is the margin says. Only how close pictures of a
+    class usually are is asked of all classes, lest a class of copies pass for a usual one.
     """
     members = [(candidates.labels == label).nonzero().flatten() for label in range(len(classifier))]
     threshold = _threshold(candidates.features, members)

@@ -17,7 +17,9 @@ CLASSIFIER = torch.eye(4, 8)
 
 
 def candidates(rows: Sequence[Sequence[float]], labels: Sequence[int]) -> FeatureSet:
-    return FeatureSet(functional.normalize(torch.tensor(rows), dim=1), torch.tensor(labels))
+    return FeatureSet(
+        functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=1), torch.tensor(labels)
+    )
 
 
 def random_candidates(number: int, seed: int = 0) -> FeatureSet:
