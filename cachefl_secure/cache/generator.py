@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,14 +201,19 @@ def _width(pipeline: Any) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no remarks of diffusers while it loads; what goes wrong is raised all the same."""
+    """No bars and no remarks of the libraries while they load; what goes wrong is raised all the same.
+
+    Importing diffusers' table of pipelines alone warns of what some pipeline nobody asked for will have to change.
+    """
     from diffusers.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()

@@ -40,6 +40,8 @@ def read_public_features(path: Path, number_of_classes: int, feature_dim: int) -
 
 
 def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    if not path.is_file():
+        raise ConfigError(str(path), "", "no such file")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:

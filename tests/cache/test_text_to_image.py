@@ -76,7 +76,7 @@ def write_tiny_pipeline(folder: Path) -> None:
             attention_head_dim=2,
             norm_num_groups=4,
         ),
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -129,8 +129,6 @@ def test_its_pictures_are_the_same_bits_when_part_of_them_is_drawn_again(
 @needs_transformers
 def test_what_was_saved_for_changing_pictures_draws_from_text_as_well(folder: Path, tmp_path: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
-    other = tmp_path / "pipeline"
-    other.symlink_to(folder)
     copy = tmp_path / "copy"
     copy.mkdir()
     for part in folder.iterdir():
