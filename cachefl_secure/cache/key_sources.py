@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -111,17 +112,18 @@ class Collected:
         images = image_folder(self.root, classes)
         if not len(images):
             raise ConfigError(str(self.root), "", "holds no picture of any class")
+        places = [count() for _ in classes]
         lines = [
             SyntheticImage(
                 label=label,
                 class_name=classes[label],
-                index=images.labels[:place].count(label),
+                index=next(places[label]),
                 file=file,
                 sha256=hashlib.sha256((self.root / file).read_bytes()).hexdigest(),
                 licence=self.licence,
                 decision=BLANK if is_blank(open_image(self.root / file)) else DRAWN,
             )
-            for place, (file, label) in enumerate(zip(images.paths, images.labels, strict=True))
+            for file, label in zip(images.paths, images.labels, strict=True)
         ]
         return Candidates(_encoded(images, encoder, report), lines)
 

@@ -15,7 +15,7 @@ BARE = "unet/config.json"
 """What a folder has instead of an index if it holds a class-conditional UNet and a scheduler only."""
 
 _CARD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
-_PERMISSIVE = re.compile(r"(apache|mit|bsd)\b", re.IGNORECASE)
+_PERMISSIVE = re.compile(r"(the )?(apache|mit|bsd)\b", re.IGNORECASE)
 _READ_BY_PIPELINES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 
 
@@ -118,7 +118,7 @@ def licence_of(folder: Path, card: str) -> str:
 
 def is_permissive(licence: str) -> bool:
     """Whether it is one of Apache, MIT and BSD, as cards and licence files spell them."""
-    return bool(_PERMISSIVE.match(licence.strip().removeprefix("The ")))
+    return bool(_PERMISSIVE.match(licence.strip()))
 
 
 def files_digest(folder: Path) -> Digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,7 @@ from cachefl_secure.cache.manifest import BLANK, read_manifest
 from cachefl_secure.cache.origin import KINDS
 from cachefl_secure.cache.public_features import read_public_features
 from cachefl_secure.embedded import CLIP_DIR, TEMPLATES
-from cachefl_secure.embedded.digits import to_clip_image
-from cachefl_secure.embedded.glyphs import draw_glyphs
+from cachefl_secure.embedded.glyphs import draw_glyphs, to_clip_image
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.clip_source import ClipSource
@@ -136,7 +136,7 @@ def test_public_features_become_keys(encoder: Encoder, tmp_path: Path, suffix: s
     assert float(best.min()) > 0.999
 
 
-GOOD = {"features": np.ones((2, 4), np.float32), "labels": np.array([0, 2])}
+GOOD: dict[str, Any] = {"features": np.ones((2, 4), np.float32), "labels": np.array([0, 2])}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ GOOD = {"features": np.ones((2, 4), np.float32), "labels": np.array([0, 2])}
     ],
 )
 def test_a_feature_file_that_does_not_fit_is_refused(
-    tmp_path: Path, changed: dict[str, np.ndarray], field: str
+    tmp_path: Path, changed: dict[str, Any], field: str
 ) -> None:
     np.savez(tmp_path / "good.npz", **GOOD)
     assert len(read_public_features(tmp_path / "good.npz", 3, 4)) == 2

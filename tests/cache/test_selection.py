@@ -68,13 +68,14 @@ def test_a_picture_read_among_the_first_goes_before_one_of_a_better_margin() -> 
 
 
 def test_where_the_encoder_reads_nothing_pictures_are_kept_all_the_same() -> None:
-    wrong = candidates([[0, 1, 0, 0, 0.1 * k, 1 - 0.2 * k, 0.3, 0] for k in range(5)], [0] * 5)
+    rows = [[0.0, 1, 0, 0, 0.1 * k, 1 - 0.2 * k, 0.3, 0] for k in range(5)]
+    wrong = candidates(rows, [0] * 5)
     assert sorted(decisions(wrong, 2)).count("kept") == 2
 
 
 def test_a_near_duplicate_of_a_kept_picture_is_named_and_refused() -> None:
     near, far = math.sqrt(1 - 0.98**2), math.sqrt(1 - 0.9**2)
-    rows = [
+    rows: list[list[float]] = [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [0.98, 0, 0, 0, near, 0, 0, 0],
         [0.9, 0, 0, 0, 0, far, 0, 0],

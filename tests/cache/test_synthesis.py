@@ -252,7 +252,7 @@ class Painter:
     ) -> Any:
         self.prompts += prompt
         self.guidance.append(guidance_scale)
-        pictures = []
+        pictures: list[Image.Image] = []
         for stream in generator:
             noise = torch.randint(0, 255, (4, 4), generator=stream, dtype=torch.uint8).numpy()
             at = len(self.prompts) - len(prompt) + len(pictures)
