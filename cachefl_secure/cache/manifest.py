@@ -38,7 +38,7 @@ class SyntheticImage(
     """Empty for a class-conditional generator. Of a key without a picture: the text that the key is the feature of."""
     seed: int | None = None
     generator: str = ""
-    licence: str = "unknown"
+    licence: str = ""
     revision: str = ""
     """The hub's commit; empty for a folder of the operator's."""
     generator_digest: str = ""
