@@ -164,7 +164,6 @@ def test_our_server_refuses_what_only_a_project_admin_may(live: Live, tmp_path: 
     assert "authorized" in str(found["with-code"][1])
 
 
-@pytest.mark.claim("C9")
 def test_a_job_that_is_submitted_again_begins_no_round(live: Live, tmp_path: Path) -> None:
     """As whoever holds the server may do at any time: the job is ours, and its order is over."""
     live.serve()

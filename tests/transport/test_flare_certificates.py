@@ -269,7 +269,6 @@ def until_told(live: Live, silo: SiloId, sentence: str) -> None:
 
 @needs_flare
 @pytest.mark.slow
-@pytest.mark.claim("C9")
 def test_nothing_is_trained_where_a_certificate_has_ended_and_all_is_well_with_a_new_one(
     tmp_path: Path,
 ) -> None:

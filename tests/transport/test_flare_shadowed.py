@@ -54,7 +54,6 @@ def test_the_modules_of_this_test_do_leave_their_marker_where_they_are_imported(
         marker.unlink()
 
 
-@pytest.mark.claim("C13")
 def test_modules_that_a_server_sends_are_refused_and_those_that_lie_about_are_not_imported(
     live: Live, tmp_path: Path
 ) -> None:
