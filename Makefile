@@ -14,7 +14,7 @@ PINS := "setuptools>=77" "torch==2.14.1" "torchvision==0.29.2" "opacus==1.6.0" "
 help:
 	@echo "make demo    install into $(VENV), then run a federation of silos on this machine from start to audit"
 	@echo "make test    install into $(VENV), then style, types, import rules and all tests"
-	@echo "make test-flare  install NVIDIA FLARE into $(VENV) as well, and run the tests that need it (five minutes)"
+	@echo "make test-flare  install NVIDIA FLARE into $(VENV) as well, and run the tests that need it (fifteen minutes)"
 	@echo "make soak    a million schedules of the simulation, or MINUTES=... of them from seed FROM=..."
 	@echo "make bench   the measurements behind the numbers in README.md"
 	@echo "make fuzz    hand the parsers and the silo's session to atheris for FUZZ_SECONDS (60)"
@@ -41,7 +41,9 @@ test: $(STAMP)
 test-flare: $(STAMP)
 	$(BIN)/python -m pip install -q "nvflare==2.9.0"
 	$(BIN)/python -m pytest -v -p no:cacheprovider tests/transport/test_flare.py tests/transport/test_flare_kits.py \
-	  tests/transport/test_flare_orders.py tests/transport/test_flare_site_requests.py tests/transport/test_flare_hosts.py tests/cli/test_tutorial.py
+	  tests/transport/test_flare_orders.py tests/transport/test_flare_site_requests.py tests/transport/test_flare_hosts.py \
+	  tests/transport/test_flare_killed.py tests/transport/test_flare_certificates.py tests/transport/test_flare_shadowed.py \
+	  tests/transport/test_flare_faults.py tests/transport/test_same_sums.py tests/cli/test_tutorial.py
 
 # `make soak MINUTES=30 FROM=2000000`; two processes.
 SCHEDULES := 1000000

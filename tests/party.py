@@ -47,11 +47,12 @@ from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import FederationId, PublicKeyHex, SiloId
 from cachefl_secure.transport import mailbox, mailbox_federation, store
 from cachefl_secure.transport.parcels import Sender
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, PrivateUpdate
 from cachefl_secure_cli.main import app
+from tests.claims import REPOSITORY
 
 RECORD = "record"
-_PATCH = pytest.MonkeyPatch()  # for the rest of the process
+PATCH = pytest.MonkeyPatch()  # for the rest of the process
 _NEW_NETWORK, _NEW_USER = 0x40000000, 0x10000000  # CLONE_NEWNET, CLONE_NEWUSER of Linux
 
 
@@ -85,6 +86,14 @@ class Paths:
     """Where a process writes what a test wants to know of it."""
 
     work: Path
+    hooks: Path | None = None
+    """Comes first on the PYTHONPATH of what a party starts (``inside_flare``)."""
+
+    @property
+    def python_path(self) -> str:
+        """PYTHONPATH of what a party starts."""
+        folders = [*filter(None, [self.hooks]), REPOSITORY, REPOSITORY / "cli"]
+        return os.pathsep.join(map(str, folders))
 
     def said(self, number: int) -> Path:
         """What the process prints."""
@@ -98,14 +107,34 @@ class Paths:
         """What a held process waits for."""
         return self.work / f"{name}.gate"
 
+    def faults(self, party: str) -> Path:
+        """What goes wrong in the next job of this party (``inside_flare``)."""
+        return self.work / f"{party}.faults"
+
+    @property
+    def requests(self) -> Path:
+        """A line for every exchange of a coordinator at FLARE."""
+        return self.work / "requests"
+
+    @property
+    def replayed(self) -> Path:
+        """Lines of ``requests`` that a hostile coordinator sends again."""
+        return self.work / "replayed"
+
+    @property
+    def hostile(self) -> Path:
+        """What silos said to a hostile coordinator."""
+        return self.work / "hostile"
+
     def silent(self, silo: str) -> Path:
         """There if nothing will come from this silo for now."""
         return self.work / f"{silo}.silent"
 
 
-def run(arguments: list[str], work: Path, number: int, faults: Faults) -> None:
+def run(arguments: list[str], paths: Paths, number: int, faults: Faults) -> None:
     """A command of the command line, to its end."""
-    paths = Paths(work)
+    if paths.hooks is not None:
+        os.environ["PYTHONPATH"] = paths.python_path
     said = paths.said(number)
     with said.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
@@ -118,15 +147,15 @@ def run(arguments: list[str], work: Path, number: int, faults: Faults) -> None:
     if faults.clock_days:
         _set_clock(timedelta(days=faults.clock_days))
     if arguments[0] == "round":
-        _watch_coordinator(_Points(faults), paths)
+        _watch_coordinator(Points(faults), paths)
     if arguments[0] == "join":
         silo = Path(arguments[-1]).name
-        _PATCH.setattr(mailbox, "_TRIES", faults.tries or mailbox._TRIES)
-        _watch_silo(_Points(faults, paths.silent(silo)), paths.replies(silo), trainer_of(silo))
+        PATCH.setattr(mailbox, "_TRIES", faults.tries or mailbox._TRIES)
+        _watch_silo(Points(faults, paths.silent(silo)), paths.replies(silo), trainer_of(silo))
     app(arguments)
 
 
-class _Points:
+class Points:
     """Where this process is, and what happens to it there."""
 
     def __init__(self, faults: Faults, silent: Path | None = None) -> None:
@@ -166,8 +195,19 @@ def trainer_of(silo: str) -> Trainer:
     return Trainer(lambda *_: None, train)
 
 
-def _watch_silo(points: _Points, replies: Path, trainer: Trainer) -> None:
-    answer, put, write = SiloService.handle, store.ObjectStore.put, store.ObjectStore._write
+def fixed_updates(silo: SiloId) -> Trainer:
+    """The same integers at every run, another vector for every silo: what a generator with a seed stands for."""
+    generator = np.random.default_rng(int(silo.rpartition("-")[2]))
+
+    def train(*_: object) -> IntegerUpdate:
+        return IntegerUpdate(generator.integers(-1000, 1000, 128).astype(np.int32))
+
+    return Trainer(lambda *_: None, train)
+
+
+def watch_answers(points: Points, replies: Path) -> None:
+    """Notes every reply of this process's silo, and reaches the points around it."""
+    answer = SiloService.handle
 
     def watched(self: SiloService, phase: str, content: bytes) -> bytes:
         has_record = phase == letters.SYNC and msgspec.msgpack.decode(content, type=letters.Sync).rounds
@@ -181,6 +221,13 @@ def _watch_silo(points: _Points, replies: Path, trainer: Trainer) -> None:
         points.reach("after")
         return reply
 
+    PATCH.setattr(SiloService, "handle", watched)
+    watch_writes(points)
+
+
+def _watch_silo(points: Points, replies: Path, trainer: Trainer) -> None:
+    put, write = store.ObjectStore.put, store.ObjectStore._write
+
     def putting(self: store.ObjectStore, name: str, *pieces: bytes | memoryview) -> None:
         put(self, name, *pieces)
         if "/from/" in name:
@@ -193,17 +240,16 @@ def _watch_silo(points: _Points, replies: Path, trainer: Trainer) -> None:
             points.die()
         write(self, draft, pieces)
 
-    _PATCH.setattr(SiloService, "handle", watched)
-    _PATCH.setattr(store.ObjectStore, "put", putting)
-    _PATCH.setattr(store.ObjectStore, "_write", writing)
-    _watch_writes(points)
-    _PATCH.setattr(mailbox_federation, "SiloService", partial(SiloService, trainer=trainer))
+    watch_answers(points, replies)
+    PATCH.setattr(store.ObjectStore, "put", putting)
+    PATCH.setattr(store.ObjectStore, "_write", writing)
+    PATCH.setattr(mailbox_federation, "SiloService", partial(SiloService, trainer=trainer))
 
 
-def _watch_coordinator(points: _Points, paths: Paths) -> None:
+def _watch_coordinator(points: Points, paths: Paths) -> None:
     exchange, put = mailbox.CoordinatorMailbox.exchange, store.ObjectStore.put
-    clock, asked = _Clock(), set[SiloId]()
-    collect, extend = mailbox.CoordinatorMailbox._collect, chain.Chain.extend
+    clock, asked = Clock(), set[SiloId]()
+    collect = mailbox.CoordinatorMailbox._collect
 
     def exchanging(
         self: mailbox.CoordinatorMailbox,
@@ -231,6 +277,17 @@ def _watch_coordinator(points: _Points, paths: Paths) -> None:
             clock.ahead_seconds += 1e6
         return troubles
 
+    PATCH.setattr(mailbox.CoordinatorMailbox, "exchange", exchanging)
+    PATCH.setattr(mailbox, "time", clock)
+    PATCH.setattr(mailbox.CoordinatorMailbox, "_collect", collecting)
+    PATCH.setattr(store.ObjectStore, "put", putting)
+    watch_records(points)
+
+
+def watch_records(points: Points) -> None:
+    """Reaches the points around a coordinator's record."""
+    extend = chain.Chain.extend
+
     def extending(self: chain.Chain, raw: bytes, aggregate: bytes, seen: None) -> object:
         points.phase = RECORD
         points.reach("before")
@@ -239,12 +296,8 @@ def _watch_coordinator(points: _Points, paths: Paths) -> None:
         points.phase = ""
         return record
 
-    _PATCH.setattr(mailbox.CoordinatorMailbox, "exchange", exchanging)
-    _PATCH.setattr(mailbox, "time", clock)
-    _PATCH.setattr(mailbox.CoordinatorMailbox, "_collect", collecting)
-    _PATCH.setattr(store.ObjectStore, "put", putting)
-    _PATCH.setattr(chain.Chain, "extend", extending)
-    _watch_writes(points, only=RECORD)
+    PATCH.setattr(chain.Chain, "extend", extending)
+    watch_writes(points, only=RECORD)
 
 
 def echo(url: str, silo: SiloId, secrets: tuple[bytes, bytes], coordinator_key: PublicKeyHex) -> None:
@@ -262,7 +315,7 @@ def echo(url: str, silo: SiloId, secrets: tuple[bytes, bytes], coordinator_key: 
     )
 
 
-class _Clock:
+class Clock:
     """For deadlines."""
 
     def __init__(self) -> None:
@@ -275,7 +328,8 @@ class _Clock:
         time.sleep(seconds)
 
 
-def _watch_writes(points: _Points, only: str = "") -> None:
+def watch_writes(points: Points, only: str = "") -> None:
+    """Reaches "during" after every durable write; with ``only`` in that phase."""
     replace, append = durable.replace_file, durable.append
 
     def reach() -> None:
@@ -290,8 +344,8 @@ def _watch_writes(points: _Points, only: str = "") -> None:
         append(path, content, size=size)
         reach()
 
-    _PATCH.setattr(durable, "replace_file", replacing)
-    _PATCH.setattr(durable, "append", appending)
+    PATCH.setattr(durable, "replace_file", replacing)
+    PATCH.setattr(durable, "append", appending)
 
 
 def _set_clock(ahead: timedelta) -> None:
@@ -302,8 +356,8 @@ def _set_clock(ahead: timedelta) -> None:
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + ahead
 
-    _PATCH.setattr(time, "time", lambda: genuine() + ahead.total_seconds())
-    _PATCH.setattr(state_dir, "datetime", Shifted)
+    PATCH.setattr(time, "time", lambda: genuine() + ahead.total_seconds())
+    PATCH.setattr(state_dir, "datetime", Shifted)
 
 
 def without_network() -> None:

@@ -71,6 +71,7 @@ class Party:
 
     process: Fork
     said_file: Path
+    patience_seconds: float = PATIENCE_SECONDS
 
     @property
     def said(self) -> str:
@@ -84,7 +85,7 @@ class Party:
 
     def end(self) -> int:
         """Waits for it."""
-        self.process.join(PATIENCE_SECONDS)
+        self.process.join(self.patience_seconds)
         assert self.ending is not None, f"still runs: {self.said}"
         return self.ending
 
@@ -110,6 +111,7 @@ class Stage:
     paths: Paths
     serving: dict[SiloId, Party] = field(default_factory=dict)
     _started: list[Party] = field(default_factory=list)
+    patience_seconds: float = PATIENCE_SECONDS
 
     @property
     def silos(self) -> list[SiloId]:
@@ -120,10 +122,10 @@ class Stage:
         said = self.paths.said(number)
         said.touch()
         process = multiprocessing.get_context("forkserver").Process(
-            target=party.run, args=(words, self.paths.work, number, faults), daemon=True
+            target=party.run, args=(words, self.paths, number, faults), daemon=True
         )
         process.start()
-        started = Party(process, said)
+        started = Party(process, said, self.patience_seconds)
         self._started.append(started)
         return started
 
@@ -135,7 +137,7 @@ class Stage:
             self.paths.silent(silo).unlink(missing_ok=True)
             self.serving[silo] = self.start("join", invite, self.federation.silos[silo], faults=faults)
         for silo in chosen:
-            until(lambda silo=silo: "waiting for" in self.serving[silo].said, f"{silo} serves")  # type: ignore[misc]
+            self.until_said(silo, "waiting for")
 
     def kill(self, silo: str) -> None:
         """kill -9 of a silo that serves."""
@@ -147,11 +149,16 @@ class Stage:
         patience = ("--deadline", str(deadline), "--gather", str(deadline))
         return self.start("round", self.federation.coordinator, "--json", *patience, *options, faults=faults)
 
-    def held_round(self, at: str) -> tuple[Party, Path]:
+    def held_round(self, at: str, *options: str) -> tuple[Party, Path]:
         """A round whose coordinator waits at this point now, and the gate that lets it go on when it is made."""
         gate = self.paths.gate(f"coordinator-{len(self._started)}")
-        held = self.round(faults=Faults(hold_at=at, gate=gate))
-        until(gate.with_suffix(".reached").exists, f"the coordinator is at {at}")
+        held = self.round(*options, faults=Faults(hold_at=at, gate=gate))
+        until(
+            lambda: gate.with_suffix(".reached").exists() or held.ending is not None,
+            f"the coordinator is at {at}",
+            self.patience_seconds,
+        )
+        assert held.ending is None, held.said
         return held, gate
 
     def play_round(self, *options: str) -> dict[str, Any]:
@@ -179,12 +186,15 @@ class Stage:
         return revived
 
     def until_said(self, silo: str, sentence: str) -> None:
-        until(lambda: sentence in self.serving[SiloId(silo)].said, f"{silo} says: {sentence}")
+        said = self.serving[SiloId(silo)]
+        until(lambda: sentence in said.said, f"{silo} says: {sentence}", self.patience_seconds)
+
+    def running(self) -> list[Party]:
+        return [started for started in self._started if started.ending is None]
 
     def kill_all(self) -> None:
-        for started in self._started:
-            if started.ending is None:
-                started.kill()
+        for started in self.running():
+            started.kill()
         self.serving.clear()
 
     # --- what came of it
@@ -233,7 +243,8 @@ def _parts_of(chain: Chain, record: RoundRecord) -> Iterator[str]:
 
 
 @cache
-def _privacy() -> PrivacyPlan:
+def privacy_of_stages() -> PrivacyPlan:
+    """Twelve rounds of the quickest mechanism."""
     return small_privacy(PrivacyChoices(mechanism="local", rounds=12, expected_records=15))
 
 
@@ -245,7 +256,7 @@ def stage(root: Path, silos: int = 4, *, store: Path | None = None) -> Iterator[
     work = root / "work"
     work.mkdir()
     records = [9 + number for number in range(silos)]
-    federation = found(root, records=records, privacy=_privacy(), engine=f"dir://{place}")
+    federation = found(root, records=records, privacy=privacy_of_stages(), engine=f"dir://{place}")
     start_forkserver()
     made = Stage(federation, place, Paths(work))
     try:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -191,6 +192,47 @@ def test_a_silo_that_is_told_to_end_finishes_its_answer_first(tmp_path: Path) ->
         play.kill_all()
         play.check_no_second_reply()
         assert play.charges() == dict.fromkeys(play.silos, 1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, -signal.SIGHUP)])
+def test_a_round_that_is_interrupted_at_the_coordinator_goes_on_at_no_further_charge(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C, and a terminal that is closed."""
+    with stage(tmp_path) as play:
+        play.serve()
+        interrupted, _ = play.held_round("certificate:before")  # all have trained and sent
+        os.kill(interrupted.process.pid, number)
+        assert interrupted.end() == code, interrupted.said
+        (outcome,) = play.round("--resume").result()["rounds"]
+        assert (outcome["round"], outcome["attempt"], outcome["survivors"]) == (1, 2, play.silos)
+        play.kill_all()
+        play.check_no_second_reply()
+        assert play.charges() == dict.fromkeys(play.silos, 1)
+
+
+@pytest.mark.claim("C10")
+def test_a_silo_restored_from_a_backup_is_left_out_and_its_operator_told(tmp_path: Path) -> None:
+    """Its charge of round 2 is gone from its disk, and stands in a receipt that it signed."""
+    with stage(tmp_path) as play:
+        silo = SiloId("silo-1")
+        path, backup = play.federation.silos[silo], tmp_path / "backup"
+        play.serve()
+        assert play.play_round()["survivors"] == play.silos
+        play.kill(silo)
+        shutil.copytree(path, backup)
+        play.serve(silo)
+        assert play.play_round()["survivors"] == play.silos
+        play.kill(silo)
+        shutil.rmtree(path)
+        backup.rename(path)
+        play.serve(silo)
+        third = play.play_round()
+        assert (third["survivors"], third["declined"]) == (play.silos[1:], {silo: "ledger-rolled-back"})
+        play.until_said(silo, "does not extend the witnessed")
+        play.kill_all()
+        assert [len(record.survivors) for record in play.records()] == [4, 4, 3]
+        assert play.charges() == dict.fromkeys(play.silos, 3) | {silo: 1}
 
 
 def test_a_round_over_a_folder_needs_no_network(tmp_path: Path) -> None:

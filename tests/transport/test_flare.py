@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -14,123 +12,46 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cachefl_secure.errors import ConfigError, RoundAborted, TransportError
-from cachefl_secure.federation.coordinator_round import RoundOutcome
+from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
-from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.state_dir import StateDir
-from cachefl_secure.names import SiloId
-from cachefl_secure.transport.flare import kits
-from cachefl_secure.transport.flare.certificates import Pair, certified_pair, make_authority
-from cachefl_secure.transport.flare.children import Child
-from cachefl_secure.transport.flare.engine import FlareEngine, parse_engine
-from cachefl_secure.transport.flare.enrolling import approve_site, found_engine, install_site, request_site
-from cachefl_secure.transport.flare.processes import ServerProcess, SiteProcess
-from cachefl_secure.transport.flare.rounds import run_flare_rounds
+from cachefl_secure.transport.flare import kits, reports
+from cachefl_secure.transport.flare.certificates import certified_pair, make_authority
+from cachefl_secure.transport.flare.engine import parse_engine
+from cachefl_secure.transport.flare.enrolling import found_engine
+from cachefl_secure.transport.flare.processes import ServerProcess
+from cachefl_secure.transport.flare.reaching import trouble_at
 from tests.claims import REPOSITORY
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import found
+from tests.transport.at_flare import (
+    LAST,
+    NEEDS_FLARE,
+    Live,
+    attempts,
+    check_refused,
+    free_port,
+    job,
+    running,
+    tree,
+    wait_until_gone,
+    widened,
+)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("nvflare") is None,
-        reason="FLARE is not installed: pip install 'cachefl-secure[nvflare]'",
-    ),
-]
-
-DEADLINE_SECONDS = 15.0
-LAST = SiloId("silo-3")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Live:
-    """A federation whose sites run."""
-
-    federation: SmallFederation
-    engine: FlareEngine
-    sites: dict[SiloId, SiteProcess] = field(default_factory=dict)
-    told: dict[str, list[str]] = field(default_factory=dict)
-    server: ServerProcess | None = None
-
-    def serve(self) -> ServerProcess:
-        """One server for several tests, from the first that needs it until one that needs another."""
-        if self.server is None:
-            self.server = ServerProcess(self.coordinator).__enter__()
-        return self.server
-
-    def stop_server(self) -> None:
-        if self.server is not None:
-            self.server.__exit__(None, None, None)
-            self.server = None
-
-    @property
-    def coordinator(self) -> StateDir:
-        return StateDir(self.federation.coordinator)
-
-    def site_folder(self, silo: SiloId) -> Path:
-        return self.federation.silos[silo] / kits.SITE
-
-    def rounds(self, number: int, progress: object = silent) -> list[RoundOutcome]:
-        return run_flare_rounds(
-            self.federation.coordinator,
-            number,
-            deadline_seconds=DEADLINE_SECONDS,
-            progress=progress,  # type: ignore[arg-type]
-            tell=self.told.setdefault("coordinator", []).append,
-        )
+pytestmark = NEEDS_FLARE
+SHORT_SECONDS = 30.0
+"""Of a deadline that passes."""
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as running:
-        environment.setenv("PYTHONPATH", str(REPOSITORY))
-        federation = found(tmp_path_factory.mktemp("flare"), records=(12, 20, 9))
-        engine = parse_engine(f"nvflare+grpc://localhost:{free_port()}")
-        found_engine(StateDir(federation.coordinator), engine, "small")
-        made = Live(federation, engine)
-        for silo, root in federation.silos.items():
-            state = StateDir(root)
-            package = approve_site(made.coordinator, silo, request_site(state, silo, engine))
-            install_site(state, package, engine)
-            said = made.told.setdefault(silo, [])
-            made.sites[silo] = running.enter_context(SiteProcess(root, tell=said.append))
-        running.callback(made.stop_server)
+    with running(tmp_path_factory.mktemp("flare")) as made:
         yield made
-
-
-def tree(pid: int) -> list[int]:
-    """The process and all that descend from it."""
-    import psutil  # comes with FLARE
-
-    process = psutil.Process(pid)
-    return [each.pid for each in (process, *process.children(recursive=True))]
-
-
-def is_alive(pid: int) -> bool:
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def wait_until_gone(pids: Sequence[int], seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while left := [pid for pid in pids if is_alive(pid)]:
-        assert time.monotonic() < until, f"still alive: {left}"
-        time.sleep(0.1)
 
 
 def test_two_rounds_from_founding_to_audit(live: Live) -> None:
@@ -195,6 +116,12 @@ def test_the_server_talks_to_nobody_without_a_certificate_of_this_federation(liv
             context.load_cert_chain(certificate, key)
         with socket.create_connection((live.engine.host, live.engine.port), timeout=10.0) as plain:
             assert heard(context, plain, live.engine.host) is is_heard
+    stranger_site = folder / "stranger"
+    for path, content in kits.key_files("client", stranger, authority.read_bytes()).items():
+        (stranger_site / path).parent.mkdir(parents=True, exist_ok=True)
+        (stranger_site / path).write_bytes(content)
+    assert "this site's certificate" in trouble_at(live.engine, stranger_site)
+    assert trouble_at(live.engine, live.site_folder(LAST)) == ""
 
 
 def heard(context: ssl.SSLContext, plain: socket.socket, host: str) -> bool:
@@ -219,67 +146,14 @@ def test_a_silo_killed_in_a_phase_ends_it_by_our_deadline_and_comes_back(live: L
             killed.append(time.monotonic())
 
     with pytest.raises(RoundAborted) as aborted:
-        live.rounds(1, progress=kill_after_key_lists)
+        live.rounds(1, progress=kill_after_key_lists, deadline_seconds=SHORT_SECONDS)
     assert (aborted.value.present, aborted.value.threshold) == (2, 3)
-    assert time.monotonic() - killed[0] < 2 * DEADLINE_SECONDS + 20.0
+    assert time.monotonic() - killed[0] < 2 * SHORT_SECONDS + 20.0
     assert any(text.startswith("silo-3: no answer") for text in live.told["coordinator"])
     assert any("ended by SIGKILL; again in" in text for text in live.told[LAST])
     (outcome,) = live.rounds(1)  # the silo was started again, and answers under its lock and from its journal
     assert (outcome.record.round, len(outcome.record.survivors)) == (3, 3)
     assert audit_silo(live.federation.silos[LAST], {}).steps
-
-
-ATTEMPT = """
-import json, os, sys, time
-from nvflare.fuel.flare_api.flare_api import new_secure_session
-user, kit, wait, *jobs = sys.argv[1:]
-session = new_secure_session(user, kit, timeout=30.0)
-found = {}
-if wait == "wait":
-    while len(session.get_system_info().client_info) < 3:
-        pass
-for job in jobs:
-    try:
-        name = session.submit_job(job)
-        while not str((meta := session.get_job_meta(name))["status"]).startswith("FINISHED"):
-            pass
-        time.sleep(1.0)  # FLARE writes the reasons after the status
-        meta = session.get_job_meta(name)
-        found[os.path.basename(job)] = [meta["status"], meta.get("job_deploy_detail")]
-    except Exception as error:
-        found[os.path.basename(job)] = ["refused", str(error)]
-print("FOUND" + json.dumps(found))
-sys.stdout.flush()
-os._exit(0)
-"""
-
-
-def attempts(
-    live: Live, folder: Path, role: str, jobs: Sequence[Path], wait: str = "wait"
-) -> dict[str, tuple[str, object]]:
-    """What FLARE did with jobs that the coordinator's authority lets somebody of this role submit."""
-    user = f"mallory-{role.replace('_', '-')}"
-    authority = Pair(live.coordinator.read(f"{kits.CA}/ca.key"), live.coordinator.read(f"{kits.CA}/ca.crt"))
-    kit = folder / role
-    files = kits.key_files("client", certified_pair(authority, user, role), authority.certificate)
-    for path, content in {**kits.admin_files(live.engine), **files}.items():
-        (kit / path).parent.mkdir(parents=True, exist_ok=True)
-        (kit / path).write_bytes(
-            content.replace(b'"username": "coordinator"', f'"username": "{user}"'.encode())
-        )
-    command = [sys.executable, "-c", ATTEMPT, user, str(kit), wait, *map(str, jobs)]
-    run = subprocess.run(command, cwd=kit, capture_output=True, text=True, timeout=90, check=False)
-    lines = [line for line in run.stdout.splitlines() if line.startswith("FOUND")]
-    assert lines, run.stderr[-800:]
-    return {name: (status, detail) for name, (status, detail) in json.loads(lines[0][5:]).items()}
-
-
-def job(folder: Path, name: str, changes: dict[str, bytes]) -> Path:
-    files = kits.job_files("0" * 32, ["silo-1", "silo-2", "silo-3"])
-    for path, content in {**files, **changes}.items():
-        (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name / path).write_bytes(content)
-    return folder / name
 
 
 def test_our_server_refuses_what_only_a_project_admin_may(live: Live, tmp_path: Path) -> None:
@@ -288,6 +162,28 @@ def test_our_server_refuses_what_only_a_project_admin_may(live: Live, tmp_path: 
     found = attempts(live, tmp_path, "project_admin", [evil], "")
     assert found["with-code"][0] == "refused"
     assert "authorized" in str(found["with-code"][1])
+
+
+def test_a_job_that_is_submitted_again_begins_no_round(live: Live, tmp_path: Path) -> None:
+    """As whoever holds the server may do at any time: the job is ours, and its order is over."""
+    live.serve()
+    orders = live.coordinator.path(kits.ORDERS)
+    if not orders.is_dir():
+        live.rounds(1)
+    last = max(orders.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    shutil.copytree(last / "job", tmp_path / "again")
+
+    def held() -> list[object]:
+        rounds = sorted(path.name for path in live.coordinator.path("rounds").rglob("*"))
+        return [rounds, *(silo_budget(path).rounds_charged for path in live.federation.silos.values())]
+
+    before = held()
+    found = attempts(live, tmp_path, "lead", [tmp_path / "again"])
+    assert found["again"][0] == "FINISHED:COMPLETED"
+    *_, failure, _ = reports.Tail(last / reports.JOB_FILE).lines()
+    assert isinstance(failure, reports.Failed)
+    assert "is over" in str(reports.error_of(failure))
+    assert held() == before
 
 
 def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live, tmp_path: Path) -> None:
@@ -302,14 +198,7 @@ def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live,
         job(tmp_path, "one-byte-more", {config: ours + b"\n"}),
     ]
     before = {silo: set(live.site_folder(silo).iterdir()) for silo in live.federation.silos}
-    live.stop_server()
-    server = live.coordinator.path(kits.SERVER)
-    permissive = {"format_version": "1.0", "permissions": dict.fromkeys((*kits.ROLES, "super"), "any")}
-    (server / "local/authorization.json").write_text(json.dumps(permissive))
-    resources = json.loads((server / "local/resources.json").read_bytes())
-    (server / "local/resources.json").write_text(json.dumps({**resources, "class_allow_list": ["*"]}))
-    widened = Child("server", server)
-    try:
+    with widened(live):
         # "super" passes every policy of FLARE, also those of sites: only our check of the app is left.
         tried = {
             "project_admin": ("is not authorized for", jobs[:1]),
@@ -319,14 +208,7 @@ def test_sites_refuse_every_job_but_ours_whatever_the_server_permits(live: Live,
         for role, (reason, of_role) in tried.items():
             found = attempts(live, tmp_path, role, of_role)
             assert set(found) == {each.name for each in of_role}
-            for name, (status, detail) in found.items():
-                assert status == "FINISHED:FAILED_TO_RUN", (role, name, detail)
-                assert isinstance(detail, list)
-                for silo in live.federation.silos:
-                    (said,) = (each for each in detail if each.startswith(f"{silo}: "))
-                    assert reason in said, (role, name, detail)
-    finally:
-        widened.stop()
+            check_refused(live, found, reason)
     for silo, entries in before.items():
         new = [path for path in set(live.site_folder(silo).iterdir()) - entries if path.is_dir()]
         assert new == [], "no app was left at a site"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -16,26 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo
-from cachefl_secure.federation.silo_files import REQUEST_FILE, SiloFiles
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import SiloId
-from cachefl_secure.transport.engines import SITE_PACKAGE, hand_over_request, prepare_coordinator
-from cachefl_secure.transport.flare.enrolling import approve_site
 from tests.claims import REPOSITORY
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import found
+from tests.transport.at_flare import NEEDS_FLARE, hand_over
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("nvflare") is None,
-        reason="FLARE is not installed: pip install 'cachefl-secure[nvflare]'",
-    ),
-]
-
-PATIENCE_SECONDS = 180.0
-DEADLINE_SECONDS = 20.0
+pytestmark = NEEDS_FLARE
+PATIENCE_SECONDS = 400.0
+DEADLINE_SECONDS = 60.0
 NETWORK = "10.213.77"
 CUT_OFF = SiloId("silo-4")
 
@@ -126,21 +115,9 @@ def until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def founded(root: Path) -> SmallFederation:
-    """Founded, joined, admitted, and with FLARE's files carried both ways."""
-    federation = found(root, records=(12, 20, 9, 15), engine=f"nvflare+grpc://{NETWORK}.1:8002")
-    prepare_coordinator(federation.coordinator)
-    coordinator = CoordinatorFiles.open(federation.coordinator)
-    for silo, path in federation.silos.items():
-        files = SiloFiles.open(path)
-        _, request = hand_over_request(files, path / REQUEST_FILE)
-        package = approve_site(coordinator.state, silo, request.read_bytes())
-        StateDir(path).write(SITE_PACKAGE, package)
-    return federation
-
-
 def test_a_silo_that_is_cut_off_in_a_round_does_not_stop_the_others(hosts: Hosts, tmp_path: Path) -> None:
-    federation = founded(tmp_path)
+    federation = found(tmp_path, records=(12, 20, 9, 15), engine=f"nvflare+grpc://{NETWORK}.1:8002")
+    hand_over(federation)
     invite = federation.coordinator / "invite.toml"
     for number, (silo, path) in enumerate(sorted(federation.silos.items()), 2):
         hosts.start(number, tmp_path / f"{silo}.log", "join", invite, path)

@@ -43,7 +43,17 @@ from tests.small_federation import SmallFederation, found
 
 ENGINE = parse_engine("nvflare+grpc://flare.example.org:8002")
 SILO, OTHER = SiloId("silo-1"), SiloId("silo-2")
-MODULES = {"engine", "certificates", "kits", "enrolling", "children", "processes", "reports", "rounds"}
+MODULES = {
+    "engine",
+    "certificates",
+    "kits",
+    "enrolling",
+    "children",
+    "processes",
+    "reaching",
+    "reports",
+    "rounds",
+}
 
 
 @pytest.fixture

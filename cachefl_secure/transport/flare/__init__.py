@@ -10,6 +10,7 @@ import FLARE.
 ``enrolling``     ``found_engine``, ``approve_site``, ``request_site``, ``install_site``
 ``children``      processes that end with this one
 ``processes``     ``ServerProcess`` at the coordinator, ``SiteProcess`` at a silo
+``reaching``      whether a site and the server hear each other, and which certificate is at fault
 ``running``       what those processes run: FLARE, less what a hostile server could reach in it
 ``app_check``     the only app that a site accepts, compared byte for byte
 ``site_requests`` how a site answers requests about jobs: only ids that are ids, only its own copy of the app

@@ -94,11 +94,13 @@ def certified_pair(authority: Pair, common_name: str, role: str) -> Pair:
 
 
 def check_certificate(certificate: bytes, authority: bytes, common_name: str, key: bytes) -> None:
-    """That this authority certified this key under this name.
+    """That this authority certified this key under this name, and that both hold today.
 
     Raises:
-        ValueError: it did not.
+        ValueError: it did not, or one of them has ended.
     """
+    for each in (certificate, authority):
+        check_dates(each)
     parsed, issuer = map(x509.load_pem_x509_certificate, (certificate, authority))
     try:
         parsed.verify_directly_issued_by(issuer)
@@ -108,6 +110,19 @@ def check_certificate(certificate: bytes, authority: bytes, common_name: str, ke
         raise ValueError("not for the key that was made here")
     if [each.value for each in parsed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)] != [common_name]:
         raise ValueError("for another name")
+
+
+def check_dates(certificate: bytes) -> None:
+    """That the certificate has begun and has not ended, by this machine's clock: what others' TLS will ask, too.
+
+    Raises:
+        ValueError: not a certificate, or not now.
+    """
+    parsed, now = x509.load_pem_x509_certificate(certificate), datetime.now(UTC)
+    if now > parsed.not_valid_after_utc:
+        raise ValueError(f"ended on {parsed.not_valid_after_utc:%Y-%m-%d} by this machine's clock")
+    if now < parsed.not_valid_before_utc:
+        raise ValueError(f"begins on {parsed.not_valid_before_utc:%Y-%m-%d} by this machine's clock")
 
 
 def certificate_fingerprint(certificate: bytes) -> str:

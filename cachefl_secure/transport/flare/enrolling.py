@@ -27,6 +27,7 @@ from cachefl_secure.transport.flare.certificates import (
     certified_pair,
     certify,
     check_certificate,
+    check_dates,
     make_authority,
     make_key,
     make_request,
@@ -36,6 +37,10 @@ from cachefl_secure.transport.flare.engine import FlareEngine, parse_engine
 
 ENGINE_FILE = f"{kits.ROOT}/engine"
 """The URL that this directory's files were made for, as text."""
+
+_SERVER_CERTIFICATE = f"{kits.SERVER}/startup/server.crt"
+_ADMIN_CERTIFICATE = f"{kits.ADMIN}/startup/client.crt"
+_SITE_CERTIFICATE = f"{kits.SITE}/startup/client.crt"
 
 _REQUEST_PURPOSE, _PACKAGE_PURPOSE = "cachefl-secure/flare-request/1", "cachefl-secure/flare-package/1"
 _MAX_BYTES = 1 << 16
@@ -79,10 +84,7 @@ def found_engine(state: StateDir, engine: FlareEngine, federation_name: str) -> 
         raise ConfigError(path, "", f"this engine was founded for the host {engine_of(state).host}")
     authority = _authority(state) if made else make_authority(federation_name[:_MAX_NAME] or kits.PROJECT)
     if not made:
-        server = certified_pair(authority, engine.host, kits.SERVER_ROLE)
-        admin = certified_pair(authority, kits.SUBMITTER, kits.SUBMITTER_ROLE)
-        _write(state, kits.SERVER, kits.key_files("server", server, authority.certificate))
-        _write(state, kits.ADMIN, kits.key_files("client", admin, authority.certificate))
+        _make_pairs(state, engine, authority)
         state.write(f"{kits.CA}/ca.key", authority.key, private=True)
         state.write(f"{kits.CA}/ca.crt", authority.certificate)  # last: it says that all is there
     state.write(ENGINE_FILE, engine.url.encode())
@@ -120,8 +122,14 @@ def requesting_silo(request: bytes) -> SiloId:
 
 
 def has_site(state: StateDir) -> bool:
-    """Whether the coordinator's package was installed."""
-    return state.has(f"{kits.SITE}/startup/client.crt")
+    """Whether the coordinator's package was installed, and its certificate has not ended."""
+    if not state.has(_SITE_CERTIFICATE):
+        return False
+    try:
+        check_dates(state.read(_SITE_CERTIFICATE))
+    except ValueError:
+        return False
+    return True
 
 
 def approve_site(state: StateDir, silo: SiloId, request: bytes) -> bytes:
@@ -219,8 +227,16 @@ def engine_of(state: StateDir) -> FlareEngine:
 
 
 def refresh_coordinator(state: StateDir) -> None:
-    """Writes all that is not a key anew, as this version has it."""
-    engine = engine_of(state)
+    """Writes all that is not a key anew, as this version has it, and makes a certificate that was removed.
+
+    Raises:
+        ConfigError: a certificate has ended.
+    """
+    engine, authority = engine_of(state), _authority(state)
+    _check_dates(state, f"{kits.CA}/ca.crt", "the federation's engine has to be founded anew")
+    _make_pairs(state, engine, authority, only_missing=True)
+    for place in (_SERVER_CERTIFICATE, _ADMIN_CERTIFICATE):
+        _check_dates(state, place, "remove the file, and the next round makes a new one")
     _write(state, kits.SERVER, kits.server_files(engine, state.path(kits.SERVER).resolve()))
     _write(state, kits.ADMIN, kits.admin_files(engine))
 
@@ -230,12 +246,33 @@ def refresh_site(state: StateDir) -> None:
 
     Raises:
         TransportError: the coordinator's package has not been installed yet.
+        ConfigError: a certificate in it has ended.
     """
-    if not state.has(f"{kits.SITE}/startup/client.crt"):
+    if not state.has(_SITE_CERTIFICATE):
         raise TransportError(
             COORDINATOR, "has not sent the package for this site yet, or it was not installed"
         )
+    for place in (_SITE_CERTIFICATE, f"{kits.SITE}/startup/rootCA.pem"):
+        _check_dates(state, place, "the coordinator has to send another package")
     _write(state, kits.SITE, kits.site_files(engine_of(state)))
+
+
+def _make_pairs(state: StateDir, engine: FlareEngine, authority: Pair, *, only_missing: bool = False) -> None:
+    """The coordinator's own two certificates, each with a new key."""
+    for place, folder, stem, name, role in (
+        (_SERVER_CERTIFICATE, kits.SERVER, "server", engine.host, kits.SERVER_ROLE),
+        (_ADMIN_CERTIFICATE, kits.ADMIN, "client", kits.SUBMITTER, kits.SUBMITTER_ROLE),
+    ):
+        if not (only_missing and state.has(place)):
+            pair = certified_pair(authority, name, role)
+            _write(state, folder, kits.key_files(stem, pair, authority.certificate))
+
+
+def _check_dates(state: StateDir, place: str, remedy: str) -> None:
+    try:
+        check_dates(state.read(place))
+    except ValueError as error:
+        raise ConfigError(str(state.path(place)), "", f"the certificate {error}; {remedy}") from None
 
 
 def _keys(state: StateDir) -> dict[SiloId, PublicKeyHex]:

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +20,7 @@ from cachefl_secure.transport.flare import kits, reports
 from cachefl_secure.transport.flare.children import OUTPUT, Child
 from cachefl_secure.transport.flare.engine import FlareEngine, require_nvflare
 from cachefl_secure.transport.flare.enrolling import engine_of, refresh_coordinator, refresh_site
+from cachefl_secure.transport.flare.reaching import Reached
 
 Tell = Callable[[str], None]
 """A sentence to the operator of this machine."""
@@ -28,7 +28,6 @@ Tell = Callable[[str], None]
 _SERVER = "FLARE's server"
 _READY_SECONDS, _LOOK_SECONDS = 60.0, 0.2
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
-_REACH_SECONDS = 10.0
 _STEADY_SECONDS = 120.0
 """A site that ran this long before it died is restarted at once."""
 
@@ -42,7 +41,7 @@ class ServerProcess:
 
     Raises (on entering):
         MissingExtra: FLARE is not installed.
-        ConfigError: no engine was founded here, or another process runs this server.
+        ConfigError: no engine was founded here, a certificate has ended, or another process runs this server.
         TransportError: the port is taken, or the server ended before it was ready.
     """
 
@@ -95,7 +94,7 @@ class SiteProcess:
 
     Raises (on entering):
         MissingExtra: FLARE is not installed.
-        ConfigError: not a silo's directory, or another process serves it.
+        ConfigError: not a silo's directory, its certificate has ended, or another process serves it.
         TransportError: the coordinator's package was not installed yet.
     """
 
@@ -140,7 +139,7 @@ class SiteProcess:
         self._child = Child("site", self._folder, [self._files.silo])
 
     def _supervise(self, said: reports.Tail) -> None:
-        pause, reached = _FIRST_PAUSE, _Reached(self._engine, self._tell)
+        pause, reached = _FIRST_PAUSE, Reached(self._engine, self._folder, self._tell)
         while not self._stop.wait(_LOOK_SECONDS):
             self._pass_on(said)
             reached.look()
@@ -165,35 +164,6 @@ class SiteProcess:
                     self._tell(line.text)
         except TransportError as error:
             self._tell(str(error))
-
-
-@dataclass(slots=True)
-class _Reached:
-    """Tells a silo's operator whether the engine can be reached at all, until it could once.
-
-    FLARE tries again for ever and says nothing; that the coordinator runs no round now is no trouble.
-    """
-
-    engine: FlareEngine
-    tell: Tell
-    _next: float = 0.0
-    _is_over: bool = False
-    _is_told: bool = False
-
-    def look(self) -> None:
-        if self._is_over or time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + _REACH_SECONDS
-        try:
-            socket.create_connection((self.engine.host, self.engine.port), timeout=2.0).close()
-        except OSError:
-            if not self._is_told:
-                self.tell(f"{self.engine.target} does not answer yet; this silo waits for it")
-            self._is_told = True
-        else:
-            if self._is_told:
-                self.tell(f"{self.engine.target} answers")
-            self._is_over = True
 
 
 def _run_folders(folder: Path) -> list[Path]:
