@@ -1,50 +1,63 @@
 """A frozen CLIP, loaded through open_clip: images and texts to features of unit norm.
 
-Where weights may come from, and what is never done:
+Where weights may come from:
 
 - ``local_dir`` holds ``open_clip_config.json`` and safetensors weights. No hub is asked.
-- ``hf-hub:...`` fetches the same files from the hub, then goes on as with ``local_dir``. Models whose text tower
-  is itself a reference into the hub are refused.
-- an open_clip architecture with ``pretrained``: a path to safetensors weights, or a tag that open_clip knows
-  (open_clip fetches it; if that is a pickle, torch reads it with ``weights_only``).
+- ``hf-hub:...`` takes the same files from the hub, then goes on as with ``local_dir``.
+- an open_clip architecture with ``pretrained``: a path to safetensors weights, or a tag that open_clip knows. Of a
+  tag open_clip knows a repository of the hub, a preprocessing and an activation; the safetensors are taken from that
+  repository. ``weights`` stands in for them: a file that was brought, under the tag's preprocessing and activation.
 
-A file named by the operator is never unpickled, code that comes with a model is never run, and a model
-without weights (open_clip only warns) is an error.
+What is never done, and how: no pickle is read, because only files called ``.safetensors`` are ever handed to
+open_clip, which opens those with the safetensors library (open_clip itself would fall back to ``.bin`` with
+``weights_only``; a tag without safetensors is refused here instead). No TorchScript is run: open_clip 3.3 has no
+such path left for files, and ``jit`` stays off. No code that comes with a model is run. A model without weights
+(open_clip only warns) is an error, and so is a tower that is itself a reference into the hub.
 
-Equal batches give equal bits on one CPU; other batch sizes or machines differ in the last bits.
+With ``offline`` no network is asked: what the hub's cache on this machine lacks is named in the error. The tokenizer
+is only looked for when a text is encoded, so a silo, which encodes images, needs none.
+
+Equal batches give equal bits on one CPU; other batch sizes, machines or precisions differ in the last bits.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from cachefl_secure.cache.encoder_files import (
+    CONFIG_NAME as CONFIG_NAME,
+)
+from cachefl_secure.cache.encoder_files import (
+    WEIGHT_NAMES as WEIGHT_NAMES,
+)
+from cachefl_secure.cache.encoder_files import (
+    check_architecture,
+    check_folder,
+    hub_folder,
+    tag_weights,
+    tokenizer_of,
+)
+from cachefl_secure.cache.offline import without_hub
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.names import Digest, digest_of
 
-CONFIG_NAME = "open_clip_config.json"
-# open_clip prefers these two names to every pickle that may lie beside them.
-WEIGHT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 _HUB = "hf-hub:"
-_HUB_FILES = [
-    CONFIG_NAME,
-    *WEIGHT_NAMES,
-    "*token*.json",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "config.json",
-]
 _TEXT_BATCH = 256
+
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Those of autocast; float32 is without."""
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -60,25 +73,36 @@ class Encoder:
     preprocessing_digest: Digest
     """Over what else decides features: image preprocessing and open_clip's model configuration."""
     device: torch.device
+    precision: Precision
+    """Of the image tower. Texts are always encoded in float32: they are few, and decide every class."""
+    image_size: tuple[int, int]
+    """Height and width in pixels that the preprocessing ends in."""
     _model: Any
     _preprocess: Callable[[Image.Image], Tensor]
-    _tokenize: Callable[[list[str]], Tensor]
+    _tokenize: Callable[[], Callable[[list[str]], Tensor]]
 
     def __repr__(self) -> str:
-        return f"Encoder({self.feature_dim}-d, weights {self.weights_digest[:16]}, {self.device})"
+        return f"Encoder({self.feature_dim}-d, weights {self.weights_digest[:16]}, {self.device}, {self.precision})"
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
-        """(n, C) float32 rows of unit norm on the CPU."""
-        if not images:
+    def encode_images(self, images: Iterable[Image.Image]) -> Tensor:
+        """(n, C) float32 rows of unit norm on the CPU. Holds one image in full size at a time if ``images`` does."""
+        pixels = [self._preprocess(image.convert("RGB")) for image in images]
+        if not pixels:
             return torch.empty(0, self.feature_dim)
-        pixels = torch.stack([self._preprocess(image.convert("RGB")) for image in images])
-        return self._encode(self._model.encode_image, pixels)
+        dtype = PRECISIONS.get(self.precision, torch.float32)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision in PRECISIONS):
+            return self._encode(self._model.encode_image, torch.stack(pixels))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """(n, C) float32 rows of unit norm on the CPU. Texts beyond the context length are cut."""
+        """(n, C) float32 rows of unit norm on the CPU. Texts beyond the context length are cut.
+
+        Raises:
+            ConfigError: the model's own tokenizer is not here.
+            MissingExtra: it needs a library that is not installed.
+        """
         rows = [torch.empty(0, self.feature_dim)]
         for start in range(0, len(texts), _TEXT_BATCH):
-            tokens = self._tokenize(list(texts[start : start + _TEXT_BATCH]))
+            tokens = self._tokenize()(list(texts[start : start + _TEXT_BATCH]))
             rows.append(self._encode(self._model.encode_text, tokens))
         return torch.cat(rows)
 
@@ -95,29 +119,71 @@ def text_classifier(encoder: Encoder, classes: Sequence[str], templates: Sequenc
 
 
 def load_encoder(
-    model: str, pretrained: str = "", *, local_dir: Path | None = None, device: str = "cpu"
+    model: str,
+    pretrained: str = "",
+    *,
+    local_dir: Path | None = None,
+    weights: Path | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
+    offline: bool = False,
 ) -> Encoder:
     """The CLIP of a plan's ``encoder.model``; the caller compares ``weights_digest`` with the plan's.
 
     With ``local_dir`` that folder is loaded whatever the model is called, so that a silo without internet
-    can bring the files of ``hf-hub:...`` itself; ``embedded`` and ``local-dir`` need it.
+    can bring the files of ``hf-hub:...`` itself; ``embedded`` and ``local-dir`` need it. ``weights`` is a
+    safetensors file that stands in for what ``pretrained`` names. ``precision``: see ``precision_on``.
 
     Raises:
         ConfigError: files are missing or cannot be fetched, weights are not safetensors, do not fit the
             configuration or are not finite, or the device does not exist here.
     """
     target = _device(device)
+    chosen = precision_on(target, precision)
     if local_dir is None and model in {"embedded", "local-dir"}:
         raise ConfigError("encoder", "local_dir", f"{model!r} needs the folder that holds the model")
     if local_dir is None and model.startswith(_HUB):
-        local_dir = _fetch(model)
+        local_dir = hub_folder(model.removeprefix(_HUB), offline=offline)
     if local_dir is not None:
-        name, pretrained = f"local-dir:{local_dir}", ""
-        _check_folder(local_dir)
-    else:
-        name = model
-        _check_architecture(model, pretrained)
-    return _load(name, pretrained, target)
+        check_folder(local_dir)
+        return _load(f"local-dir:{local_dir}", "", {}, target, chosen, offline)
+    tag = check_architecture(model, pretrained, weights)
+    if weights is None:
+        weights = Path(pretrained) if tag is None else tag_weights(model, pretrained, tag, offline=offline)
+    return _load(model, str(weights), {} if tag is None else _as_tagged(tag), target, chosen, offline)
+
+
+def precision_on(device: torch.device, name: str) -> Precision:
+    """``auto`` is float16 on a CUDA device that computes it fast (capability 7.0 on), else float32.
+
+    float16 rather than bfloat16, because unit features want its three more bits and CLIP was trained in it.
+
+    Raises:
+        ConfigError: no such precision, or half of one on a processor: slower there, and other features for nothing.
+    """
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+        return "float16" if fast else "float32"
+    if name not in {"float32", *PRECISIONS}:
+        raise ConfigError("--precision", "", f"{name[:20]!r} is none of auto, float32, bfloat16, float16")
+    if name in PRECISIONS and device.type == "cpu":
+        raise ConfigError("--precision", "", f"{name} is for a GPU; the processor computes float32")
+    return cast(Precision, name)
+
+
+def _as_tagged(tag: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tag says of its weights: how images were prepared, and the activation.
+
+    open_clip only warns when ``ViT-B-32`` meets weights of OpenAI, which were trained with QuickGELU, and then
+    computes other features.
+    """
+    return {
+        "force_quick_gelu": bool(tag.get("quick_gelu", False)),
+        "image_mean": tag.get("mean"),
+        "image_std": tag.get("std"),
+        "image_interpolation": tag.get("interpolation"),
+        "image_resize_mode": tag.get("resize_mode"),
+    }
 
 
 def _device(name: str) -> torch.device:
@@ -129,84 +195,42 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _fetch(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model.removeprefix(_HUB), allow_patterns=_HUB_FILES))
-    except Exception as error:  # the hub client raises what its HTTP library of the day raises
-        reason = (
-            f"{model!r} cannot be fetched ({type(error).__name__}); bring its {CONFIG_NAME} and"
-            f" {WEIGHT_NAMES[0]} in a folder and name that as local_dir"
-        )
-        raise ConfigError("encoder", "model", reason) from None
-
-
-def _check_folder(folder: Path) -> None:
-    """Weights are safetensors, and nothing in the configuration makes open_clip ask a hub."""
-    if not any((folder / name).is_file() for name in WEIGHT_NAMES):
-        raise ConfigError(str(folder / WEIGHT_NAMES[0]), "", "missing: the weights of the encoder")
-    text, vision = _tower(folder, "text_cfg"), _tower(folder, "vision_cfg")
-    if "hf_model_name" in text:
-        raise ConfigError(str(folder / CONFIG_NAME), "text_cfg.hf_model_name", "would be fetched from a hub")
-    if ":" in str(vision.get("timm_model_name", "")):
-        raise ConfigError(
-            str(folder / CONFIG_NAME), "vision_cfg.timm_model_name", "would be fetched from a hub"
-        )
-
-
-def _tower(folder: Path, name: str) -> Mapping[str, object]:
-    path = folder / CONFIG_NAME
-    try:
-        config = json.loads(path.read_bytes())["model_cfg"][name]
-    except OSError as error:
-        raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ConfigError(str(path), f"model_cfg.{name}", "missing, or the file is not JSON") from None
-    if not isinstance(config, dict):
-        raise ConfigError(str(path), f"model_cfg.{name}", "is no table")
-    return config
-
-
-def _check_architecture(model: str, pretrained: str) -> None:
-    import open_clip
-
-    if model not in open_clip.list_models():
-        raise ConfigError("encoder", "model", f"{model[:100]!r} is no architecture of open_clip")
-    if pretrained in open_clip.list_pretrained_tags_by_model(model):
-        return
-    if not pretrained:
-        raise ConfigError("encoder", "pretrained", f"{model!r} without weights would be random")
-    if Path(pretrained).suffix != ".safetensors":
-        raise ConfigError("encoder", "pretrained", "neither a tag of open_clip nor a .safetensors file")
-    if not Path(pretrained).is_file():
-        raise ConfigError(pretrained, "", "missing: the weights of the encoder")
-
-
-def _load(name: str, pretrained: str, device: torch.device) -> Encoder:
+def _load(
+    name: str,
+    weights: str,
+    as_tagged: dict[str, Any],
+    device: torch.device,
+    precision: Precision,
+    offline: bool,
+) -> Encoder:
     import open_clip
 
     try:
         # Requires weights and loads them strictly: none missing, none left over.
-        model, preprocess = open_clip.create_model_from_pretrained(name, pretrained or None, device=device)
-        config = open_clip.get_model_config(name)
-        # A tokenizer of the hub's library may bring code; ours may not.
-        no_code = {"trust_remote_code": False} if "hf_tokenizer_name" in config["text_cfg"] else {}
-        tokenize = open_clip.get_tokenizer(name, **no_code)
+        with without_hub():  # all files are here by now
+            model, preprocess = open_clip.create_model_from_pretrained(
+                name, weights or None, device=device, **as_tagged
+            )
+            config = open_clip.get_model_config(name)
     except Exception as error:  # whatever open_clip, timm or safetensors make of files that do not fit
         detail = " ".join(str(error).split())[:300]
         reason = f"cannot be loaded: {type(error).__name__}: {detail}"
         raise ConfigError("encoder", "model", reason) from None
+    if as_tagged.get("force_quick_gelu"):
+        config["quick_gelu"] = True
     model.eval().requires_grad_(False)
+    size = model.visual.preprocess_cfg["size"]
     return Encoder(
         feature_dim=int(config["embed_dim"]),
         logit_scale=float(model.logit_scale.exp()),
         weights_digest=_weights_digest(model.state_dict()),
         preprocessing_digest=_settings_digest(model.visual.preprocess_cfg, config),
         device=device,
+        precision=precision,
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
         _model=model,
         _preprocess=preprocess,
-        _tokenize=tokenize,
+        _tokenize=functools.cache(lambda: tokenizer_of(name, config, offline=offline)),
     )
 
 

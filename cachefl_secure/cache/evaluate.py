@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,9 +31,13 @@ class Accuracy:
 
 def predict(model: CacheModel, features: Tensor) -> Tensor:
     """Probabilities (n, N) for features (n, C)."""
+    return torch.cat(list(_probabilities(model, features)))
+
+
+def _probabilities(model: CacheModel, features: Tensor) -> Iterator[Tensor]:
     with torch.no_grad():
-        chunks = [torch.softmax(logits(model, chunk), dim=1) for chunk in torch.split(features, _CHUNK)]
-    return torch.cat(chunks)
+        for chunk in torch.split(features, _CHUNK):
+            yield torch.softmax(logits(model, chunk), dim=1)
 
 
 def evaluate(model: CacheModel, records: FeatureSet) -> Accuracy:
@@ -44,7 +49,7 @@ def evaluate(model: CacheModel, records: FeatureSet) -> Accuracy:
     n = model.number_of_classes
     if bool((records.labels >= n).any()):
         raise ValueError(f"a label is not below {n}")
-    predicted = predict(model, records.features).argmax(dim=1)
+    predicted = torch.cat([chunk.argmax(dim=1) for chunk in _probabilities(model, records.features)])
     confusion = torch.bincount(records.labels * n + predicted, minlength=n * n).reshape(n, n).double()
     hits, present, guessed = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
     f1 = (2 * hits / (present + guessed))[present + guessed > 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ImageList:
-    """Images of a folder: ``paths`` relative to ``root``, sorted, with '/'; ``labels`` index ``classes``."""
+    """Images: ``paths`` relative to ``root``, with '/'; ``labels`` index ``classes``. A folder's are sorted."""
 
     root: Path
     paths: tuple[str, ...]
@@ -29,11 +29,9 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def without(self, names: Collection[str]) -> ImageList:
-        """The same list without these paths."""
-        kept = [pair for pair in zip(self.paths, self.labels, strict=True) if pair[0] not in set(names)]
-        paths, labels = tuple(path for path, _ in kept), tuple(label for _, label in kept)
-        return ImageList(self.root, paths, labels, self.classes)
+    def part(self, start: int, stop: int) -> ImageList:
+        """A stretch of the list."""
+        return ImageList(self.root, self.paths[start:stop], self.labels[start:stop], self.classes)
 
     def __repr__(self) -> str:  # names and labels of private images are private
         return f"ImageList(<{len(self)} images>)"
@@ -51,17 +49,17 @@ def image_folder(path: Path, classes: Sequence[str]) -> ImageList:
     """
     if not path.is_dir():
         raise ConfigError(str(path), "", "no such folder")
-    labels = _labels_by_name(classes)
+    labels = labels_by_name(classes)
     entries = [entry for entry in sorted(path.iterdir()) if not _is_clutter(entry.name)]
     folders = [entry for entry in entries if entry.is_dir()]
     if entries and not folders:
         raise ConfigError(str(path), "", "holds files but no class folders")
-    unknown = [folder.name for folder in folders if _plain(folder.name) not in labels]
+    unknown = [folder.name for folder in folders if plain(folder.name) not in labels]
     if unknown:
-        reason = f"no class is called {_quoted(unknown)}; classes are {_quoted(classes)}"
+        reason = f"no class is called {quoted(unknown)}; classes are {quoted(classes)}"
         raise ConfigError(str(path), "", reason)
     found = sorted(
-        (file.relative_to(path).as_posix(), labels[_plain(folder.name)])
+        (file.relative_to(path).as_posix(), labels[plain(folder.name)])
         for folder in folders
         for file in _files_below(folder, path)
     )
@@ -70,19 +68,19 @@ def image_folder(path: Path, classes: Sequence[str]) -> ImageList:
     )
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     # No folder can be called "F/A-18", so a slash counts as little as what may stand in its place.
     return re.sub(r"[\s_/]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-def _labels_by_name(classes: Sequence[str]) -> dict[str, int]:
-    labels = {_plain(name): label for label, name in enumerate(classes)}
+def labels_by_name(classes: Sequence[str]) -> dict[str, int]:
+    labels = {plain(name): label for label, name in enumerate(classes)}
     if len(labels) != len(classes):
         raise ConfigError("plan", "classes", "two names differ only in case, spaces, underscores or slashes")
     return labels
 
 
-def _quoted(names: Sequence[str]) -> str:
+def quoted(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name[:60]) for name in names[:20])
     return f"{shown} and {len(names) - 20} more" if len(names) > 20 else shown
 
@@ -113,10 +111,22 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         ConfigError: cannot be read as an image, or has more than 8 bits a channel.
     """
+    return decode_image(read_image(path), path)
+
+
+def read_image(path: Path) -> bytes:
+    """
+    Raises:
+        ConfigError: cannot be read.
+    """
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
+
+
+def decode_image(raw: bytes, path: Path) -> Image.Image:
+    """As ``open_image``, of a file that was read."""
     try:
         image: Image.Image = Image.open(io.BytesIO(raw))
         if image.mode in _DEEP_MODES:

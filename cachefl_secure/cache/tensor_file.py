@@ -85,4 +85,5 @@ def _tensor(name: str, entry: Mapping[str, object], expected: tuple[str, int], f
         raise ConfigError(file, name, f"shape {shape} is impossible") from None
     if not np.isfinite(array).all():
         raise ConfigError(file, name, "holds a value that is not finite")
-    return torch.from_numpy(array.copy())
+    # safetensors hands over a buffer of its own: no second copy of what may be hundreds of megabytes.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

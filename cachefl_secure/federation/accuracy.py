@@ -5,14 +5,16 @@ Figures on private images are private: they are printed where they were computed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cachefl_secure.cache.evaluate import Accuracy, evaluate, predict, zero_shot
-from cachefl_secure.cache.features import FeatureSet, extract_features, image_folder
+from cachefl_secure.cache.feature_file import is_feature_file, read_feature_file
+from cachefl_secure.cache.features import FeatureSet, batch_size_on, extract
 from cachefl_secure.cache.images import open_image
+from cachefl_secure.cache.sources import image_list
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.plan import FederationPlan
@@ -47,17 +49,35 @@ class Prediction:
     classes: tuple[tuple[str, float], ...]
 
 
-def encode_folder(
-    folder: Path, plan: FederationPlan, encoder: Encoder, progress: Progress = silent
-) -> FeatureSet:
-    """An ImageFolder as features.
+def read_records(
+    source: Path,
+    plan: FederationPlan,
+    encoder: Callable[[], Encoder],
+    *,
+    skip_unreadable: bool = False,
+    progress: Progress = silent,
+) -> tuple[FeatureSet, tuple[str, ...]]:
+    """Labelled records of a folder, a table or a feature file, and the paths of images that were skipped.
+
+    ``encoder`` is only called for images.
 
     Raises:
-        ConfigError: an unknown class folder or an unreadable image.
+        ConfigError: an unknown class, an unreadable image that is not to be skipped, or features that do not fit.
+        MissingExtra: a Parquet table, and pyarrow is not installed.
     """
-    images = image_folder(folder, plan.classes)
-    what = f"{folder.name}: encode"
-    return extract_features(images, encoder, progress=lambda done, all_: progress(done, all_, what))
+    if is_feature_file(source):
+        classes, dimension = len(plan.classes), plan.encoder.feature_dim
+        return read_feature_file(source, number_of_classes=classes, feature_dim=dimension).records, ()
+    images = image_list(source, plan.classes)
+    clip, what = encoder(), f"{source.name}: encode"
+    found = extract(
+        images,
+        clip,
+        skip_unreadable=skip_unreadable,
+        batch_size=batch_size_on(clip.device),
+        progress=lambda done, all_: progress(done, all_, what),
+    )
+    return found.view(0), found.skipped
 
 
 def evaluate_rounds(chain: Chain, records: FeatureSet, *, every_round: bool) -> Evaluation:

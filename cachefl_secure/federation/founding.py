@@ -69,6 +69,8 @@ class FoundingChoices:
     privacy: PrivacyChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
+    offline: bool = False
+    """Download nothing: neither the encoder nor the generator."""
     engine: str = ""
     """URL of what will carry messages; empty: all parties are on one machine."""
 
@@ -91,12 +93,19 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     Raises:
         ConfigError: a choice out of range, no generator or encoder, or the directory is occupied.
     """
+    from cachefl_secure.cache.offline import without_hub
+
+    with without_hub(choices.offline):  # also what libraries of the generator may ask
+        return _found(root, choices, progress)
+
+
+def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     from cachefl_secure.cache.model import cache_to_bytes
 
     StateDir.refuse_occupied(root)
     check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
     choices.privacy.draft()
-    encoder = load_source(choices.clip, device=choices.device)
+    encoder = load_source(choices.clip, device=choices.device, offline=choices.offline)
     privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
     state = StateDir.create(root)
     keys, model = _initial_model(state, choices, encoder, progress)

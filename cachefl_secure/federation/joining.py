@@ -1,13 +1,17 @@
 """join: check the invite, encode the private images once, make an identity, write the join request.
 
-Everything that can fail is tried before the silo's directory exists, so a failed join leaves nothing
-behind and is simply run again.
+Everything that can fail is tried before the silo has keys. A join that fails or is killed while it encodes leaves
+the shards of features that it finished, under a mark that says unfinished, and is simply run again: it goes on
+with the first image of the shard that it was in. Nothing is ever downloaded: the encoder is here, or the error
+says which files to bring.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,13 +26,15 @@ from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.shared_ledger import add_sharing_directory
 from cachefl_secure.federation.silo_files import (
     CONFIG_FILE,
-    FEATURES_FILE,
+    EXTRACTION_FOLDER,
     INVITE_FILE,
     LEDGER_FILE,
     REQUEST_FILE,
     SALT_FILE,
     SiloConfig,
     SiloFiles,
+    view_digest,
+    view_file,
 )
 from cachefl_secure.federation.state_dir import StateDir, utc_now
 from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
@@ -65,7 +71,9 @@ class JoinChoices:
 
     name: str
     images: Path
-    clip: ClipSource
+    """A folder of images, a table of them, or a feature file."""
+    clip: ClipSource | None
+    """None with a feature file, which needs no encoder."""
     expect: str | None = None
     epsilon_cap: float | None = None
     """For the local epsilon; None: what the plan's rounds cost, or with a shared ledger its owner's."""
@@ -74,7 +82,10 @@ class JoinChoices:
     """A silo of the same institution over the same records: its ledger, key and caps are shared."""
     not_private: bool = False
     skip_unreadable: bool = False
+    views: int = 1
+    """V: the image itself and V - 1 augmented views of it. Rounds take turns over them."""
     device: str = "cpu"
+    precision: str = "auto"
     engine: str | None = None
     """This machine's own path to what carries messages; None: as the invite says."""
 
@@ -83,44 +94,83 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
     """A new silo's directory with its features, keys, ledger and join request.
 
     Raises:
-        ConfigError: a bad invite, name, image folder, encoder or directory.
+        ConfigError: a bad invite, name, source of records, encoder or directory.
+        MissingExtra: a Parquet table, and pyarrow is not installed.
     """
-    from cachefl_secure.cache.features import (
-        extract_features,
-        extract_readable_features,
-        features_digest,
-        image_folder,
-    )
+    from cachefl_secure.cache.feature_file import is_feature_file
 
     silo = parse_silo_id(choices.name)
     StateDir.refuse_occupied(root)
     plan = read_invite(invite, expect=choices.expect)
     _check_caps(plan, choices)
     owner = _owner(choices)
-    images = image_folder(choices.images, plan.classes)
-    if not len(images):
-        raise ConfigError(str(choices.images), "", "holds no images")
-    encoder = open_encoder(plan.encoder, choices.clip, device=choices.device)
-
-    def show(done: int, total: int) -> None:
-        progress(done, total, f"{silo}: encode")
-
-    skipped: tuple[str, ...] = ()
-    if choices.skip_unreadable:
-        records, skipped = extract_readable_features(images, encoder, progress=show)
-        images = images.without(skipped)
-    else:
-        records = extract_features(images, encoder, progress=show)
-    check_delta(plan, len(records))
-    file_digests = [hashlib.sha256((images.root / path).read_bytes()).hexdigest() for path in images.paths]
-    digest = features_digest(images, encoder)
-    features = Features(records, digest, tuple(map(Digest, file_digests)), skipped)
     if owner is not None:
         owner.ledger().close()  # verifies it, and that nobody has it open
         if owner.verified_ledger().insecure_rounds:
             reason = "holds rounds with noise of a test's repeatable streams: nothing can be claimed of it any more"
             raise ConfigError(str(owner.ledger_path), "randomness", reason)
+    if is_feature_file(choices.images):
+        features = _brought(plan, choices)
+    else:
+        features = _extracted(root, silo, plan, choices, progress)
+    check_delta(plan, len(features.records))
     return establish_silo(root, invite.read_bytes(), silo, features, choices)
+
+
+def _extracted(
+    root: Path, silo: SiloId, plan: FederationPlan, choices: JoinChoices, progress: Progress
+) -> Features:
+    """Records encoded from images, by way of shards in the directory."""
+    from cachefl_secure.cache.features import batch_size_on, extract
+    from cachefl_secure.cache.sources import image_list
+
+    images = image_list(choices.images, plan.classes)
+    if not len(images):
+        raise ConfigError(str(choices.images), "", "holds no images")
+    clip = ClipSource.of_plan(plan.encoder, None) if choices.clip is None else choices.clip
+    encoder = open_encoder(
+        plan.encoder, clip, device=choices.device, precision=choices.precision, offline=True
+    )
+    with _shards(root) as shards:
+        found = extract(
+            images,
+            encoder,
+            views=choices.views,
+            skip_unreadable=choices.skip_unreadable,
+            shards=shards,
+            batch_size=batch_size_on(encoder.device),
+            progress=lambda done, total: progress(done, total, f"{silo}: encode"),
+        )
+    if not len(found):
+        raise ConfigError(str(choices.images), "", f"none of {len(images)} images can be read")
+    further = (found.view(view) for view in range(1, choices.views))
+    return Features(found.view(0), found.digest, found.file_digests, found.skipped, choices.views, further)
+
+
+def _brought(plan: FederationPlan, choices: JoinChoices) -> Features:
+    """Records that somebody else encoded."""
+    from cachefl_secure.cache.feature_file import read_feature_file
+
+    if choices.views > 1:
+        raise ConfigError("--views", "", "needs images: a feature file holds one view of each record")
+    brought = read_feature_file(
+        choices.images, number_of_classes=len(plan.classes), feature_dim=plan.encoder.feature_dim
+    )
+    if not len(brought.records):
+        raise ConfigError(str(choices.images), "", "holds no records")
+    return Features(brought.records, brought.digest, brought.record_digests)
+
+
+@contextlib.contextmanager
+def _shards(root: Path) -> Iterator[Path]:
+    """The folder of shards in a directory that is marked unfinished; failing before the first leaves nothing."""
+    folder = StateDir.begin(root).path(EXTRACTION_FOLDER)
+    try:
+        yield folder
+    except BaseException:
+        if not folder.is_dir():
+            StateDir.discard_unfinished(root)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +180,12 @@ class Features:
     records: FeatureSet
     digest: Digest
     file_digests: tuple[Digest, ...]
-    """SHA-256 of each image file."""
+    """SHA-256 of each image file, or of each row of a feature file: one a record, however many views it has."""
     skipped: tuple[str, ...] = ()
     """Files that could not be read and were left out on request."""
+    number_of_views: int = 1
+    further_views: Iterable[FeatureSet] = ()
+    """The same records in views 1, 2, ..; taken one at a time, because each is as large as ``records``."""
 
 
 def establish_silo(
@@ -141,20 +194,24 @@ def establish_silo(
     """Writes the directory of a silo whose features are extracted and whose invite was checked."""
     from cachefl_secure.cache.features import features_to_bytes
 
-    StateDir.discard_unfinished(root)  # of an interrupted join: nothing had been handed over
+    # Of an interrupted join: nothing had been handed over. Further views may still be read from its shards.
+    StateDir.discard_unfinished(root, keep=EXTRACTION_FOLDER)
     owner = _owner(choices)
     state = StateDir.create(root, None if owner is None else owner.state.signing_key())
     state.write(INVITE_FILE, invite)
     asked, key = open_invite(root / INVITE_FILE), state.signing_key()
     plan, engine = asked.plan, asked.engine if choices.engine is None else choices.engine
-    state.write(FEATURES_FILE, features_to_bytes(features.records, features.digest), private=True)
+    for view, records in enumerate(itertools.chain([features.records], features.further_views)):
+        digest = view_digest(features.digest, view)
+        state.write(view_file(view), features_to_bytes(records, digest), private=True)
     commitment = _commit_to_data(state, features.file_digests, owner)
     state.write(REQUEST_FILE, write_join_request(silo, plan, key))
-    config = _config(silo, plan, choices, commitment, features.digest, owner)
+    config = _config(silo, plan, choices, commitment, features, owner)
     state.write(CONFIG_FILE, encode_toml(msgspec.structs.replace(config, engine=engine)))
     files = SiloFiles(state, plan, read_toml(root / CONFIG_FILE, SiloConfig))
     known = set() if owner is None else {each.config.data_commitment for each in owner.ledger_sharers()}
     _agree_to_plan(files)
+    state.remove_folder(EXTRACTION_FOLDER)
     state.finish()
     return Joined(
         silo=silo,
@@ -203,7 +260,7 @@ def _config(
     plan: FederationPlan,
     choices: JoinChoices,
     commitment: Digest,
-    features: Digest,
+    features: Features,
     owner: SiloFiles | None,
 ) -> SiloConfig:
     if owner is not None:
@@ -220,8 +277,9 @@ def _config(
     return SiloConfig(
         data_commitment=commitment,
         silo=silo,
-        features_digest=features,
-        clip=choices.clip.text,
+        features_digest=features.digest,
+        views=features.number_of_views,
+        clip="" if choices.clip is None else choices.clip.text,
         epsilon_cap_local=float(planned.local if local is None else local),
         epsilon_cap_aggregate=float(planned.aggregate if aggregate is None else aggregate),
         ledger="" if owner is None else str(owner.state.root.resolve()),

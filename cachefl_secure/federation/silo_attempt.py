@@ -256,8 +256,8 @@ class SiloAttempt:
     def _train(self) -> None:
         """Charge, durably; then train; then seal. What can fail without training is tried before the charge."""
         plan, config, manifest = self.files.plan, self.files.config, self.manifest
-        mechanism, model, records = mechanism_of(plan), self.chain.model(), self.files.records()
-        descent = descent_of(plan)
+        mechanism, model, descent = mechanism_of(plan), self.chain.model(), descent_of(plan)
+        records = self.files.records_of_round(manifest.round)
         self.trainer.check(model, mechanism, descent, config.training_device)
         spend = self._reserve()
         if spend.update_digest is not None or self.files.state.has(round_file(manifest.round, _SENT)):

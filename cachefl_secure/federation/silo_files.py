@@ -18,7 +18,7 @@ from cachefl_secure.federation.roster_files import read_history, settle_rosters
 from cachefl_secure.federation.shared_ledger import sharing_directories
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, utc_now
 from cachefl_secure.fields import Hex64
-from cachefl_secure.names import Digest, PublicKeyHex, SiloId, parse_silo_id
+from cachefl_secure.names import Digest, PublicKeyHex, SiloId, digest_of, parse_silo_id
 from cachefl_secure.plan import FederationPlan, read_toml
 from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.ledger import Anchor, Ledger, LedgerReport, verify_ledger
@@ -26,13 +26,29 @@ from cachefl_secure.privacy.terms import Terms, terms_of
 from cachefl_secure.protocol.messages import Roster, roster_digest
 
 if TYPE_CHECKING:
-    from cachefl_secure.cache.features import FeatureSet
+    from cachefl_secure.cache.features import FeatureSet, FeatureViews
 
 CONFIG_FILE, INVITE_FILE, REQUEST_FILE = "silo.toml", "invite.toml", "join-request.toml"
+EXTRACTION_FOLDER = "extraction"
+"""Shards of features while join works; gone when it is done."""
 LEDGER_FILE, FEATURES_FILE, SALT_FILE = "ledger/ledger.jsonl", "features.safetensors", "keys/commitment.salt"
 
 
 _Cap = Annotated[float, Meta(ge=0.0)]
+
+
+def view_file(view: int) -> str:
+    """Where a silo keeps its records in one view; the first is the one without augmentation."""
+    return f"views/{view:04d}.safetensors" if view else FEATURES_FILE
+
+
+def view_digest(features: Digest, view: int) -> Digest:
+    """What the file of a view is saved under."""
+    return (
+        digest_of("cachefl-secure/feature-view/1", features.encode(), str(view).encode())
+        if view
+        else features
+    )
 
 
 class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,7 +58,7 @@ class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     features_digest: Hex64
     """What the features were extracted from: encoder, preprocessing and files."""
     clip: str
-    """Where this silo has the encoder's weights, as given to ``--clip``."""
+    """Where this silo has the encoder's weights, as given to ``--clip``. Empty: its features were made elsewhere."""
     epsilon_cap_local: _Cap
     """This silo refuses a round that would take its local epsilon beyond this. Infinite with ``none``."""
     epsilon_cap_aggregate: _Cap
@@ -51,6 +67,8 @@ class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Names the records in the ledger; made at join, with the salt in keys/."""
     ledger: str = ""
     """Directory of the silo whose ledger, key and caps this one shares; empty: its own."""
+    views: Annotated[int, Meta(ge=1, le=1000)] = 1
+    """In how many augmented views the records are there: round r trains on view (r - 1) modulo this."""
     training_device: Literal["cpu", "cuda"] = "cpu"
     engine: str = ""
     """Where this silo reaches what carries messages: the invite's URL, or this machine's own path to the same place."""
@@ -82,21 +100,38 @@ class SiloFiles:
     def silo(self) -> SiloId:
         return SiloId(self.config.silo)
 
-    def records(self) -> FeatureSet:
-        """The features that ``join`` extracted.
+    def records(self, view: int = 0) -> FeatureSet:
+        """The features that ``join`` extracted, in one view: its number is taken modulo how many there are.
 
         Raises:
             ConfigError: the file is damaged, or does not fit the plan.
         """
         from cachefl_secure.cache.features import load_features
 
-        path = self.state.path(FEATURES_FILE)
+        view %= self.config.views
+        path = self.state.path(view_file(view))
         records, digest = load_features(path)
-        if digest != self.config.features_digest:
+        if digest != view_digest(Digest(self.config.features_digest), view):
             raise ConfigError(str(path), "digest", "not the features that join extracted")
         if len(records) and records.features.shape[1] != self.plan.encoder.feature_dim:
             raise ConfigError(str(path), "features", "another feature dimension than the plan's")
         return records
+
+    def records_of_round(self, round_number: int) -> FeatureSet:
+        """What this silo trains on in a round, counted from 1: every record once, in the view whose turn it is.
+
+        The turn is a function of the public round number, so it tells nothing and costs nothing (``FeatureViews``).
+        """
+        return self.records(round_number - 1)
+
+    def views(self) -> FeatureViews:
+        """All views at once: V x n x C x 4 bytes. A round needs only ``records_of_round``."""
+        from torch import stack
+
+        from cachefl_secure.cache.features import FeatureViews
+
+        sets = [self.records(view) for view in range(self.config.views)]
+        return FeatureViews(stack([each.features for each in sets]), sets[0].labels)
 
     def rounds(self) -> Records | None:
         """The records this silo holds, verified; None before it was admitted."""

@@ -71,6 +71,21 @@ class StateDir:
         Raises:
             ConfigError: occupied, or cannot be created.
         """
+        state = cls.begin(root)
+        if identity is not None:
+            state.write(_SIGNING_KEY, identity.reveal(), private=True)
+        for name, key in ((_SIGNING_KEY, SigningKey), (_STORAGE_KEY, AtRestKey)):
+            if not state.has(name):
+                state.write(name, key.generate().reveal(), private=True)
+        return state
+
+    @classmethod
+    def begin(cls, root: Path) -> StateDir:
+        """A directory without keys yet, marked unfinished. One that was left so is taken up again.
+
+        Raises:
+            ConfigError: occupied, or cannot be created.
+        """
         cls.refuse_occupied(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -79,11 +94,6 @@ class StateDir:
             raise ConfigError(str(root), "", error.strerror or "cannot be created") from None
         state = cls(root)
         state.write(_UNFINISHED, b"")
-        if identity is not None:
-            state.write(_SIGNING_KEY, identity.reveal(), private=True)
-        for name, key in ((_SIGNING_KEY, SigningKey), (_STORAGE_KEY, AtRestKey)):
-            if not state.has(name):
-                state.write(name, key.generate().reveal(), private=True)
         return state
 
     def finish(self) -> None:
@@ -102,10 +112,25 @@ class StateDir:
             raise ConfigError(str(root), "", "exists already and is not empty")
 
     @staticmethod
-    def discard_unfinished(root: Path) -> None:
-        """Removes what an interrupted command left, if it left anything; touches nothing else."""
-        if (root / _UNFINISHED).is_file():
+    def discard_unfinished(root: Path, *, keep: str = "") -> None:
+        """Removes what an interrupted command left, but for the folder ``keep``; touches nothing else."""
+        if not (root / _UNFINISHED).is_file():
+            return
+        if not (keep and (root / keep).is_dir()):
             shutil.rmtree(root)
+            return
+        for entry in root.iterdir():
+            if entry.name in {keep, _UNFINISHED}:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def remove_folder(self, relative: str) -> None:
+        """With all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.path(relative))
 
     @property
     def is_finished(self) -> bool:

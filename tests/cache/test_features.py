@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,8 +37,10 @@ class ColourEncoder:
     feature_dim: int = 3
     weights_digest: Digest = ONES
     preprocessing_digest: Digest = TWOS
+    precision: str = "float32"
+    image_size: tuple[int, int] = (4, 4)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+    def encode_images(self, images: Iterable[Image.Image]) -> Tensor:
         colours = torch.tensor([image.getpixel((0, 0)) for image in images], dtype=torch.float32)
         return torch.nn.functional.normalize(colours + 1, dim=1)
 

@@ -445,7 +445,7 @@ class Stage:
         self.patch.setattr(answering, "mask", watched_mask)
         self.patch.setattr(SealedUpdate, "encoding", watched_encoding)
         records = self.templates[0].silos[SiloId("silo-1")].records()
-        self.patch.setattr(SiloFiles, "records", lambda files: records)
+        self.patch.setattr(SiloFiles, "records", lambda files, view=0: records)
         # One process plays all parties, one at a time: the file lock says nothing here, and costs.
         self.patch.setattr(append_only, "locked", lambda path: SimpleNamespace(release=lambda: None))
         self.patch.setattr(StateDir, "lock", lambda state, name="": contextlib.nullcontext())

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cachefl_secure_cli.failures import explained
-from cachefl_secure_cli.options import Clip, Coordinator, Device, DeviceOption, resolve_device
+from cachefl_secure_cli.options import (
+    SOURCES,
+    Clip,
+    Coordinator,
+    Device,
+    DeviceOption,
+    Offline,
+    Precision,
+    PrecisionOption,
+    SkipUnreadable,
+    encoder_when_needed,
+    tell_skipped,
+)
 from cachefl_secure_cli.output import (
     Json,
     console,
@@ -30,9 +42,9 @@ def command(
     directory: Coordinator,
     data: Annotated[
         list[Path],
-        typer.Option(help="One silo's images, one folder a class; repeat for each.", show_default=False),
+        typer.Option(help=f"One silo's images; repeat for each. {SOURCES}.", show_default=False),
     ],
-    held_out: Annotated[Path, typer.Option(help="Images to measure on.", show_default=False)],
+    held_out: Annotated[Path, typer.Option(help="Images to measure on, as with --data.", show_default=False)],
     epsilons: Annotated[
         str,
         typer.Option(
@@ -41,8 +53,11 @@ def command(
     ] = "1,2,4,8",
     figure: Annotated[Path | None, typer.Option(help="Also draw accuracy by epsilon into this PNG.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write every figure into this JSON file.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     clip: Clip = None,
     device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """Show what privacy costs in accuracy: together and alone, at several epsilons, and without noise.
@@ -52,21 +67,22 @@ def command(
 
     Example: cachefl-secure compare coordinator --data images-1 --data images-2 --held-out held-out
     """
-    from cachefl_secure.federation.accuracy import encode_folder
-    from cachefl_secure.federation.clip_source import ClipSource, open_encoder
+    from cachefl_secure.federation.accuracy import read_records
     from cachefl_secure.federation.comparison import compare
     from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 
     wanted = _epsilons(epsilons)
     files = CoordinatorFiles.open(directory)
     plan = files.plan
-    encoder = open_encoder(
-        plan.encoder, ClipSource.of_plan(plan.encoder, clip), device=resolve_device(device)
-    )
+    encoder = encoder_when_needed(plan.encoder, clip, device, precision, offline=offline)
     with progress_bar(quiet=json) as progress:
-        silos = [encode_folder(folder, plan, encoder, progress) for folder in data]
-        measured_on = encode_folder(held_out, plan, encoder, progress)
+        read = [
+            read_records(source, plan, encoder, skip_unreadable=skip_unreadable, progress=progress)
+            for source in (*data, held_out)
+        ]
+        *silos, measured_on = [records for records, _ in read]
         found = compare(files.initial_model(), silos, measured_on, plan, wanted, progress)
+    tell_skipped(tuple(path for _, skipped in read for path in skipped))
     if figure is not None:
         from cachefl_secure_cli.figures import accuracy_by_epsilon
 

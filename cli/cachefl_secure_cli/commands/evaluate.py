@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cachefl_secure_cli.failures import explained
-from cachefl_secure_cli.options import Clip, Device, DeviceOption, Party, resolve_device
+from cachefl_secure_cli.options import (
+    SOURCES,
+    Clip,
+    Device,
+    DeviceOption,
+    Offline,
+    Party,
+    Precision,
+    PrecisionOption,
+    SkipUnreadable,
+    encoder_when_needed,
+    tell_skipped,
+)
 from cachefl_secure_cli.output import (
     Json,
     console,
@@ -28,14 +40,17 @@ if TYPE_CHECKING:
 @explained
 def command(
     directory: Party,
-    data: Annotated[Path, typer.Option(help="Labelled images: one folder a class.", show_default=False)],
+    data: Annotated[Path, typer.Option(help=f"Labelled images. {SOURCES}.", show_default=False)],
     every_round: Annotated[
         bool, typer.Option("--every-round", help="Not only the first and the last.")
     ] = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw accuracy by round into this PNG.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write every figure into this JSON file.")] = None,
+    skip_unreadable: SkipUnreadable = False,
     clip: Clip = None,
     device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy on labelled images: zero-shot CLIP, the synthetic cache, and after rounds.
@@ -44,17 +59,20 @@ def command(
 
     Example: cachefl-secure evaluate coordinator --data held-out
     """
-    from cachefl_secure.federation.accuracy import encode_folder, evaluate_rounds
-    from cachefl_secure.federation.clip_source import ClipSource, open_encoder
+    from cachefl_secure.federation.accuracy import evaluate_rounds, read_records
     from cachefl_secure.federation.inspection import open_chain
+    from cachefl_secure.federation.witnesses import is_silo
 
     chain = open_chain(directory)
     plan = chain.plan
-    encoder = open_encoder(
-        plan.encoder, ClipSource.of_plan(plan.encoder, clip), device=resolve_device(device)
+    encoder = encoder_when_needed(
+        plan.encoder, clip, device, precision, offline=offline or is_silo(directory)
     )
     with progress_bar(quiet=json) as progress:
-        records = encode_folder(data, plan, encoder, progress)
+        records, skipped = read_records(
+            data, plan, encoder, skip_unreadable=skip_unreadable, progress=progress
+        )
+    tell_skipped(skipped)
     evaluation = evaluate_rounds(chain, records, every_round=every_round or figure is not None)
     if figure is not None:
         from cachefl_secure_cli.figures import accuracy_by_round

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cachefl_secure_cli.failures import explained, say
-from cachefl_secure_cli.options import Clip, Device, DeviceOption, resolve_device
+from cachefl_secure_cli.options import (
+    SOURCES,
+    Clip,
+    Device,
+    DeviceOption,
+    Precision,
+    PrecisionOption,
+    SkipUnreadable,
+    resolve_device,
+    tell_skipped,
+)
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.stopping import stopped_by_signals
 
@@ -31,7 +41,7 @@ def command(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Private images, one folder a class; needed the first time.", show_default=False),
+        typer.Option(help=f"Private images; needed the first time. {SOURCES}.", show_default=False),
     ] = None,
     name: Annotated[
         str | None,
@@ -59,10 +69,15 @@ def command(
         bool,
         typer.Option("--not-private", help="Join although the plan adds no noise: updates reveal records."),
     ] = False,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
-    ] = False,
+    skip_unreadable: SkipUnreadable = False,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1000, help="Encode each image in so many augmented views; rounds take turns over them."
+        ),
+    ] = 1,
     device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +93,7 @@ def command(
 ) -> None:
     """Join a federation and take part: encode the private images once, make keys, ask to be admitted, serve.
 
-    Images and features stay here. If the invite names an engine, this leaves the request there and then waits:
+    Images and features stay here, and nothing is downloaded. A killed join goes on where its encoding was. If the invite names an engine, this leaves the request there and then waits:
     for the coordinator's `admit`, and for rounds. End it with Ctrl-C and start it again by the same command, as
     often as you like; a killed one goes on where it was. Without an engine, hand join-request.toml to the
     coordinator. Either way read this silo's fingerprint to the coordinator.
@@ -111,7 +126,9 @@ def command(
             ledger,
             not_private,
             skip_unreadable,
+            views,
             device,
+            precision,
             engine,
         )
         _join(invite, root, data, name, choices, json=json)
@@ -170,11 +187,14 @@ class _Choices:
     ledger: Path | None
     not_private: bool
     skip_unreadable: bool
+    views: int
     device: Device
+    precision: Precision
     engine: str | None
 
 
 def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices, *, json: bool) -> None:
+    from cachefl_secure.cache.feature_file import is_feature_file
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.enrolment import open_invite
@@ -187,18 +207,20 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
     choices = JoinChoices(
         name=name,
         images=data,
-        clip=ClipSource.of_plan(asked.plan.encoder, chosen.clip),
+        clip=None if is_feature_file(data) else ClipSource.of_plan(asked.plan.encoder, chosen.clip),
         expect=chosen.expect,
         epsilon_cap=chosen.epsilon_cap,
         epsilon_cap_aggregate=chosen.epsilon_cap_aggregate,
         ledger=chosen.ledger,
         not_private=chosen.not_private,
         skip_unreadable=chosen.skip_unreadable,
+        views=chosen.views,
         device=resolve_device(chosen.device),
+        precision=chosen.precision.value,
         engine=chosen.engine,
     )
     expect = chosen.expect
-    say(f"{name}: encoding the images of {data}")
+    say(f"{name}: reading the records of {data}")
     with progress_bar(quiet=json) as progress:
         joined = join_federation(invite, directory, choices, progress)
     carried = hand_over_request(SiloFiles.open(directory), joined.request)
@@ -233,8 +255,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
     console().print(table(f"silo {joined.silo}", ("", ""), rows))
     if len(carried) > 1:
         say(f"hand over {' and '.join(str(path) for path in carried)}")
-    if joined.skipped:
-        say(f"{len(joined.skipped)} unreadable images left out: {', '.join(joined.skipped)}")
+    tell_skipped(joined.skipped)
     if joined.has_other_records:
         say("the shared ledger names other records; their costs are added up as if they were the same")
     if expect is None:

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from cachefl_secure_cli.failures import explained
-from cachefl_secure_cli.options import Clip, Device, DeviceOption, Party, resolve_device
+from cachefl_secure_cli.options import (
+    Clip,
+    Device,
+    DeviceOption,
+    Offline,
+    Party,
+    Precision,
+    PrecisionOption,
+    encoder_when_needed,
+)
 from cachefl_secure_cli.output import Json, console, percent, print_json, table
 
 
@@ -19,6 +28,8 @@ def command(
     most: Annotated[int, typer.Option("-m", "--most", min=1, help="How many classes to show.")] = 3,
     clip: Clip = None,
     device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """Classify images with the latest model. Nothing leaves this machine.
@@ -26,13 +37,13 @@ def command(
     Example: cachefl-secure predict clinic-1 image.png
     """
     from cachefl_secure.federation.accuracy import predict_images
-    from cachefl_secure.federation.clip_source import ClipSource, open_encoder
     from cachefl_secure.federation.inspection import open_chain
+    from cachefl_secure.federation.witnesses import is_silo
 
     chain = open_chain(directory)
-    plan = chain.plan.encoder
-    encoder = open_encoder(plan, ClipSource.of_plan(plan, clip), device=resolve_device(device))
-    predictions = predict_images(chain, encoder, images, most=most)
+    offline = offline or is_silo(directory)
+    encoder = encoder_when_needed(chain.plan.encoder, clip, device, precision, offline=offline)
+    predictions = predict_images(chain, encoder(), images, most=most)
     if json:
         listed = [{"image": str(p.image), "classes": dict(p.classes)} for p in predictions]
         print_json("predict", {"round": chain.position.round, "predictions": listed})

@@ -1,0 +1,113 @@
+"""Features that were made elsewhere: ``features`` (n, C) and ``labels`` (n,) in a ``.npz`` or ``.safetensors`` file.
+
+Whoever made them answers for the encoder: there are no images here to make them again from. No pickle is read.
+Rows must have unit norm already; they are not normalised here, because rows that are not would be the features of
+something else (logits, another layer), and nobody would be told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from cachefl_secure.cache.feature_set import UNIT_TOLERANCE, FeatureSet
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.names import Digest, digest_of
+
+NPZ, SAFETENSORS = ".npz", ".safetensors"
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtFeatures:
+    """Records of a feature file, with what names them."""
+
+    records: FeatureSet
+    digest: Digest
+    """Over the file."""
+    record_digests: tuple[Digest, ...]
+    """One for each row, over its float32 values: what an image file's SHA-256 is elsewhere."""
+
+
+def is_feature_file(path: Path) -> bool:
+    return path.suffix.lower() in {NPZ, SAFETENSORS}
+
+
+def read_feature_file(path: Path, *, number_of_classes: int, feature_dim: int) -> BroughtFeatures:
+    """
+    Raises:
+        ConfigError: unreadable, another shape or dimension, a label that is no class, or rows that are not finite
+            or not of unit norm.
+    """
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
+    tensors = _npz(path) if path.suffix.lower() == NPZ else _safetensors(path)
+    features, labels = tensors["features"], tensors["labels"]
+    if features.dtype not in _FLOATS or features.ndim != 2:
+        raise ConfigError(str(path), "features", f"{_what(features)}; expected floating point (n, C)")
+    if features.shape[1] != feature_dim:
+        raise ConfigError(
+            str(path), "features", f"{features.shape[1]}-d, but the plan's encoder is {feature_dim}-d"
+        )
+    if labels.dtype not in _INTEGERS or labels.shape != features.shape[:1]:
+        raise ConfigError(str(path), "labels", f"{_what(labels)}; expected {len(features)} integers")
+    features, labels = features.float().contiguous(), labels.long()
+    if bool(((labels < 0) | (labels >= number_of_classes)).any()):
+        raise ConfigError(str(path), "labels", f"a label is no class number below {number_of_classes}")
+    _check_norms(path, features)
+    return BroughtFeatures(
+        FeatureSet(features, labels),
+        digest_of("cachefl-secure/feature-file/1", sha256),
+        tuple(Digest(hashlib.sha256(row.data).hexdigest()) for row in features.numpy()),
+    )
+
+
+def _check_norms(path: Path, features: Tensor) -> None:
+    if not bool(torch.isfinite(features).all()):
+        raise ConfigError(str(path), "features", "holds a value that is not finite")
+    wrong = int(((features.norm(dim=1) - 1).abs() > UNIT_TOLERANCE).sum())
+    if wrong:
+        reason = (
+            f"{wrong} of {len(features)} rows have not unit norm; if they are the image features of the plan's"
+            " encoder, save features / norm(features) instead"
+        )
+        raise ConfigError(str(path), "features", reason)
+
+
+def _what(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _npz(path: Path) -> Mapping[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in ("features", "labels")}
+    except KeyError as error:
+        raise ConfigError(
+            str(path), str(error.args[0])[:40].split(" ")[0], "missing from the archive"
+        ) from None
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile):
+        raise ConfigError(str(path), "", "no .npz archive of plain numbers") from None
+
+
+def _safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            missing = [name for name in ("features", "labels") if name not in file.keys()]  # noqa: SIM118
+            if missing:
+                raise ConfigError(str(path), missing[0], "missing from the file")
+            return {name: file.get_tensor(name) for name in ("features", "labels")}
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ConfigError(str(path), "", f"not safetensors: {str(error)[:100]}") from None
