@@ -34,7 +34,7 @@ def augmented(image: Image.Image, content: Digest, view: int, size: tuple[int, i
     draws = _uniform(content, view)
     box, (height, width) = crop_box(*image.size, draws), size
     flip = next(draws) < 0.5
-    cropped = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    cropped = image.crop(box).resize((width, height), Image.Resampling.BICUBIC)
     return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cropped
 
 

@@ -92,7 +92,7 @@ def _what(tensor: Tensor) -> str:
 
 def _npz(path: Path) -> Mapping[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in ("features", "labels")}
     except KeyError as error:
         raise ConfigError(

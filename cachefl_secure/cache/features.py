@@ -65,6 +65,18 @@ class ImageEncoder(Protocol):
     def encode_images(self, images: Iterable[Image.Image]) -> Tensor: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _SavedShard:
+    path: Path
+    digest: Digest
+
+    def read(self) -> Shard:
+        shard, digest = load_shard(self.path)
+        if digest != self.digest:
+            raise ConfigError(str(self.path), "digest", "made of something else by now")
+        return shard
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Extraction:
     """What came of a list of images. With a folder for shards the features stay there until they are asked for."""
@@ -79,7 +91,7 @@ class Extraction:
     """Relative paths of images that could not be read."""
     number_of_views: int
     _feature_dim: int
-    _shards: tuple[Shard | Path, ...]
+    _shards: tuple[Shard | _SavedShard, ...]
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -91,11 +103,11 @@ class Extraction:
         """All records in view ``index`` modulo the number of views: n x C x 4 bytes.
 
         Raises:
-            ConfigError: a shard was damaged meanwhile.
+            ConfigError: a shard was damaged or made anew meanwhile.
         """
         rows, done = torch.empty(len(self), self._feature_dim), 0
         for each in self._shards:
-            part = (load_shard(each)[0] if isinstance(each, Path) else each).features.view(index).features
+            part = each.read().features.view(index).features
             rows[done : done + len(part)] = part
             done += len(part)
         return FeatureSet(rows, self.labels)
@@ -117,7 +129,7 @@ def extract(
         ConfigError: an image cannot be read or has more than 8 bits a channel, and is not to be skipped.
     """
     work = _Work(encoder, views, skip_unreadable, batch_size)
-    taken: list[Shard | Path] = []
+    taken: list[Shard | _SavedShard] = []
     labels: list[int] = []
     entries: list[_Entry] = []
     skipped: list[str] = []
@@ -128,7 +140,7 @@ def extract(
         shard, found = work.saved(part, path) or work.encode(part, path, told)
         if progress is not None:
             progress(start + len(part), len(images))
-        taken.append(shard if path is None else path)
+        taken.append(shard if path is None else _SavedShard(path, work.digest(part, found)))
         skipped += shard.skipped
         entries += [entry for entry in found if entry.path not in set(shard.skipped)]
         labels += shard.features.labels.tolist()
@@ -237,7 +249,7 @@ class _Work:
             entries = _entries(part)
         except ConfigError:
             return None
-        return (shard, entries) if digest == self._digest(part, entries) else None
+        return (shard, entries) if digest == self.digest(part, entries) else None
 
     def encode(
         self, part: ImageList, path: Path | None, progress: Progress | None
@@ -253,10 +265,10 @@ class _Work:
         )
         shard = Shard(features, tuple(skipped))
         if path is not None:
-            save_shard(path, shard, self._digest(part, entries))
+            save_shard(path, shard, self.digest(part, entries))
         return shard, entries
 
-    def _digest(self, part: ImageList, entries: Iterable[_Entry]) -> Digest:
+    def digest(self, part: ImageList, entries: Iterable[_Entry]) -> Digest:
         return _digest(self.encoder, part.classes, self.views, entries)
 
     def _pixels(

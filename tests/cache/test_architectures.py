@@ -1,0 +1,63 @@
+"""The architectures that people bring, with random weights: shapes, unit norm and digests. One in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from cachefl_secure.cache.encoder import load_encoder
+from cachefl_secure.cache.features import extract_features, image_folder
+
+DIMENSIONS = {
+    "RN50": 1024,
+    "RN101": 512,
+    "ViT-B-32": 512,
+    "ViT-B-16": 512,
+    "ViT-L-14": 768,
+    "ViT-B-16-SigLIP": 768,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", DIMENSIONS)
+def test_an_architecture_gives_unit_features_and_a_digest_of_its_weights(
+    architecture: str, tmp_path: Path
+) -> None:
+    import open_clip
+
+    torch.manual_seed(0)
+    model = open_clip.create_model(architecture, pretrained=None, pretrained_text=False)
+    weights = tmp_path / "random.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, weights)
+    del model, state
+    gc.collect()
+    for number in range(3):
+        (tmp_path / "images" / "a").mkdir(parents=True, exist_ok=True)
+        noise = Image.effect_noise((250, 300), 80).convert("RGB")
+        noise.save(tmp_path / "images" / "a" / f"{number}.png")
+    images = image_folder(tmp_path / "images", ("a",))
+    tag = "webli" if "SigLIP" in architecture else "openai"
+    encoder = load_encoder(architecture, tag, weights=weights, offline=True)
+    features = extract_features(images, encoder, batch_size=4).features
+    assert (encoder.feature_dim, encoder.image_size) == (DIMENSIONS[architecture], (224, 224))
+    assert features.shape == (3, DIMENSIONS[architecture])
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    assert not torch.equal(features[0], features[1])
+    quick = {type(module).__name__ for module in encoder._model.modules()} & {"QuickGELU"}
+    assert bool(quick) == (tag == "openai" and architecture.startswith("ViT"))
+    if tag == "openai":
+        texts = encoder.encode_text(["a cat", "a dog"])
+        torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
+    digests = encoder.weights_digest, encoder.preprocessing_digest
+    del encoder
+    gc.collect()
+    plain = load_encoder(architecture, str(weights), offline=True)
+    assert plain.weights_digest == digests[0]
+    assert (plain.preprocessing_digest != digests[1]) is (tag == "openai")
+    weights.unlink()
