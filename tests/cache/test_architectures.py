@@ -50,14 +50,15 @@ def test_an_architecture_gives_unit_features_and_a_digest_of_its_weights(
     torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
     assert not torch.equal(features[0], features[1])
     quick = {type(module).__name__ for module in encoder._model.modules()} & {"QuickGELU"}
-    assert bool(quick) == (tag == "openai" and architecture.startswith("ViT"))
+    assert bool(quick) == (tag == "openai")  # in a ResNet's text tower
     if tag == "openai":
         texts = encoder.encode_text(["a cat", "a dog"])
         torch.testing.assert_close(texts.norm(dim=1), torch.ones(2))
-    digests = encoder.weights_digest, encoder.preprocessing_digest
+    digest, settings = encoder.weights_digest, encoder.preprocessing_digest
     del encoder
     gc.collect()
-    plain = load_encoder(architecture, str(weights), offline=True)
-    assert plain.weights_digest == digests[0]
-    assert (plain.preprocessing_digest != digests[1]) is (tag == "openai")
+    if architecture == "ViT-B-32":
+        plain = load_encoder(architecture, str(weights), offline=True)
+        assert plain.weights_digest == digest
+        assert plain.preprocessing_digest != settings
     weights.unlink()
