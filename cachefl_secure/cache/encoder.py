@@ -22,6 +22,7 @@ Equal batches give equal bits on one CPU; other batch sizes, machines or precisi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -89,8 +90,8 @@ class Encoder:
         pixels = [self._preprocess(image.convert("RGB")) for image in images]
         if not pixels:
             return torch.empty(0, self.feature_dim)
-        dtype = PRECISIONS.get(self.precision, torch.float32)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=self.precision in PRECISIONS):
+        half = PRECISIONS.get(self.precision)
+        with contextlib.nullcontext() if half is None else torch.autocast(self.device.type, dtype=half):
             return self._encode(self._model.encode_image, torch.stack(pixels))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:

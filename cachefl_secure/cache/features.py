@@ -260,9 +260,12 @@ class _Work:
         rows = torch.cat([torch.empty(0, self.encoder.feature_dim), *self._batches(pixels)])
         by_image = rows.reshape(-1, self.views, self.encoder.feature_dim)
         labels = [entry.label for entry in entries if entry.path not in skipped]
-        features = FeatureViews(
-            by_image.transpose(0, 1).contiguous(), torch.tensor(labels, dtype=torch.int64)
-        )
+        try:
+            features = FeatureViews(
+                by_image.transpose(0, 1).contiguous(), torch.tensor(labels, dtype=torch.int64)
+            )
+        except ValueError as error:  # half precision overflows where a model was not trained in it
+            raise ConfigError("encoder", self.encoder.precision, str(error)) from None
         shard = Shard(features, tuple(skipped))
         if path is not None:
             save_shard(path, shard, self.digest(part, entries))

@@ -75,11 +75,11 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    folder: Path, shards: Path | None, encoder: CountingEncoder | None = None, **options: int
+    folder: Path, shards: Path | None, encoder: CountingEncoder | None = None, *, views: int = 1
 ) -> tuple[Extraction, int]:
     """What came out, and how many batches of one image it took."""
     counting = encoder or CountingEncoder()
-    found = extract(image_folder(folder, CLASSES), counting, shards=shards, batch_size=1, **options)
+    found = extract(image_folder(folder, CLASSES), counting, shards=shards, views=views, batch_size=1)
     return found, len(counting.calls)
 
 
@@ -260,6 +260,15 @@ def test_view_0_is_the_plain_image_and_the_others_are_each_their_own(folder: Pat
     rows = [found.view(view).features for view in range(4)]
     assert all(not torch.equal(rows[i], rows[j]) for i in range(4) for j in range(i))
     assert all(torch.equal(found.view(view).labels, found.labels) for view in range(4))
+
+
+def test_a_feature_that_overflowed_is_told_with_the_precision(folder: Path) -> None:
+    class Overflowing(CountingEncoder):
+        def encode_images(self, images: Iterable[Image.Image]) -> Tensor:
+            return super().encode_images(images) * float("nan")
+
+    with pytest.raises(ConfigError, match="encoder: float16: every feature must have unit norm"):
+        extract(image_folder(folder, CLASSES), Overflowing(precision="float16"))
 
 
 def test_batches_always_have_one_size(folder: Path) -> None:

@@ -34,7 +34,8 @@ both = pytest.mark.parametrize("save", [save_npz, save_safetensors])
 
 def unit_rows(number: int = 4, dimension: int = 3) -> NDArray[np.float32]:
     rows = np.random.default_rng(2).normal(size=(number, dimension))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    unit: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def read(path: Path) -> BroughtFeatures:
