@@ -48,6 +48,7 @@ class PictureChoices:
     """As the operator states it, where no card does."""
     offload: bool = False
     offline: bool = False
+    """Download nothing: neither the generator nor the encoder that reads its pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,6 @@ class FoundingChoices:
     privacy: PrivacyChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
-    offline: bool = False
-    """Download nothing: neither the encoder nor the generator."""
     engine: str = ""
     """URL of what will carry messages; empty: all parties are on one machine."""
 
@@ -95,7 +94,7 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
     """
     from cachefl_secure.cache.offline import without_hub
 
-    with without_hub(choices.offline):  # also what libraries of the generator may ask
+    with without_hub(choices.pictures.offline):  # also what libraries of the generator may ask
         return _found(root, choices, progress)
 
 
@@ -105,7 +104,7 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     StateDir.refuse_occupied(root)
     check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
     choices.privacy.draft()
-    encoder = load_source(choices.clip, device=choices.device, offline=choices.offline)
+    encoder = load_source(choices.clip, device=choices.device, offline=choices.pictures.offline)
     privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
     state = StateDir.create(root)
     keys, model = _initial_model(state, choices, encoder, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -97,10 +96,6 @@ def picture_source(
         say(
             f"no --generator: {DEFAULT_GENERATOR} (Apache-2.0) is fetched from the Hugging Face hub, about 16 GB, "
             "unless it is on this machine; it wants a GPU"
-        )
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = (
-            "1"  # what open_clip fetches by itself; read when the hub's client is loaded
         )
     choices = PictureChoices(
         prompts=prompts,

@@ -10,7 +10,7 @@ import typer
 from cachefl_secure_cli import picture_options as pictures
 from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained, say
-from cachefl_secure_cli.options import Device, DeviceOption, Offline, resolve_device
+from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import MechanismChoice
 from cachefl_secure_cli.training_options import Trained, TrainedOption
@@ -89,7 +89,6 @@ def command(
     ] = "",
     seed: Annotated[int, typer.Option(help="Of the synthetic images. Not of any noise or key.")] = 0,
     device: DeviceOption = Device.auto,
-    offline: Offline = False,
     json: Json = False,
 ) -> None:
     """Found a federation: generate images, build the cache, calibrate the noise, write the invite.
@@ -149,7 +148,6 @@ def command(
             minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
         ),
         device=resolve_device(device),
-        offline=offline,
         engine=engine,
     )
     check_engine(engine, founding=True)
