@@ -20,7 +20,8 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.fields import ClassName, Count, Hex64, Positive, Strict
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, digest_of
-from cachefl_secure.privacy_plan import PrivacyPlan
+from cachefl_secure.privacy_plan import PrivacyPlan, StatisticsPlan
+from cachefl_secure.statistics_layout import entries
 
 PROTOCOL = "CF-SecAgg/1"
 
@@ -125,8 +126,15 @@ class FederationPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def number_of_parameters(self) -> int:
-        """d = rows * C: what a silo sends, in ring elements."""
+        """What a silo sends, in ring elements: d = rows * C, or the entries of class sums and Gram matrix."""
+        if self.is_one_release:
+            return sum(entries(len(self.classes), self.encoder.feature_dim).values())
         return self.trained_rows * self.encoder.feature_dim
+
+    @property
+    def is_one_release(self) -> bool:
+        """Whether one round of sums is all there is (mechanism ``statistics``), and no training."""
+        return isinstance(self.privacy, StatisticsPlan)
 
     @property
     def lattice(self) -> Lattice:

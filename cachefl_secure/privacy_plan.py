@@ -6,7 +6,7 @@ One class for each mechanism, told apart by ``mechanism``; nothing in them depen
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -14,6 +14,8 @@ from cachefl_secure.fields import Count, Positive, Strict, Unit
 
 Noise = Annotated[float, Meta(gt=0.0, le=1e9)]
 Epsilon = Annotated[float, Meta(gt=0.0, le=1e9)]
+Order = Annotated[int, Meta(ge=2, le=1024)]
+Delta = Annotated[float, Meta(ge=1e-12, le=1e-3)]
 
 
 class _Steps(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="mechanism"):
@@ -28,7 +30,7 @@ class _Steps(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_
     """Length of the step that ``expected_records`` identical clipped gradients would take."""
     rounds: Annotated[int, Meta(ge=1, le=100_000)]
     """Rounds planned; the noise multiplier was calibrated for them."""
-    delta: Annotated[float, Meta(ge=1e-12, le=1e-3)]
+    delta: Delta
     """At most a tenth of one over the number of records of any silo; a silo checks that with its own number."""
 
     @property
@@ -47,7 +49,7 @@ class _PrivateSteps(_Steps, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Standard deviation of the noise that one silo adds to a clipped sum, in clip norms."""
     epsilon_local: Epsilon
     """Local epsilon of a silo after all planned rounds; also its default cap."""
-    rdp_order: Annotated[int, Meta(ge=2, le=1024)]
+    rdp_order: Order
     """Order of the Renyi filter that decides once sampled steps of several settings add up in a ledger."""
 
 
@@ -86,4 +88,48 @@ class NoPrivacyPlan(_Steps, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return 0.0
 
 
-PrivacyPlan = DistributedPlan | LocalPlan | NoPrivacyPlan
+class StatisticsPlan(
+    Strict,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    tag_field="mechanism",
+    tag="statistics",
+):
+    """One release of noised class sums and Gram matrix, from which everybody solves the same kind of head.
+
+    Cache keys stay as they are. Head, regulariser and gamma say what is made of the sums: post-processing.
+    """
+
+    noise_multiplier: Annotated[float, Meta(gt=0.0, le=256.0)]
+    """Standard deviation of the noise that one silo adds to each of the two, in norms of one feature."""
+    epsilon_local: Epsilon
+    """Local epsilon of a silo after the release; also its default cap."""
+    epsilon_aggregate: Epsilon
+    """Aggregate epsilon after it, as long as the secure sum holds; also a silo's default cap."""
+    rdp_order: Order
+    """Order of the Renyi filter that decides once sampled steps of other federations add up in a ledger."""
+    expected_records: Count
+    """A declared number of records a silo: sums are clamped to what so many can add up to. Never a silo's own count."""
+    delta: Delta
+    """At most a tenth of one over the number of records of any silo; a silo checks that with its own number."""
+    head: Literal["gda", "ridge"]
+    regulariser: Positive
+    """Of ridge regression, in records; noise adds to it."""
+    gamma: Positive
+    """Weight of the head beside text classifier and cache."""
+
+    @property
+    def mechanism(self) -> str:
+        """``statistics``."""
+        return str(self.__struct_config__.tag)
+
+    @property
+    def rounds(self) -> int:
+        """One, and no field: sums of the same records, released again, say nothing new."""
+        return 1
+
+
+StepsPlan = DistributedPlan | LocalPlan | NoPrivacyPlan
+"""Rounds of training."""
+PrivacyPlan = StepsPlan | StatisticsPlan

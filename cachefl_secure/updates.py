@@ -48,5 +48,23 @@ class IntegerUpdate:
         return f"IntegerUpdate(<{self.integers.size} integers>)"
 
 
-NoisedUpdate = PrivateUpdate | IntegerUpdate
-"""What training releases, by mechanism."""
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class NoisedSums:
+    """A silo's noised integer sums, all vectors of the plan one after another. Never leave the silo unmasked.
+
+    ``integers`` is int64 of shape (entries of all vectors,), noise included. Read-only; the array is taken over.
+    """
+
+    integers: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.integers.dtype != np.int64 or self.integers.ndim != 1:
+            raise ValueError("noised sums are a vector of int64")
+        self.integers.setflags(write=False)
+
+    def __repr__(self) -> str:  # never print an update
+        return f"NoisedSums(<{self.integers.size} integers>)"
+
+
+NoisedUpdate = PrivateUpdate | IntegerUpdate | NoisedSums
+"""What a silo releases, by mechanism."""

@@ -21,10 +21,11 @@ from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.enrolment import write_invite
 from cachefl_secure.federation.joining import Features, JoinChoices, Joined, establish_silo
+from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
-from cachefl_secure.privacy_plan import PrivacyPlan
+from cachefl_secure.privacy_plan import PrivacyPlan, StatisticsPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, Unmasked
 from cachefl_secure.transport.engines import check_engine, prepare_coordinator
@@ -133,6 +134,13 @@ def small_privacy(choices: PrivacyChoices | None = None, trained: Trained = "key
     return (choices or PrivacyChoices(mechanism="local", rounds=4, expected_records=15)).plan(sizes)
 
 
+def one_release(choices: ReleaseChoices | None = None) -> StatisticsPlan:
+    """The same for a release of statistics, at an aggregate epsilon of 2 unless chosen otherwise."""
+    return (choices or ReleaseChoices(expected_records=15)).plan(
+        number_of_classes=CLASSES, feature_dim=FEATURE_DIM, honest_survivors=2
+    )
+
+
 def join_with_random_features(
     root: Path, coordinator: Path, silo: SiloId, number: int, *, seed: int, epsilon_cap: float | None = None
 ) -> Path:
@@ -171,4 +179,4 @@ def all_entries(update: Unmasked, parameters: RoundParameters) -> EncodedUpdate:
     """What a silo is about to mask, read at once."""
     words, counters = np.empty(parameters.dimension, parameters.word), update.counters.copy()
     counters[0] += update.entries_from(0)(words)
-    return EncodedUpdate(words, counters)
+    return EncodedUpdate(words, counters, update.others)

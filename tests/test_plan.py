@@ -241,7 +241,7 @@ def test_a_value_of_the_wrong_type_names_its_field(field: str) -> None:
         ("cache.images_per_class", 1_000_001),
         ("cache.alpha", -1.0),
         ("cache.beta", 0.0),
-        ("privacy.mechanism", "statistics"),
+        ("privacy.mechanism", "central"),
         ("privacy.rdp_order", 1),
         ("privacy.clip_norm", 1e13),
         ("privacy.noise_multiplier", -0.5),

@@ -17,7 +17,7 @@ The story, in the order of the files:
 ``model``        logits = logit_scale * W f + alpha * L^T exp(-beta (1 - F f)), and its rank-one gradient
 ``heads``        what of it is trained: every key, or one residual for all keys of a class
 ``class_statistics``  class sums and Gram matrix
-``closed_form``  a linear head solved from them
+``closed_form``  a linear head solved from them; ``released_sums``: what a cache keeps of them
 ``evaluate``     accuracy, with and without the cache
 ``tensor_file``  safetensors bytes with an exact schema, for the two kinds of file above
 

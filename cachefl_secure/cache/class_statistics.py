@@ -51,12 +51,12 @@ class ClassStatistics:
     @property
     def number_of_classes(self) -> int:
         """N."""
-        return self.class_sums.shape[0]
+        return int(self.class_sums.shape[0])
 
     @property
     def feature_dim(self) -> int:
         """C."""
-        return self.class_sums.shape[1]
+        return int(self.class_sums.shape[1])
 
     @property
     def noise_edge(self) -> float:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cachefl_secure.cache.features import FeatureSet
-from cachefl_secure.cache.model import CacheModel, logits
+from cachefl_secure.cache.model import CacheModel, head_of, logits
 
+_NEXT_TO_NOTHING = 1e-30
 _CHUNK = 1024  # records at a time: 64 MB of affinities with 16,000 cache keys
 
 
@@ -61,6 +62,16 @@ def evaluate(model: CacheModel, records: FeatureSet) -> Accuracy:
     )
 
 
+def closed_form_alone(model: CacheModel, records: FeatureSet) -> Accuracy:
+    """Accuracy of the head of a model with sums, without text and cache.
+
+    Raises:
+        ValueError: as ``evaluate``, or a model without sums.
+    """
+    head_of(model)
+    return evaluate(replace(model, alpha=0.0, logit_scale=_NEXT_TO_NOTHING), records)
+
+
 def zero_shot(model: CacheModel, records: FeatureSet) -> Accuracy:
-    """Accuracy of the text classifier alone: alpha = 0."""
-    return evaluate(replace(model, alpha=0.0), records)
+    """Accuracy of the text classifier alone: alpha = 0, no head."""
+    return evaluate(replace(model, alpha=0.0, sums=None), records)

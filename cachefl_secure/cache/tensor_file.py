@@ -9,6 +9,7 @@ should give equal bytes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,9 +35,17 @@ def tensors_to_bytes(kind: str, tensors: Mapping[str, Tensor], fields: Mapping[s
 
 
 def tensors_from_bytes(
-    raw: bytes, *, kind: str, schema: Schema, fields: frozenset[str], file: str
+    raw: bytes,
+    *,
+    kind: str,
+    schema: Schema,
+    fields: frozenset[str],
+    file: str,
+    optional: tuple[Schema, frozenset[str]] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and string fields of a file that ``tensors_to_bytes`` wrote.
+
+    ``optional`` tensors and fields are in it all together or not at all.
 
     Raises:
         ConfigError: not safetensors, another kind, a tensor or field too many or too few, another
@@ -46,10 +55,27 @@ def tensors_from_bytes(
         entries = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise ConfigError(file, "", f"not safetensors: {error}") from None
+    if optional is not None and set(optional[0]) & set(entries):
+        schema, fields = {**schema, **optional[0]}, fields | optional[1]
     found = _fields(raw, kind, fields, file)
     if set(entries) != set(schema):
         raise ConfigError(file, "", f"holds tensors {_names(entries)}, expected {_names(schema)}")
     return {name: _tensor(name, entries[name], schema[name], file) for name in schema}, found
+
+
+def exact_float(text: str, field: str, file: str) -> float:
+    """A finite number out of a field, written as ``repr`` does.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or repr(value) != text:
+        raise ConfigError(file, field, f"{text[:40]!r} is not a number as written by this program")
+    return value
 
 
 def _names(names: Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cachefl_secure.cache.evaluate import Accuracy, evaluate, predict, zero_shot
+from cachefl_secure.cache.evaluate import Accuracy, closed_form_alone, evaluate, predict, zero_shot
 from cachefl_secure.cache.feature_file import is_feature_file, read_feature_file
 from cachefl_secure.cache.features import FeatureSet, batch_size_on, extract
 from cachefl_secure.cache.images import open_image
@@ -39,6 +39,8 @@ class Evaluation:
 
     zero_shot: Accuracy
     rounds: tuple[RoundAccuracy, ...]
+    closed_form: Accuracy | None = None
+    """Of the head of the last model by itself, where there were statistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ def evaluate_rounds(chain: Chain, records: FeatureSet, *, every_round: bool) -> 
     for number, model in chain.models():
         if every_round or number in (0, last):
             points.append(RoundAccuracy(number, chain.cost_by(number), evaluate(model, records)))
-    return Evaluation(zero_shot(chain.initial_model(), records), tuple(points))
+    alone = closed_form_alone(model, records) if model.sums is not None else None
+    return Evaluation(zero_shot(chain.initial_model(), records), tuple(points), alone)
 
 
 def predict_images(chain: Chain, encoder: Encoder, paths: Sequence[Path], *, most: int) -> list[Prediction]:

@@ -17,7 +17,7 @@ from cachefl_secure.plan import FederationPlan, SecureSumPlan
 from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, StatisticsPlan, StepsPlan
 
 OPTIONS = "options"
 """Where a choice stands that is out of range: at `init` or `plan`."""
@@ -43,7 +43,7 @@ def default_delta(expected_records: int) -> float:
 
 MechanismName = Literal["distributed", "local", "none"]
 
-_Made = TypeVar("_Made", PrivacyPlan, SecureSumPlan, FederationPlan)
+_Made = TypeVar("_Made", StepsPlan, StatisticsPlan, SecureSumPlan, FederationPlan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class PrivacyChoices:
             return math.inf
         return DEFAULT_EPSILON[self.mechanism] if self.epsilon is None else self.epsilon
 
-    def draft(self) -> PrivacyPlan:
+    def draft(self) -> StepsPlan:
         """The section with every choice checked, not yet calibrated.
 
         Raises:
@@ -125,7 +125,7 @@ class PrivacyChoices:
             case "none":
                 return checked(lambda: NoPrivacyPlan(**steps, steps_per_round=self.steps_per_round))  # type: ignore[arg-type]
 
-    def plan(self, sizes: Sizes) -> PrivacyPlan:
+    def plan(self, sizes: Sizes) -> StepsPlan:
         """The section, calibrated.
 
         Raises:
@@ -137,7 +137,7 @@ class PrivacyChoices:
         return msgspec.structs.replace(made, learning_rate=self.learning_rate)
 
 
-def recalibrated(section: PrivacyPlan, epsilon: float, sizes: Sizes) -> PrivacyPlan:
+def recalibrated(section: StepsPlan, epsilon: float, sizes: Sizes) -> StepsPlan:
     """The section with noise and learning rate for another epsilon; infinity gives mechanism ``none``.
 
     Calibrated with the accountant that decides: after all rounds epsilon is at most the target, and the local one
@@ -157,7 +157,7 @@ def recalibrated(section: PrivacyPlan, epsilon: float, sizes: Sizes) -> PrivacyP
     return msgspec.structs.replace(made, learning_rate=learning_rate_for(made, sizes), rdp_order=order)
 
 
-def as_local(section: PrivacyPlan) -> PrivacyPlan:
+def as_local(section: StepsPlan) -> StepsPlan:
     """The section as one silo trains by itself: there are no others whose noise would help."""
     if not isinstance(section, DistributedPlan):
         return section
@@ -173,7 +173,7 @@ def _distributed(section: DistributedPlan, epsilon: float, sizes: Sizes) -> Dist
         noise = _noise(section, most, View.LOCAL, sizes)
     made = msgspec.structs.replace(section, noise_multiplier=noise, epsilon_aggregate=epsilon)
     local = epsilon_spent([(_mechanism(made, sizes), made.rounds)], made.delta, View.LOCAL)
-    return msgspec.structs.replace(made, epsilon_local=min(section.epsilon_local, _upward(local, 4)))
+    return msgspec.structs.replace(made, epsilon_local=min(section.epsilon_local, upward(local, 4)))
 
 
 def _noise(section: DistributedPlan | LocalPlan, epsilon: float, view: View, sizes: Sizes) -> float:
@@ -182,9 +182,9 @@ def _noise(section: DistributedPlan | LocalPlan, epsilon: float, view: View, siz
     steps = section.rounds * section.steps_per_round
     hardly = min(1e-5, epsilon / 100)  # what integers cost: looked up below
     noise = noise_multiplier_for(epsilon, section.delta, section.sampling_rate, steps, slack=hardly)
-    noise = _upward(noise / math.sqrt(shares), 5)
+    noise = upward(noise / math.sqrt(shares), 5)
     while _cost(section, noise, view, sizes) > epsilon:
-        noise = _upward(noise * 1.0005, 5)
+        noise = upward(noise * 1.0005, 5)
     return noise
 
 
@@ -193,7 +193,7 @@ def _cost(section: DistributedPlan | LocalPlan, noise: float, view: View, sizes:
     return epsilon_spent([(mechanism, section.rounds)], section.delta, view)
 
 
-def _mechanism(section: PrivacyPlan, sizes: Sizes) -> Mechanism:
+def _mechanism(section: StepsPlan, sizes: Sizes) -> Mechanism:
     return step_mechanism(
         section,
         trained_rows=sizes.trained_rows,
@@ -202,12 +202,12 @@ def _mechanism(section: PrivacyPlan, sizes: Sizes) -> Mechanism:
     )
 
 
-def _without_noise(section: PrivacyPlan) -> NoPrivacyPlan:
+def _without_noise(section: StepsPlan) -> NoPrivacyPlan:
     kept = {name: getattr(section, name) for name in NoPrivacyPlan.__struct_fields__}
     return NoPrivacyPlan(**kept)
 
 
-def learning_rate_for(section: PrivacyPlan, sizes: Sizes) -> float:
+def learning_rate_for(section: StepsPlan, sizes: Sizes) -> float:
     """The longest step, up to ``LONGEST_STEP``, whose noise leaves at most ``NOISE_ON_A_KEY`` on a key.
 
     A round adds, to each of the C entries of a key, the mean of ``cohort_size`` independent normals of
@@ -222,7 +222,7 @@ def learning_rate_for(section: PrivacyPlan, sizes: Sizes) -> float:
     return math.floor(longest * scale + 1e-9) / scale
 
 
-def _upward(value: float, digits: int) -> float:
+def upward(value: float, digits: int) -> float:
     """The next number of so many digits."""
     scale = 10.0 ** (digits - 1 - math.floor(math.log10(value)))
     rounded = float(f"{math.ceil(value * scale) / scale:.{digits}g}")

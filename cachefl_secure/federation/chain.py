@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cachefl_secure.cache.heads import moved
 from cachefl_secure.cache.model import (
     CacheModel,
     cache_digest,
@@ -22,6 +21,7 @@ from cachefl_secure.cache.model import (
     has_unit_rows,
 )
 from cachefl_secure.errors import ConfigError, PeerError, RecordRejected
+from cachefl_secure.federation.applying import apply_aggregate
 from cachefl_secure.federation.record import (
     Participation,
     RoundRecord,
@@ -35,13 +35,6 @@ from cachefl_secure.plan import FederationPlan
 from cachefl_secure.protocol.encoding import DecodedSum, decode_sum
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
-
-
-def apply_aggregate(
-    model: CacheModel, decoded: DecodedSum, survivors: int, plan: FederationPlan
-) -> CacheModel:
-    """The cache plus the mean update of the survivors. Post-processing of the sum: costs no privacy."""
-    return moved(model, decoded.values / survivors, plan.cache.trained)
 
 
 def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParameters) -> DecodedSum:
@@ -59,6 +52,9 @@ def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParam
     bound = parameters.sum_bound(len(record.survivors)) * parameters.grid_step
     if decoded.values.size and float(np.abs(decoded.values).max()) > bound * (1 + 1e-12):
         raise RecordRejected(5, "outside what the survivors can have sent")
+    for segment in parameters.segments:
+        if int(np.abs(decoded.integers[segment.name]).max()) > len(record.survivors) * segment.bound:
+            raise RecordRejected(5, f"{segment.name}: outside what the survivors can have sent")
     if decoded.saturated != record.saturated:
         raise RecordRejected(5, "another count of clamped entries")
     return decoded
@@ -159,7 +155,7 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
 
     Raises:
         PeerError: not the cache that the plan names or of other sizes than the plan says, or its keys or text
-            features have not unit norm.
+            features have not unit norm, or it holds sums.
     """
     try:
         cache = cache_from_bytes(content, file="initial cache")
@@ -171,6 +167,8 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
     if sizes != (plan.number_of_keys, len(plan.classes), plan.encoder.feature_dim):
         # Else an update would be of another length than the round's, which a silo would find out after its charge.
         raise PeerError("coordinator", "the initial cache is of other sizes than the plan says")
+    if cache.sums is not None:
+        raise PeerError("coordinator", "the initial cache holds sums, which only a round can make")
     if not has_unit_rows(cache):
         raise PeerError("coordinator", "keys or text features of the initial cache have not unit norm")
     state.write(_model_file(0), content)

@@ -23,14 +23,26 @@ from cachefl_secure.cache.evaluate import evaluate, zero_shot
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.heads import moved
 from cachefl_secure.cache.model import CacheModel
-from cachefl_secure.federation.calibration import Sizes, as_local, recalibrated
+from cachefl_secure.federation.calibration import PrivacyChoices, Sizes, as_local, recalibrated
 from cachefl_secure.federation.ports import Progress, silent
+from cachefl_secure.federation.release_comparison import (
+    ReleasePoint,
+    release_point,
+    release_section,
+    without_noise,
+)
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.descent import descent_of
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
-from cachefl_secure.privacy.mechanism import mechanism_of
+from cachefl_secure.privacy.mechanism import StatisticsMechanism, mechanism_of
 from cachefl_secure.privacy.training import change_of_keys, train_privately
-from cachefl_secure.privacy_plan import DistributedPlan, NoPrivacyPlan, PrivacyPlan
+from cachefl_secure.privacy_plan import (
+    DistributedPlan,
+    NoPrivacyPlan,
+    PrivacyPlan,
+    StatisticsPlan,
+    StepsPlan,
+)
 
 _NO_CAP = LARGEST_EPSILON
 
@@ -65,6 +77,10 @@ class Comparison:
     non_private: tuple[float, ...]
     """The federation without noise, after each round."""
     grid: tuple[GridPoint, ...]
+    releases: tuple[ReleasePoint, ...]
+    """One release of statistics at the epsilons of the grid; the last is without noise."""
+    held_out: int
+    """Images that everything was measured on."""
 
 
 def train_together(
@@ -72,6 +88,8 @@ def train_together(
 ) -> Iterator[CacheModel]:
     """The cache after each round of these silos, which follows from the mean of their updates as in a round."""
     mechanism, descent = mechanism_of(plan), descent_of(plan)
+    if isinstance(mechanism, StatisticsMechanism):
+        raise ValueError("a plan of one release trains nothing")
     for _ in range(plan.privacy.rounds):
         updates = [train_privately(model, records, mechanism, descent=descent) for records in silos]
         mean = np.mean([change_of_keys(update, mechanism) for update in updates], axis=0)
@@ -87,19 +105,22 @@ def compare(
     epsilons: Sequence[float],
     progress: Progress = silent,
 ) -> Comparison:
-    """The grid of accuracies. The noise is fresh on every call: expect a point or two of spread."""
-    privacy = plan.privacy
+    """The grid of accuracies. The noise is fresh on every call: expect a point or two of spread.
+
+    Where the plan is for one release, training is as ``init`` would have it with the same delta and declared records.
+    """
+    privacy, section = _steps_of(plan.privacy), release_section(plan.privacy)
     total = 1 + len(epsilons) * (1 + len(silos))
     done = 0
 
-    def final(members: Sequence[FeatureSet], section: PrivacyPlan) -> float:
+    def final(members: Sequence[FeatureSet], section: StepsPlan) -> float:
         nonlocal done
         *_, last = train_together(model, members, _with(plan, section))
         done += 1
         progress(done, total, "compare")
         return evaluate(last, held_out).top1
 
-    def calibrated(section: PrivacyPlan, epsilon: float, cohort_size: int) -> PrivacyPlan:
+    def calibrated(section: StepsPlan, epsilon: float, cohort_size: int) -> StepsPlan:
         """Noise and step length that suit this epsilon and this many updates, so that each is at its best."""
         return recalibrated(section, epsilon, Sizes.of(plan, cohort_size))
 
@@ -107,13 +128,16 @@ def compare(
     non_private = tuple(
         evaluate(each, held_out).top1 for each in train_together(model, silos, _with(plan, without))
     )
-    grid = []
+    grid, releases = [], []
+    shares = plan.secure_sum.honest_survivors if isinstance(privacy, DistributedPlan) else 1
     for epsilon in epsilons:
+        releases.append(release_point(model, silos, held_out, section, epsilon, shares))
         by_itself = calibrated(as_local(privacy), epsilon, 1)
         alone = tuple(final([records], by_itself) for records in silos)
         together = calibrated(_uncapped(privacy), epsilon, len(silos))
         local = epsilon if isinstance(together, NoPrivacyPlan) else together.epsilon_local
         grid.append(GridPoint(epsilon, local, together.noise_multiplier, final(silos, together), alone))
+    releases.append(without_noise(model, silos, held_out, section))
     progress(total, total, "compare")
     return Comparison(
         rounds=privacy.rounds,
@@ -123,14 +147,36 @@ def compare(
         synthetic_cache=evaluate(model, held_out).top1,
         non_private=non_private,
         grid=tuple(grid),
+        releases=tuple(releases),
+        held_out=len(held_out),
     )
+
+
+def best_of(found: Comparison) -> list[tuple[float, float]]:
+    """(epsilon, gain) wherever one release is ahead of all rounds of training by more than chance explains.
+
+    Chance: one standard error of the difference of two accuracies on so many images. The gain is in [0, 1].
+    """
+    training = [*(point.together for point in found.grid), found.non_private[-1]]
+    ahead = []
+    for release, trained in zip(found.releases, training, strict=True):
+        spread = release.fused * (1 - release.fused) + trained * (1 - trained)
+        if release.fused - trained > math.sqrt(spread / max(found.held_out, 1)):
+            ahead.append((release.epsilon, release.fused - trained))
+    return ahead
+
+
+def _steps_of(plan: PrivacyPlan) -> StepsPlan:
+    if not isinstance(plan, StatisticsPlan):
+        return plan
+    return PrivacyChoices(delta=plan.delta, expected_records=plan.expected_records).draft()
 
 
 def _with(plan: FederationPlan, section: PrivacyPlan) -> FederationPlan:
     return msgspec.structs.replace(plan, privacy=section)
 
 
-def _uncapped(privacy: PrivacyPlan) -> PrivacyPlan:
+def _uncapped(privacy: StepsPlan) -> StepsPlan:
     if isinstance(privacy, DistributedPlan):
         return msgspec.structs.replace(privacy, epsilon_local=_NO_CAP)
     return privacy

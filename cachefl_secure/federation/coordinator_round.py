@@ -22,7 +22,8 @@ from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError, MalformedMessage, PeerError, RoundAborted
 from cachefl_secure.federation import letters
-from cachefl_secure.federation.chain import Chain, apply_aggregate
+from cachefl_secure.federation.applying import apply_aggregate
+from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.letters import Reply
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
 from cachefl_secure.federation.record import RoundRecord, recorded, sign_record, smallest_cohort
@@ -93,9 +94,12 @@ class CoordinatorService:
         """One round with these silos, less those whose caps allow none: the federation goes on without them.
 
         Raises:
+            ConfigError: a plan of one release, which happened.
             RoundAborted: fewer silos than the threshold. Run it again: the same noised updates are re-sent
                 and nothing more is charged, unless unmasking had begun.
         """
+        if self._chain.plan.is_one_release and self._chain.position.round > 0:
+            raise ConfigError("plan.toml", "privacy.mechanism", "statistics are released once, and they were")
         left_out = cohort & attendance.exhausted
         attendance.declined.update(dict.fromkeys(left_out, "budget-exhausted"))
         cohort = cohort - left_out

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from cachefl_secure.federation.calibration import Sizes
 from cachefl_secure.plan import FederationPlan, SecureSumPlan
 from cachefl_secure.privacy.accounting import Cost, cost_of, rounds_within
-from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
+from cachefl_secure.privacy.mechanism import (
+    Mechanism,
+    View,
+    mechanism_of,
+    statistics_mechanism,
+    step_mechanism,
+)
 from cachefl_secure.privacy.terms import planned_cost_of
-from cachefl_secure.privacy_plan import NoPrivacyPlan, PrivacyPlan
+from cachefl_secure.privacy_plan import NoPrivacyPlan, PrivacyPlan, StatisticsPlan, StepsPlan
 
 _AHEAD = 10
 
@@ -50,17 +56,35 @@ class Forecast:
 
 def forecast_of(plan: FederationPlan) -> Forecast:
     """Of a plan that exists."""
-    return forecast(plan.privacy, plan.secure_sum, Sizes.of(plan, plan.secure_sum.minimum_cohort))
+    return forecast_for(mechanism_of(plan), plan.privacy, plan.secure_sum)
 
 
-def forecast(section: PrivacyPlan, secure_sum: SecureSumPlan, sizes: Sizes) -> Forecast:
-    """Of a calibrated privacy section."""
+def forecast(section: StepsPlan, secure_sum: SecureSumPlan, sizes: Sizes) -> Forecast:
+    """Of a calibrated privacy section for rounds of training."""
     mechanism = step_mechanism(
         section,
         trained_rows=sizes.trained_rows,
         feature_dim=sizes.feature_dim,
         honest_survivors=secure_sum.honest_survivors,
     )
+    return forecast_for(mechanism, section, secure_sum)
+
+
+def forecast_release(
+    section: StatisticsPlan, secure_sum: SecureSumPlan, *, number_of_classes: int, feature_dim: int
+) -> Forecast:
+    """Of a calibrated release of statistics."""
+    mechanism = statistics_mechanism(
+        section,
+        number_of_classes=number_of_classes,
+        feature_dim=feature_dim,
+        honest_survivors=secure_sum.honest_survivors,
+    )
+    return forecast_for(mechanism, section, secure_sum)
+
+
+def forecast_for(mechanism: Mechanism, section: PrivacyPlan, secure_sum: SecureSumPlan) -> Forecast:
+    """Of rounds of this mechanism, which the section prescribes."""
     private = not isinstance(section, NoPrivacyPlan)
     caps = planned_cost_of(section)
     return Forecast(
@@ -71,7 +95,7 @@ def forecast(section: PrivacyPlan, secure_sum: SecureSumPlan, sizes: Sizes) -> F
         colluders=secure_sum.colluders,
         points=tuple(
             CostPoint(rounds, cost_of([(mechanism, rounds)], section.delta))
-            for rounds in _shown(section.rounds)
+            for rounds in ([1] if isinstance(section, StatisticsPlan) else _shown(section.rounds))
         ),
         caps=caps,
         most_rounds=rounds_within(mechanism, section.delta, caps) if private else 0,

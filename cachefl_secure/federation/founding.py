@@ -19,6 +19,7 @@ from cachefl_secure.federation.clip_source import ClipSource, load_source
 from cachefl_secure.federation.enrolment import (
     write_invite,
 )
+from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
@@ -67,7 +68,7 @@ class FoundingChoices:
     beta: float = 3.0
     trained: Trained = "keys"
     rng_seed: int = 0
-    privacy: PrivacyChoices
+    privacy: PrivacyChoices | ReleaseChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
     engine: str = ""
@@ -105,7 +106,7 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
     choices.privacy.draft()
     encoder = load_source(choices.clip, device=choices.device, offline=choices.pictures.offline)
-    privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
+    privacy = _privacy(choices, encoder.feature_dim)
     state = StateDir.create(root)
     keys, model = _initial_model(state, choices, encoder, progress)
     plan = checked(lambda: _plan(state, choices, encoder, model, privacy))
@@ -118,14 +119,22 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, keys)
 
 
-def _sizes(choices: FoundingChoices, feature_dim: int) -> Sizes:
+def _privacy(choices: FoundingChoices, feature_dim: int) -> PrivacyPlan:
+    honest = choices.secure_sum.honest_survivors
+    if isinstance(choices.privacy, ReleaseChoices):
+        if choices.trained != "keys":
+            raise ConfigError("init", "trained", "is about training; with one release there is none")
+        return choices.privacy.plan(
+            number_of_classes=len(choices.classes), feature_dim=feature_dim, honest_survivors=honest
+        )
     keys_a_row = choices.images_per_class if choices.trained == "keys" else 1
-    return Sizes(
+    sizes = Sizes(
         trained_rows=len(choices.classes) * keys_a_row,
         feature_dim=feature_dim,
         cohort_size=choices.secure_sum.minimum_cohort,
-        honest_survivors=choices.secure_sum.honest_survivors,
+        honest_survivors=honest,
     )
+    return choices.privacy.plan(sizes)
 
 
 def check_secure_sum(section: SecureSumPlan) -> None:

@@ -7,7 +7,8 @@ Verification (the numbers stand in the code):
  (1) the coordinator's signature over the record's bytes as received
  (2) federation, plan and roster are the pinned ones: a roster that this party followed, of no earlier epoch
      than the record before (see ``records``)
- (3) the chain: the previous record is the last one held, and the round number grew
+ (3) the chain: the previous record is the last one held, and the round number grew; of a plan of one release
+     there is one record
  (4) the cohort is within the roster; the survivors are within the cohort, and no fewer than the threshold
  (5) the sum delivered is the sum named, has the agreed size, and lies within the agreed bound
  (6) the cache after the round is the cache before plus the mean update, recomputed here
@@ -171,6 +172,7 @@ def check_record(
     _require(record.previous_record == position.record_digest, 3, "does not follow the last record held")
     _require(record.round > position.round, 3, f"round {record.round} after round {position.round}")
     _require(record.cache_before == position.cache_digest, 3, "starts from another cache")
+    _require(position.round == 0 or not plan.is_one_release, 3, "a second release")
     # (4) who took part
     members = {member.silo for member in roster.members}
     _require(list(record.cohort) == sorted(set(record.cohort)), 4, "the cohort is not strictly sorted")

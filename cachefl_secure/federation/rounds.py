@@ -54,7 +54,7 @@ def warn_beyond_the_plan(records: Records, number: int, say: Callable[[str], Non
     planned, last = records.plan.privacy.rounds, records.position.round
     if last + number > planned:
         say(
-            f"the plan's noise is calibrated for {planned} rounds, {last} of which are done; "
+            f"the plan's noise is calibrated for {planned} round{'' if planned == 1 else 's'}, {last} of which are done; "
             "silos decline the rounds that pass their caps"
         )
 

@@ -8,23 +8,25 @@ so that it has one encoding as well.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cachefl_secure.crypto.seal import open_at_rest, seal_at_rest
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.state_dir import StateDir, round_file, round_numbers
 from cachefl_secure.names import Digest, digest_of
-from cachefl_secure.protocol.encoding import Encoding, IntegerEncoding, RoundingSeed
+from cachefl_secure.protocol.encoding import Encoding, IntegerEncoding, RoundingSeed, sums_encoding
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import Unmasked
-from cachefl_secure.updates import IntegerUpdate, NoisedUpdate, PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, NoisedSums, NoisedUpdate, PrivateUpdate
 
 _PURPOSE = "cachefl-secure/sealed-update/1"
 _DIGEST_LABEL = "cachefl-secure/update-digest/1"
 _NAME = "update.sealed"
-_LAYOUTS = {b"float64\0": "<f8", b"int32\0\0\0": "<i4"}  # a PrivateUpdate, an IntegerUpdate
-_FLOATS, _INTEGERS = _LAYOUTS
+_LAYOUTS = {b"float64\0": "<f8", b"int32\0\0\0": "<i4", b"sums64\0\0": "<i8"}
+_FLOATS, _INTEGERS, _SUMS = _LAYOUTS  # a PrivateUpdate, an IntegerUpdate, NoisedSums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +44,13 @@ class SealedUpdate:
         Raises:
             LocalProtocolError: another dimension.
         """
-        if isinstance(self.update, IntegerUpdate):
-            return IntegerEncoding(self.update, parameters)
-        return Encoding(self.update, parameters, self.rounding)
+        match self.update:
+            case IntegerUpdate():
+                return IntegerEncoding(self.update, parameters)
+            case NoisedSums():
+                return sums_encoding(self.update, parameters)
+            case PrivateUpdate():
+                return Encoding(self.update, parameters, self.rounding)
 
 
 def has_update(state: StateDir, round_number: int) -> bool:
@@ -57,8 +63,7 @@ def seal_update(state: StateDir, round_number: int, update: NoisedUpdate, plan: 
     Raises:
         ConfigError: not written.
     """
-    kind = _INTEGERS if isinstance(update, IntegerUpdate) else _FLOATS
-    values = update.integers if isinstance(update, IntegerUpdate) else update.values
+    kind, values = _layout(update)
     content = RoundingSeed.generate().reveal() + kind + values.astype(_LAYOUTS[kind]).tobytes()
     sealed = seal_at_rest(state.storage_key(), _purpose(plan, round_number), content)
     state.write(round_file(round_number, _NAME), sealed, private=True)
@@ -77,8 +82,22 @@ def open_update(state: StateDir, round_number: int, plan: Digest) -> SealedUpdat
     at, end = RoundingSeed.length_bytes, RoundingSeed.length_bytes + len(_FLOATS)
     seed, kind = RoundingSeed(content[:at]), content[at:end]
     values = np.frombuffer(content, _LAYOUTS[kind], offset=end)
-    update: NoisedUpdate = IntegerUpdate(values) if kind == _INTEGERS else PrivateUpdate(values)
-    return SealedUpdate(update, seed, digest_of(_DIGEST_LABEL, content))
+    makers: dict[bytes, type[NoisedUpdate]] = {
+        _FLOATS: PrivateUpdate,
+        _INTEGERS: IntegerUpdate,
+        _SUMS: NoisedSums,
+    }
+    return SealedUpdate(makers[kind](values), seed, digest_of(_DIGEST_LABEL, content))
+
+
+def _layout(update: NoisedUpdate) -> tuple[bytes, NDArray[Any]]:
+    match update:
+        case PrivateUpdate():
+            return _FLOATS, update.values
+        case IntegerUpdate():
+            return _INTEGERS, update.integers
+        case NoisedSums():
+            return _SUMS, update.integers
 
 
 def discard_updates(state: StateDir, until_round: int) -> None:

@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.errors import LocalProtocolError
@@ -42,12 +44,12 @@ from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.descent import Descent, descent_of
 from cachefl_secure.privacy.entries import Randomness
 from cachefl_secure.privacy.ledger import Ledger, Spend
-from cachefl_secure.privacy.mechanism import StepMechanism, mechanism_of
+from cachefl_secure.privacy.mechanism import Mechanism, StatisticsMechanism, mechanism_of
 from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
-from cachefl_secure.updates import NoisedUpdate
+from cachefl_secure.updates import NoisedSums, NoisedUpdate
 
 _SENT, _RELEASED = "sent", "released"
 
@@ -69,16 +71,18 @@ class UpdateSpent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """What turns a silo's records into its noised update. Opacus, unless a test says otherwise."""
+    """What turns a silo's records into its noised update, or noised sums. Opacus, unless a test says otherwise."""
 
-    check: Callable[[CacheModel, StepMechanism, Descent, str], None]
+    check: Callable[[CacheModel, Mechanism, Descent, str], None]
     """Raises if the device cannot train such a model. Called before the charge."""
-    train: Callable[[CacheModel, FeatureSet, StepMechanism, Descent, str], NoisedUpdate]
+    train: Callable[[CacheModel, FeatureSet, Mechanism, Descent, str], NoisedUpdate]
     randomness: Randomness = "os"
     """Stands in the ledger. With repeatable streams of a test a silo takes part in no federation."""
 
 
-def _check(model: CacheModel, mechanism: StepMechanism, descent: Descent, device: str) -> None:
+def _check(model: CacheModel, mechanism: Mechanism, descent: Descent, device: str) -> None:
+    if isinstance(mechanism, StatisticsMechanism):
+        return  # sums of features need no device
     from cachefl_secure.privacy import training  # seconds to import, and a resumed silo may not train
 
     training.check_device(device)
@@ -86,8 +90,13 @@ def _check(model: CacheModel, mechanism: StepMechanism, descent: Descent, device
 
 
 def _train(
-    model: CacheModel, records: FeatureSet, mechanism: StepMechanism, descent: Descent, device: str
+    model: CacheModel, records: FeatureSet, mechanism: Mechanism, descent: Descent, device: str
 ) -> NoisedUpdate:
+    if isinstance(mechanism, StatisticsMechanism):
+        from cachefl_secure.privacy.statistics import release_statistics
+
+        vectors = release_statistics(records, model.number_of_classes, mechanism)
+        return NoisedSums(np.concatenate(list(vectors.values())))
     from cachefl_secure.privacy.training import train_privately
 
     return train_privately(model, records, mechanism, descent=descent, device=device)

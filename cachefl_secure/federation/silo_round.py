@@ -298,6 +298,7 @@ class SiloService:
             return self._attempt.session.advertise()  # the same request again: the same reply
         self._check_willing()
         self._check_manifest(manifest, chain)
+        self._check_not_released(chain)
         try:
             parameters = RoundParameters.derive(plan, len(manifest.cohort), len(chain.roster.members))
         except ConfigError as error:
@@ -341,6 +342,11 @@ class SiloService:
     def _last_attempt(self, round_number: int) -> int:
         signed = signed_statement(self._files.state, round_number)
         return max(last_attempt(self._files.state, round_number), signed[0] if signed else 0)  # rule 5
+
+    def _check_not_released(self, chain: Chain) -> None:
+        """Sums of the same records a second time would cost as much again and say nothing new."""
+        if self._files.plan.is_one_release and chain.position.round > 0:
+            raise Decline("update-already-released")
 
     def _check_budget(self, round_number: int) -> None:
         """Declines before the round starts what ``reserve`` would refuse later; charges nothing."""

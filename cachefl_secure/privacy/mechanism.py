@@ -29,7 +29,14 @@ from typing import Any, ClassVar
 from cachefl_secure.errors import UnaccountedMechanism
 from cachefl_secure.lattice import Lattice, sum_bound
 from cachefl_secure.plan import FederationPlan
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
+from cachefl_secure.privacy_plan import (
+    DistributedPlan,
+    LocalPlan,
+    NoPrivacyPlan,
+    StatisticsPlan,
+    StepsPlan,
+)
+from cachefl_secure.statistics_layout import FEATURE_BITS, entries
 
 
 class View(enum.StrEnum):
@@ -178,11 +185,15 @@ class StatisticsMechanism:
     feature_bits: int
     dimension: int
     """Entries of both together."""
+    expected_records: int
+    """Declared records of a silo: entries are clamped to what they can add up to. Never a silo's own count."""
 
     def __post_init__(self) -> None:
         _check_noise(self.noise_multiplier)
-        if min(self.honest_survivors, self.dimension) < 1 or not 7 <= self.feature_bits <= 12:
-            raise ValueError("honest_survivors, dimension or feature_bits out of range")
+        if min(self.honest_survivors, self.dimension, self.expected_records) < 1:
+            raise ValueError("honest_survivors, dimension and expected_records must be at least 1")
+        if not 7 <= self.feature_bits <= 12:
+            raise ValueError("feature_bits out of range")
 
     @property
     def sampling_rate(self) -> float:
@@ -248,8 +259,15 @@ _COUNTS = frozenset(
 )
 
 
-def mechanism_of(plan: FederationPlan) -> StepMechanism:
+def mechanism_of(plan: FederationPlan) -> Mechanism:
     """The mechanism that the plan prescribes for one round."""
+    if isinstance(plan.privacy, StatisticsPlan):
+        return statistics_mechanism(
+            plan.privacy,
+            number_of_classes=len(plan.classes),
+            feature_dim=plan.encoder.feature_dim,
+            honest_survivors=plan.secure_sum.honest_survivors,
+        )
     return step_mechanism(
         plan.privacy,
         trained_rows=plan.trained_rows,
@@ -258,8 +276,21 @@ def mechanism_of(plan: FederationPlan) -> StepMechanism:
     )
 
 
+def statistics_mechanism(
+    section: StatisticsPlan, *, number_of_classes: int, feature_dim: int, honest_survivors: int
+) -> StatisticsMechanism:
+    """As ``mechanism_of``, without the rest of a plan."""
+    return StatisticsMechanism(
+        noise_multiplier=section.noise_multiplier,
+        honest_survivors=honest_survivors,
+        feature_bits=FEATURE_BITS,
+        dimension=sum(entries(number_of_classes, feature_dim).values()),
+        expected_records=section.expected_records,
+    )
+
+
 def step_mechanism(
-    section: PrivacyPlan, *, trained_rows: int, feature_dim: int, honest_survivors: int
+    section: StepsPlan, *, trained_rows: int, feature_dim: int, honest_survivors: int
 ) -> StepMechanism:
     """As ``mechanism_of``, without the rest of a plan."""
     public: dict[str, Any] = {

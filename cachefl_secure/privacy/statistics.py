@@ -8,15 +8,12 @@ has norm at most s = 2^feature_bits, checked in whole numbers. It adds
 
 so both change by at most ``unit`` in L2, exactly, and both count in steps of 1 / unit. To each entry a silo adds its
 share of discrete Gaussian noise of standard deviation ``noise_scale``. The sums of all silos then go
-through the secure sum under the names below; what is computed from them is post-processing and costs nothing.
+through the secure sum under the names of ``statistics_layout``; what is computed from them is post-processing, and free.
 
 Zero records release noise only. A record whose feature is not finite or has no length counts as absent.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,9 +24,7 @@ from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.mechanism import StatisticsMechanism
 from cachefl_secure.privacy.noise import RandomStreams
-
-CLASS_SUMS, GRAM = "class-sums", "gram"
-"""Names of the two vectors in the secure sum."""
+from cachefl_secure.statistics_layout import CLASS_SUMS, FEATURE_BITS, GRAM, entries, records_bound
 
 _RECORDS_AT_ONCE = 1 << 12
 _LEAST_NORM = 1e-6
@@ -37,40 +32,16 @@ _LEAST_NORM = 1e-6
 IntegerVector = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Statistics:
-    """Sums over all records of all silos, with the sum of their noise."""
-
-    class_sums: NDArray[np.float64]
-    """(N, C): of the features of each class."""
-    gram: NDArray[np.float64]
-    """(C, C), symmetric: sum of f f^T. With noise it need not be positive definite: regularise before solving."""
-
-
-def entries(classes: int, dim: int) -> dict[str, int]:
-    """Length of each vector; together they are the mechanism's ``dimension``."""
-    return {CLASS_SUMS: classes * dim, GRAM: dim * (dim + 1) // 2}
-
-
-def entry_bounds(mechanism: StatisticsMechanism, expected_records: int) -> dict[str, int]:
-    """Largest absolute value of one silo's entry, by name: what the declared records can add up to, and the noise.
-
-    Before the noise, entries are clamped to the former; that moves no two sums apart.
-    """
-    most = _sum_bound(mechanism, expected_records) + DiscreteGaussian(mechanism.noise_scale).limit
-    return {CLASS_SUMS: most, GRAM: most}
-
-
 def release_statistics(
     records: FeatureSet,
     classes: int,
     mechanism: StatisticsMechanism,
-    expected_records: int,
     randomness: RandomStreams | None = None,
 ) -> dict[str, IntegerVector]:
     """Both vectors by name, noised: (epsilon, delta)-DP by add or remove one record, at the cost that ``accounting`` gives.
 
-    Reserve that in the ledger first. ``expected_records`` is public, from the plan. ``randomness`` is for tests.
+    Reserve that in the ledger first. Entries beyond what the declared records can add up to are clamped before the noise;
+    that moves no two sums apart. ``randomness`` is for tests.
 
     Raises:
         ValueError: a label beyond the classes, or a mechanism of another dimension.
@@ -82,29 +53,13 @@ def release_statistics(
     if len(records) and not 0 <= int(records.labels.min()) <= int(records.labels.max()) < classes:
         raise ValueError("a record's label is beyond the classes of the plan")
     noise, stream = DiscreteGaussian(mechanism.noise_scale), (randomness or RandomStreams.from_system()).noise
-    bound = _sum_bound(mechanism, expected_records)
+    bound = records_bound(mechanism.unit, mechanism.expected_records)
     released = {}
-    for name, exact in _integer_sums(records, classes, mechanism).items():
+    for name, exact in integer_sums(records, classes, mechanism.feature_bits).items():
         drawn = np.zeros(exact.size, np.int32)
         noise.add_to(drawn, stream)
         released[name] = np.clip(exact, -bound, bound) + drawn
     return released
-
-
-def statistics_of(
-    sums: Mapping[str, IntegerVector], classes: int, dim: int, mechanism: StatisticsMechanism
-) -> Statistics:
-    """What sums of releases say, in units of features. Post-processing.
-
-    Raises:
-        ValueError: vectors of another size.
-    """
-    if {name: values.size for name, values in sums.items()} != entries(classes, dim):
-        raise ValueError("sums of other classes or features")
-    gram = np.zeros((dim, dim))
-    rows, columns = np.triu_indices(dim)
-    gram[rows, columns] = gram[columns, rows] = sums[GRAM] / mechanism.unit
-    return Statistics(sums[CLASS_SUMS].reshape(classes, dim) / mechanism.unit, gram)
 
 
 def integer_features(features: Tensor, feature_bits: int) -> NDArray[np.int64]:
@@ -144,25 +99,19 @@ def _squares(whole: NDArray[np.int64]) -> NDArray[np.int64]:
     return squares
 
 
-def _integer_sums(
-    records: FeatureSet, classes: int, mechanism: StatisticsMechanism
+def integer_sums(
+    records: FeatureSet, classes: int, feature_bits: int = FEATURE_BITS
 ) -> dict[str, IntegerVector]:
-    """Without noise. Each block's float64 product is exact: its entries stay below 2^53."""
+    """Without noise: private as the records are. Each block's float64 product is exact: its entries stay below 2^53."""
     dim = records.features.shape[1]
     class_sums, gram = np.zeros((classes, dim), np.int64), np.zeros((dim, dim), np.int64)
     for start in range(0, len(records), _RECORDS_AT_ONCE):
         block = slice(start, start + _RECORDS_AT_ONCE)
-        rows = integer_features(records.features[block], mechanism.feature_bits)
+        rows = integer_features(records.features[block], feature_bits)
         np.add.at(class_sums, records.labels[block].cpu().numpy(), rows)
         floats = torch.from_numpy(rows).double()
         gram += torch.mm(floats.T, floats).numpy().astype(np.int64)
     return {
-        CLASS_SUMS: (class_sums << mechanism.feature_bits).reshape(-1),
+        CLASS_SUMS: (class_sums << feature_bits).reshape(-1),
         GRAM: gram[np.triu_indices(dim)],
     }
-
-
-def _sum_bound(mechanism: StatisticsMechanism, expected_records: int) -> int:
-    if expected_records < 1:
-        raise ValueError("expected_records must be at least 1")
-    return expected_records * mechanism.unit

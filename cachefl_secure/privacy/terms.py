@@ -17,7 +17,13 @@ from cachefl_secure.privacy.mechanism import (
     StatisticsMechanism,
     mechanism_of,
 )
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, PrivacyPlan
+from cachefl_secure.privacy_plan import (
+    DistributedPlan,
+    LocalPlan,
+    NoPrivacyPlan,
+    PrivacyPlan,
+    StatisticsPlan,
+)
 
 NO_ORDER = 0
 """``rdp_order`` of a plan without noise."""
@@ -80,7 +86,7 @@ def terms_of(plan: FederationPlan, caps: Cost) -> Terms:
 def planned_cost_of(section: PrivacyPlan) -> Cost:
     """What the plan's rounds may cost at most: a silo's caps unless it chooses others."""
     match section:
-        case DistributedPlan():
+        case DistributedPlan() | StatisticsPlan():
             return Cost(section.epsilon_local, section.epsilon_aggregate)
         case LocalPlan():
             return Cost(section.epsilon_local, section.epsilon_local)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from cachefl_secure.crypto.expand import Keystream, StreamSeed
 from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, Counters, EncodedUpdate, ReadEntries, Words
-from cachefl_secure.updates import IntegerUpdate, PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, NoisedSums, PrivateUpdate
 
 _CHUNK = 1 << 16  # entries
 _FRACTION_BITS = 16
@@ -32,6 +32,8 @@ class DecodedSum:
     """Shape (d,), read-only."""
     saturated: int
     """Entries that some silo clamped: each is missing an unknown part of its value."""
+    integers: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    """The sums of the further vectors, by name, exact."""
 
     def __repr__(self) -> str:
         return f"DecodedSum(<{self.values.size} values>, saturated={self.saturated})"
@@ -120,6 +122,20 @@ class IntegerEncoding:
         return read
 
 
+def sums_encoding(sums: NoisedSums, parameters: RoundParameters) -> IntegerEncoding:
+    """Sums for the vectors that the parameters name, one after another; the update beside them is all zeros.
+
+    Raises:
+        LocalProtocolError: other lengths, or an entry beyond its bound.
+    """
+    lengths = [segment.entries for segment in parameters.segments]
+    if sums.integers.size != sum(lengths):
+        raise LocalProtocolError(f"{sums.integers.size} integers, {sum(lengths)} due")
+    pieces = np.split(sums.integers, np.cumsum(lengths)[:-1]) if lengths else []
+    vectors = {each.name: piece for each, piece in zip(parameters.segments, pieces, strict=True)}
+    return IntegerEncoding(IntegerUpdate(np.zeros(parameters.dimension, np.int32)), parameters, vectors)
+
+
 def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: RoundingSeed) -> EncodedUpdate:
     """All of an ``Encoding`` of an update without further vectors, at once.
 
@@ -194,7 +210,8 @@ def decode_sum(total: AggregateSum, parameters: RoundParameters) -> DecodedSum:
         raise PeerError("a silo of the cohort", "the sum lies outside the agreed bound")
     values = signed * np.float64(parameters.grid_step)
     values.setflags(write=False)
-    return DecodedSum(values, saturated)
+    integers = {each.name: integers_of(total, each.name, parameters) for each in parameters.segments}
+    return DecodedSum(values, saturated, integers)
 
 
 class _Rounding:

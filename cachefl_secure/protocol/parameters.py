@@ -11,10 +11,11 @@ import numpy as np
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.lattice import sum_bound
 from cachefl_secure.plan import FederationPlan
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, StatisticsPlan
 from cachefl_secure.protocol import packing
 from cachefl_secure.protocol.graph import COMPLETE_UP_TO, Ring, ring_of
 from cachefl_secure.protocol.segments import MAX_VECTOR_BITS, Segment, bits_for, noise_tail
+from cachefl_secure.statistics_layout import UNIT, entries, entry_bound
 
 MAX_SILOS = 1024
 """Every silo verifies two signatures of every other in a round: about 0.4 s and 0.5 MB here, growing with n."""
@@ -100,7 +101,9 @@ class RoundParameters:
         """
         threshold, minimum_survivors = _thresholds(plan, cohort_size, roster_size)
         clamp, grid_step, share_std = _encoding(plan)
-        noise_std, dimension = share_std * math.sqrt(cohort_size), plan.number_of_parameters
+        segments = _segments(plan, cohort_size)
+        noise_std = share_std * math.sqrt(cohort_size)
+        dimension = 1 if segments else plan.number_of_parameters
         bound = _entry_bound(clamp, grid_step)
         bits = bits_for(bound, cohort_size, noise_std=noise_std, entries=dimension)
         if bits > MAX_VECTOR_BITS:
@@ -119,6 +122,7 @@ class RoundParameters:
             clamp=clamp,
             grid_step=grid_step,
             vector_bits=bits,
+            segments=segments,
             noise_std=noise_std,
             ring=_ring(plan, cohort_size),
         )
@@ -264,6 +268,18 @@ def _many(count: int, what: str) -> str:
     return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
+def _segments(plan: FederationPlan, silos: int) -> tuple[Segment, ...]:
+    """Class sums and Gram matrix, where they are what is released. The update is then one entry that is always 0."""
+    if not isinstance(plan.privacy, StatisticsPlan):
+        return ()
+    bound = entry_bound(UNIT, plan.privacy.expected_records, plan.privacy.noise_multiplier)
+    lengths = entries(len(plan.classes), plan.encoder.feature_dim)
+    try:
+        return tuple(Segment.of(name, length, bound, silos) for name, length in lengths.items())
+    except ValueError as error:
+        raise ConfigError(_FILE, "privacy.expected_records", str(error)) from None
+
+
 def _encoding(plan: FederationPlan) -> tuple[float, float, float]:
     """(clamp, grid step, standard deviation of the integer noise of one silo in grid steps)."""
     privacy = plan.privacy
@@ -281,3 +297,5 @@ def _encoding(plan: FederationPlan) -> tuple[float, float, float]:
         case NoPrivacyPlan():
             signal = privacy.learning_rate * privacy.steps_per_round
             return signal, 2 * signal / _LEVELS_WITHOUT_NOISE, 0.0
+        case StatisticsPlan():
+            return 1.0, 1.0, 0.0  # of the update; see _segments

@@ -24,7 +24,7 @@ from cachefl_secure.transport.mailbox_enrolment import coordinator_sender, find_
 from cachefl_secure.transport.serving import Watch
 from cachefl_secure.transport.store import ObjectStore
 
-_WORD_BYTES = 4  # of the widest word that an entry of an update is sent in
+_WORD_BYTES = 8  # of the widest word that an entry of an update is sent in
 _LETTER_BYTES = 1 << 20  # all else in a request or an answer, for the largest roster
 
 
@@ -123,4 +123,5 @@ def identities_of(
 
 def _sync_limit_bytes(plan: FederationPlan) -> int:
     """The first cache and a sum of whole words for twice the rounds that are planned, with room for their records."""
-    return (2 * plan.privacy.rounds + 2) * 2 * _WORD_BYTES * plan.number_of_parameters + (1 << 24)
+    cache = 4 * plan.number_of_keys * plan.encoder.feature_dim
+    return cache + (2 * plan.privacy.rounds + 2) * _WORD_BYTES * plan.number_of_parameters + (1 << 24)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
-    from cachefl_secure.federation.calibration import PrivacyChoices
+    from cachefl_secure.federation.calibration import MechanismName, PrivacyChoices
+    from cachefl_secure.federation.one_release import ReleaseChoices
 
 
 class MechanismChoice(enum.StrEnum):
@@ -16,27 +17,37 @@ class MechanismChoice(enum.StrEnum):
 
     distributed = "distributed"
     local = "local"
+    statistics = "statistics"
     none = "none"
+
+
+class HeadChoice(enum.StrEnum):
+    """As ``--head`` takes it."""
+
+    gda = "gda"
+    ridge = "ridge"
 
 
 Mechanism = Annotated[
     MechanismChoice,
     typer.Option(
         help="distributed: one step a round, and the silos' shares of noise add up in the secure sum. "
-        "local: DP-SGD in every silo, with all its noise. none: no privacy."
+        "local: DP-SGD in every silo, with all its noise. statistics: no training; one release of class sums and Gram "
+        "matrix, from which a linear head is solved. none: no privacy."
     ),
 ]
 Epsilon = Annotated[
     float | None,
     typer.Option(
-        help="After all rounds: the aggregate epsilon with distributed (default 2), the local one with local (default 8).",
+        help="After all rounds: the aggregate epsilon with distributed and statistics (default 2), the local one with "
+        "local (default 8).",
         show_default=False,
     ),
 ]
 EpsilonLocal = Annotated[
     float,
     typer.Option(
-        help="With distributed: the most that a silo's local epsilon may become, which holds if the secure sum is broken."
+        help="With distributed and statistics: the most that a silo's local epsilon may become, which holds if the secure sum is broken."
     ),
 ]
 Delta = Annotated[
@@ -47,6 +58,7 @@ Delta = Annotated[
         show_default=False,
     ),
 ]
+DEFAULT_ROUNDS = 20
 Rounds = Annotated[int, typer.Option(help="Rounds the noise is calibrated for.")]
 SamplingRate = Annotated[float, typer.Option(help="1 is full batch; below, Poisson sampling.")]
 StepsPerRound = Annotated[
@@ -54,7 +66,11 @@ StepsPerRound = Annotated[
 ]
 ClipNorm = Annotated[float, typer.Option(help="Largest norm of one record's gradient.")]
 ExpectedRecords = Annotated[
-    int, typer.Option(help="A public, typical number of records a silo: the divisor. Not a count of any.")
+    int,
+    typer.Option(
+        help="A public, typical number of records a silo: the divisor, and with statistics what sums "
+        "may reach. Not a count of any."
+    ),
 ]
 MinimumCohort = Annotated[int, typer.Option(help="Fewest silos that a round begins with; at least 3.")]
 MinimumSurvivors = Annotated[
@@ -65,6 +81,49 @@ MinimumSurvivors = Annotated[
     ),
 ]
 Colluders = Annotated[int, typer.Option(help="Silos that may collude with the coordinator.")]
+
+
+Head = Annotated[
+    HeadChoice,
+    typer.Option(
+        help="With statistics: Gaussian discriminant analysis, or ridge regression to one-hot labels."
+    ),
+]
+Gamma = Annotated[
+    float, typer.Option(help="With statistics: weight of the head beside text classifier and cache.")
+]
+
+
+def release_choices(
+    *,
+    epsilon: float | None,
+    epsilon_local: float,
+    delta: float | None,
+    expected_records: int,
+    head: HeadChoice,
+    gamma: float,
+    unused: dict[str, bool],
+) -> ReleaseChoices:
+    """What was chosen of one release.
+
+    Raises:
+        ConfigError: an option that is about training; ``unused`` says of each whether it was given.
+    """
+    from cachefl_secure.errors import ConfigError
+    from cachefl_secure.federation.calibration import default_delta
+    from cachefl_secure.federation.one_release import DEFAULT_EPSILON_AGGREGATE, ReleaseChoices
+
+    for option, given in unused.items():
+        if given:
+            raise ConfigError(option, "", "is about training; with --mechanism statistics there is none")
+    return ReleaseChoices(
+        epsilon=DEFAULT_EPSILON_AGGREGATE if epsilon is None else epsilon,
+        epsilon_local=epsilon_local,
+        delta=default_delta(expected_records) if delta is None else delta,
+        expected_records=expected_records,
+        head=head.value,
+        gamma=gamma,
+    )
 
 
 def privacy_choices(
@@ -79,12 +138,29 @@ def privacy_choices(
     clip_norm: float,
     expected_records: int,
     learning_rate: float | None = None,
-) -> PrivacyChoices:
+    head: HeadChoice,
+    gamma: float,
+) -> PrivacyChoices | ReleaseChoices:
     """What was chosen, with the defaults that depend on other choices."""
     from cachefl_secure.federation.calibration import PrivacyChoices, default_delta
 
+    if mechanism is MechanismChoice.statistics:
+        return release_choices(
+            epsilon=epsilon,
+            epsilon_local=epsilon_local,
+            delta=delta,
+            expected_records=expected_records,
+            head=head,
+            gamma=gamma,
+            unused={
+                "--rounds": rounds not in (1, DEFAULT_ROUNDS),
+                "--sampling-rate": sampling_rate != 1.0,
+                "--steps-per-round": steps_per_round != 1,
+                "--learning-rate": learning_rate is not None,
+            },
+        )
     return PrivacyChoices(
-        mechanism=mechanism.value,
+        mechanism=cast("MechanismName", mechanism.value),
         epsilon=epsilon,
         epsilon_local=epsilon_local,
         delta=default_delta(expected_records) if delta is None else delta,

@@ -21,16 +21,16 @@ from cachefl_secure.federation.calibration import (
 )
 from cachefl_secure.privacy.accounting import epsilon_spent
 from cachefl_secure.privacy.mechanism import StepMechanism, View, step_mechanism
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, PrivacyPlan
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, StepsPlan
 
 SIZES = Sizes(trained_rows=40, feature_dim=64, cohort_size=5, honest_survivors=4)
 
 
-def mechanism(section: PrivacyPlan) -> StepMechanism:
+def mechanism(section: StepsPlan) -> StepMechanism:
     return step_mechanism(section, trained_rows=40, feature_dim=64, honest_survivors=4)
 
 
-def spent(section: PrivacyPlan, view: View) -> float:
+def spent(section: StepsPlan, view: View) -> float:
     return epsilon_spent([(mechanism(section), section.rounds)], section.delta, view)
 
 

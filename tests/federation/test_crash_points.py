@@ -27,10 +27,11 @@ from cachefl_secure.federation.synchronising import Attendance
 from cachefl_secure.names import SiloId
 from cachefl_secure.privacy import append_only
 from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy.mechanism import Mechanism, StatisticsMechanism
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
-from cachefl_secure.updates import PrivateUpdate
-from tests.small_federation import SmallFederation, all_entries, found
+from cachefl_secure.updates import NoisedSums, NoisedUpdate, PrivateUpdate
+from tests.small_federation import SmallFederation, all_entries, found, one_release
 
 SILOS = 4
 VICTIM = SiloId("silo-2")
@@ -110,16 +111,20 @@ class Channel:
         return answers
 
 
-def _toy_training(*_: object) -> PrivateUpdate:
-    return PrivateUpdate(np.random.default_rng().normal(size=128))  # fresh each time, as real noise is
+def _toy_training(_: object, __: object, mechanism: Mechanism, *___: object) -> NoisedUpdate:
+    generator = np.random.default_rng()  # fresh each time, as real noise is
+    if isinstance(mechanism, StatisticsMechanism):
+        return NoisedSums(generator.integers(-(2**20), 2**20, mechanism.dimension))
+    return PrivateUpdate(generator.normal(size=128))
 
 
 TOY = Trainer(lambda *_: None, _toy_training)
 
 
-@pytest.fixture(scope="module")
-def founded(tmp_path_factory: pytest.TempPathFactory) -> SmallFederation:
-    return found(tmp_path_factory.mktemp("founded"), records=(12, 20, 9, 15)[:SILOS])
+@pytest.fixture(scope="module", params=["local", "statistics"])
+def founded(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SmallFederation:
+    privacy = one_release() if request.param == "statistics" else None
+    return found(tmp_path_factory.mktemp("founded"), records=(12, 20, 9, 15)[:SILOS], privacy=privacy)
 
 
 @pytest.fixture
@@ -244,7 +249,11 @@ def _check_sum(
     parameters = RoundParameters.derive(federation.plan, SILOS, SILOS)
     total = AggregateSum.from_bytes(content, parameters)
     assert len(encoded) == len(survivors)
-    assert any(update.words.any() for update in encoded)
+    assert any(vector.any() for update in encoded for vector in (update.words, *update.others))
     expected = sum(np.asarray(update.words, np.int64) for update in encoded)
     difference = (np.asarray(expected) - total.words.astype(np.int64)) % 2**parameters.vector_bits
     assert not difference.any()
+    for at, segment in enumerate(parameters.segments):
+        signed = segment.word.str.replace("u", "i")
+        whole = sum(update.others[at].view(signed).astype(np.int64) for update in encoded)
+        assert np.array_equal(total.others[at].view(signed), whole)

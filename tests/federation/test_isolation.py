@@ -19,7 +19,7 @@ from cachefl_secure.privacy import training
 from cachefl_secure.privacy.training import train_privately
 from cachefl_secure.transport.in_process import InProcessNetwork
 from cachefl_secure.transport.local_federation import run_local_rounds
-from cachefl_secure.updates import IntegerUpdate, NoisedUpdate
+from cachefl_secure.updates import NoisedUpdate, PrivateUpdate
 from tests.small_federation import SmallFederation, found
 
 _opened: list[tuple[str, str]] | None = (
@@ -128,7 +128,7 @@ def test_no_feature_update_or_key_of_a_silo_is_in_what_it_sends_or_in_an_unseale
 
 
 def bytes_of(update: NoisedUpdate) -> bytes:
-    return (update.integers if isinstance(update, IntegerUpdate) else update.values).tobytes()
+    return (update.values if isinstance(update, PrivateUpdate) else update.integers).tobytes()
 
 
 def _needles(content: bytes, size: int) -> list[bytes]:

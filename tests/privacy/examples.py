@@ -87,6 +87,7 @@ def statistics(**changes: Any) -> StatisticsMechanism:
         "honest_survivors": 4,
         "feature_bits": 9,
         "dimension": 16 * 21,
+        "expected_records": 40,
     }
     return StatisticsMechanism(**(usual | changes))
 

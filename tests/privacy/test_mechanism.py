@@ -25,7 +25,7 @@ from cachefl_secure.privacy.mechanism import (
     mechanism_from_fields,
     step_mechanism,
 )
-from cachefl_secure.privacy_plan import PrivacyPlan
+from cachefl_secure.privacy_plan import StepsPlan
 from tests.privacy.examples import distributed, local, statistics, without_noise
 
 positive = st.floats(1e-9, 1e9)
@@ -48,12 +48,13 @@ mechanisms: st.SearchStrategy[Mechanism] = st.one_of(
         honest_survivors=st.integers(1, 1000),
         feature_bits=st.integers(7, 12),
         dimension=st.integers(1, 10**8),
+        expected_records=st.integers(1, 10**6),
     ),
     st.builds(without_noise, st.builds(LocalMechanism, **steps, steps=st.integers(1, 10_000))),
 )
 
 
-def section(kind: str = "local", **changes: object) -> PrivacyPlan:
+def section(kind: str = "local", **changes: object) -> StepsPlan:
     usual: dict[str, object] = {
         "mechanism": kind,
         "clip_norm": 0.1,
@@ -66,11 +67,11 @@ def section(kind: str = "local", **changes: object) -> PrivacyPlan:
     if kind != "none":
         usual |= {"noise_multiplier": 8.9211, "epsilon_local": 2.0, "rdp_order": 10}
     usual |= {"epsilon_aggregate": 1.0} if kind == "distributed" else {"steps_per_round": 3}
-    made: PrivacyPlan = msgspec.convert(usual | changes, PrivacyPlan)
+    made: StepsPlan = msgspec.convert(usual | changes, StepsPlan)
     return made
 
 
-def mechanism(plan: PrivacyPlan) -> StepMechanism:
+def mechanism(plan: StepsPlan) -> StepMechanism:
     return step_mechanism(plan, trained_rows=15, feature_dim=16, honest_survivors=3)
 
 

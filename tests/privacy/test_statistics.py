@@ -11,23 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cachefl_secure.cache.class_statistics import ClassStatistics
+from cachefl_secure.cache.closed_form import HeadKind
 from cachefl_secure.cache.features import FeatureSet
+from cachefl_secure.cache.released_sums import ReleasedSums
 from cachefl_secure.privacy import statistics
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.mechanism import StatisticsMechanism
 from cachefl_secure.privacy.noise import RandomStreams
-from cachefl_secure.privacy.statistics import (
-    CLASS_SUMS,
-    GRAM,
-    entries,
-    entry_bounds,
-    integer_features,
-    release_statistics,
-    statistics_of,
-)
+from cachefl_secure.privacy.statistics import integer_features, release_statistics
 from cachefl_secure.protocol.encoding import integers_of, with_integers
 from cachefl_secure.protocol.masking import Masks, MaskSeed, mask, sum_masked, unmask
 from cachefl_secure.protocol.segments import Segment
+from cachefl_secure.statistics_layout import CLASS_SUMS, GRAM, entries, entry_bound
 from tests.privacy.examples import records_of
 from tests.protocol.rounds import federation, fixed, parameters_for, random_updates
 
@@ -37,17 +33,20 @@ KEY = b"statistics"
 pytestmark = pytest.mark.claim("C7")
 
 
-def mechanism_for(classes: int = CLASSES, dim: int = DIM, feature_bits: int = 9) -> StatisticsMechanism:
+def mechanism_for(
+    classes: int = CLASSES, dim: int = DIM, feature_bits: int = 9, expected_records: int = EXPECTED
+) -> StatisticsMechanism:
     return StatisticsMechanism(
         noise_multiplier=4.0,
         honest_survivors=4,
         feature_bits=feature_bits,
         dimension=sum(entries(classes, dim).values()),
+        expected_records=expected_records,
     )
 
 
 def release(records: FeatureSet, key: bytes = KEY) -> dict[str, NDArray[np.int64]]:
-    return release_statistics(records, CLASSES, mechanism_for(), EXPECTED, RandomStreams.repeatable(key))
+    return release_statistics(records, CLASSES, mechanism_for(), RandomStreams.repeatable(key))
 
 
 def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +55,14 @@ def without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
             """Nothing is added."""
 
     monkeypatch.setattr(statistics, "DiscreteGaussian", Silent)
+
+
+def decoded_sums(sums: dict[str, NDArray[np.int64]], mechanism: StatisticsMechanism) -> ClassStatistics:
+    class_sums = torch.from_numpy(sums[CLASS_SUMS].reshape(CLASSES, DIM))
+    released = ReleasedSums(
+        class_sums, torch.from_numpy(sums[GRAM]), mechanism.unit, 0.0, HeadKind.RIDGE, 1.0, 1.0
+    )
+    return released.statistics
 
 
 def squared(vector: NDArray[np.int64]) -> int:
@@ -146,8 +153,15 @@ def test_without_records_a_release_is_noise_of_the_mechanisms_scale() -> None:
         assert float(values.std()) == pytest.approx(mechanism_for().noise_scale, rel=0.3)
 
 
+@pytest.mark.parametrize("noise_multiplier", [5e-4, 0.013, 1.0, 3.7, 255.9])
+def test_no_draw_of_noise_passes_the_bound_that_parties_agree_on(noise_multiplier: float) -> None:
+    mechanism = replace(mechanism_for(), noise_multiplier=noise_multiplier)
+    limit = DiscreteGaussian(mechanism.noise_scale).limit
+    assert EXPECTED * mechanism.unit + limit <= entry_bound(mechanism.unit, EXPECTED, noise_multiplier)
+
+
 def test_two_releases_differ() -> None:
-    first, second = (release_statistics(records_of(9), CLASSES, mechanism_for(), EXPECTED) for _ in "ab")
+    first, second = (release_statistics(records_of(9), CLASSES, mechanism_for()) for _ in "ab")
     assert float((first[GRAM] == second[GRAM]).mean()) < 0.05
 
 
@@ -156,15 +170,14 @@ def test_what_does_not_fit_is_refused() -> None:
         release(FeatureSet(records_of(3).features, torch.full((3,), CLASSES)))
     with pytest.raises(ValueError, match="entries"):
         release(records_of(3, dim=8))
-    with pytest.raises(ValueError, match="other classes"):
-        statistics_of(release(records_of(3)), CLASSES + 1, DIM, mechanism_for())
 
 
 def test_silos_sums_come_out_of_masks_exactly_and_become_real_again() -> None:
     """Five silos: segments as wide as bounds say, masked, summed, unmasked, decoded."""
     silos, mechanism = 5, mechanism_for()
-    bounds, lengths = entry_bounds(mechanism, EXPECTED), entries(CLASSES, DIM)
-    segments = tuple(Segment.of(name, lengths[name], bounds[name], silos) for name in lengths)
+    bound = entry_bound(mechanism.unit, EXPECTED, mechanism.noise_multiplier)
+    lengths = entries(CLASSES, DIM)
+    segments = tuple(Segment.of(name, length, bound, silos) for name, length in lengths.items())
     fed = federation(replace(parameters_for(silos, dimension=3, colluders=1), segments=segments))
     data = [records_of(20 + 4 * i, seed=i) for i in range(silos)]
     releases = [release(records, str(i).encode()) for i, records in enumerate(data)]
@@ -178,7 +191,7 @@ def test_silos_sums_come_out_of_masks_exactly_and_become_real_again() -> None:
     sums = {name: integers_of(total, name, fed.parameters) for name in lengths}
     for name, values in sums.items():
         assert np.array_equal(values, sum(each[name] for each in releases))
-    decoded = statistics_of(sums, CLASSES, DIM, mechanism)
+    decoded = decoded_sums(sums, mechanism)
     assert np.array_equal(decoded.gram, decoded.gram.T)
     features = torch.cat([each.features for each in data]).double().numpy()
     noise_std = mechanism.noise_multiplier * silos**0.5  # in features
@@ -193,10 +206,11 @@ def test_ridge_from_sums_without_noise_is_ridge_on_all_records(
 ) -> None:
     """To 1e-5 of the ridge of the same rounded features; to rounding of that of the given ones."""
     without_noise(monkeypatch)
-    mechanism, data = mechanism_for(feature_bits=bits), [records_of(300, seed=i) for i in range(3)]
-    releases = [release_statistics(records, CLASSES, mechanism, 1000) for records in data]
+    mechanism = mechanism_for(feature_bits=bits, expected_records=1000)
+    data = [records_of(300, seed=i) for i in range(3)]
+    releases = [release_statistics(records, CLASSES, mechanism) for records in data]
     sums = {name: np.sum([each[name] for each in releases], axis=0) for name in (CLASS_SUMS, GRAM)}
-    decoded = statistics_of(sums, CLASSES, DIM, mechanism)
+    decoded = decoded_sums(sums, mechanism)
     features, labels = (torch.cat([getattr(r, x) for r in data]) for x in ("features", "labels"))
     one_hot = np.eye(CLASSES)[labels.numpy()]
 

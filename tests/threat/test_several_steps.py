@@ -108,6 +108,7 @@ FALSE_CLAIMS: dict[str, Callable[[], object]] = {
         honest_survivors=4,
         feature_bits=9,
         dimension=9,
+        expected_records=40,
         steps=4,  # type: ignore[call-arg]
     ),
     "a distributed plan with steps": lambda: DistributedPlan(

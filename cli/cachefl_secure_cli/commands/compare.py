@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,6 +94,7 @@ def command(
         print_json("compare", _plain(found))
         return
     console().print(_table(found))
+    console().print(_advice(found))
     if figure is not None:
         console().print(f"figure: {figure}")
 
@@ -127,9 +129,41 @@ def _table(found: Comparison) -> Any:
         for p in found.grid
     ]
     rows.append(("no noise", "not private", "not private", percent(found.non_private[-1]), "-"))
+    rows += [
+        (
+            "closed form, one release",
+            epsilon_text(r.epsilon) if math.isfinite(r.epsilon) else "not private",
+            epsilon_text(r.epsilon_local) if math.isfinite(r.epsilon) else "not private",
+            f"{percent(r.fused)} (head alone {percent(r.alone)})",
+            "-",
+        )
+        for r in found.releases
+    ]
     caption = f"{found.rounds} rounds, delta {found.delta:g}; fresh noise on every run; alone: both epsilons are the first"
     columns = ("model", "aggregate epsilon", "local epsilon", "together", "alone (mean)")
     return table("what privacy costs", columns, rows, caption=caption)
+
+
+def _advice(found: Comparison) -> str:
+    """Which of the two to found a federation with, from the figures above."""
+    from cachefl_secure.federation.comparison import best_of
+
+    ahead = best_of(found)
+    if not ahead:
+        return (
+            "Rounds of training are as good as one release of statistics or better at every epsilon above, as far as "
+            f"{found.held_out:,} images can tell."
+        )
+    where = ", ".join(
+        f"epsilon {epsilon:g}" if math.isfinite(epsilon) else "no noise" for epsilon, _ in ahead
+    )
+    most = 100 * max(gain for _, gain in ahead)
+    behind = len(found.releases) - len(ahead)
+    rest = f"; not at the other {behind}" if behind else ""
+    return (
+        f"One release of statistics is ahead of {found.rounds} rounds of training at {where}, by up to {most:.1f} "
+        f"points{rest}: there, found the federation with --mechanism statistics."
+    )
 
 
 def _plain(found: Comparison) -> dict[str, Any]:

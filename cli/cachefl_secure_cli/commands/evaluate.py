@@ -94,10 +94,15 @@ def command(
     ]
     for point in evaluation.rounds:
         what = "synthetic cache" if point.round == 0 else f"after round {point.round}"
+        if point.round and evaluation.closed_form is not None:
+            what += ": closed form, text and cache"
         spent = ("0", "0")
         if point.round:
             spent = epsilon_text(point.cost.aggregate), epsilon_text(point.cost.local)
         rows.append((what, *spent, percent(point.accuracy.top1), percent(point.accuracy.macro_f1)))
+    if evaluation.closed_form is not None:
+        alone = percent(evaluation.closed_form.top1), percent(evaluation.closed_form.macro_f1)
+        rows.append(("closed form alone", *spent, *alone))
     caption = f"{evaluation.zero_shot.records} images; delta {plan.privacy.delta:g}"
     columns = ("model", "aggregate epsilon", "local epsilon", "top-1", "macro F1")
     console().print(table("accuracy", columns, rows, caption=caption))
@@ -115,4 +120,9 @@ def _plain(evaluation: Evaluation) -> dict[str, Any]:
         }
         for point in evaluation.rounds
     ]
-    return {"zero_shot": dataclasses.asdict(evaluation.zero_shot), "rounds": rounds}
+    alone = evaluation.closed_form
+    return {
+        "zero_shot": dataclasses.asdict(evaluation.zero_shot),
+        "rounds": rounds,
+        "closed_form_alone": None if alone is None else dataclasses.asdict(alone),
+    }

@@ -12,7 +12,7 @@ from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
-from cachefl_secure_cli.privacy_options import MechanismChoice
+from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
 from cachefl_secure_cli.training_options import Trained, TrainedOption
 
 if TYPE_CHECKING:
@@ -66,11 +66,13 @@ def command(
     epsilon: options.Epsilon = None,
     epsilon_local: options.EpsilonLocal = 8.0,
     delta: options.Delta = None,
-    rounds: options.Rounds = 20,
+    rounds: options.Rounds = options.DEFAULT_ROUNDS,
     sampling_rate: options.SamplingRate = 1.0,
     steps_per_round: options.StepsPerRound = 1,
     clip_norm: options.ClipNorm = 0.1,
     expected_records: options.ExpectedRecords = 250,
+    head: options.Head = HeadChoice.gda,
+    gamma: options.Gamma = 1.0,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
@@ -142,6 +144,8 @@ def command(
             steps_per_round=steps_per_round,
             clip_norm=clip_norm,
             expected_records=expected_records,
+            head=head,
+            gamma=gamma,
             learning_rate=learning_rate,
         ),
         secure_sum=SecureSumPlan(
@@ -167,7 +171,7 @@ def command(
                 "invite": str(founded.invite),
                 "engine": engine,
                 "noise_multiplier": plan.privacy.noise_multiplier,
-                "learning_rate": plan.privacy.learning_rate,
+                "learning_rate": getattr(plan.privacy, "learning_rate", None),
                 "mechanism": plan.privacy.mechanism,
                 "epsilon_local": planned.local,
                 "epsilon_aggregate": planned.aggregate,
@@ -182,9 +186,9 @@ def command(
     rows = [
         ("pictures kept for the cache", str(plan.number_of_keys - without_picture)),
         ("they come from", f"{origin.name} ({origin.licence})"),
-        ("parameters a silo sends", f"{plan.number_of_parameters:,}"),
+        ("numbers a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
-        ("learning rate", f"{plan.privacy.learning_rate:g}"),
+        *_what_is_made(plan),
         *_privacy_rows(plan, planned),
         *([("messages go by", engine)] if engine else []),
         ("fingerprint", founded.fingerprint),
@@ -195,11 +199,20 @@ def command(
     say("send the invite to every silo; read the fingerprint to them over another channel")
 
 
+def _what_is_made(plan: FederationPlan) -> list[tuple[str, str]]:
+    from cachefl_secure.privacy_plan import StatisticsPlan
+
+    if isinstance(plan.privacy, StatisticsPlan):
+        return [("linear head", f"{plan.privacy.head}, gamma {plan.privacy.gamma:g}")]
+    return [("learning rate", f"{plan.privacy.learning_rate:g}")]
+
+
 def _privacy_rows(plan: FederationPlan, planned: Cost) -> list[tuple[str, str]]:
     """Both epsilons, each with what it rests on."""
     if plan.privacy.mechanism == "none":
         return [("privacy", "NOT PRIVATE: no noise")]
-    after = f"delta {plan.privacy.delta:g}, {plan.privacy.rounds} rounds"
+    rounds = plan.privacy.rounds
+    after = f"delta {plan.privacy.delta:g}, {'one release' if rounds == 1 else f'{rounds} rounds'}"
     section = plan.secure_sum
     trust = f"at most {section.colluders} collude, {section.guaranteed_survivors} survive every round"
     return [

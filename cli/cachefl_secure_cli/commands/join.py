@@ -267,4 +267,5 @@ def _promise(joined: Joined) -> str:
     if privacy.mechanism == "none":
         return "nothing: this plan is NOT PRIVATE"
     caps = f"local epsilon {joined.caps.local:g} or aggregate epsilon {joined.caps.aggregate:g}"
-    return f"{caps} at delta {privacy.delta!r} ({privacy.rounds} rounds planned)"
+    planned = "one round" if privacy.rounds == 1 else f"{privacy.rounds} rounds"
+    return f"{caps} at delta {privacy.delta!r} ({planned} planned)"

@@ -11,7 +11,7 @@ import typer
 from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
-from cachefl_secure_cli.privacy_options import MechanismChoice
+from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
 from cachefl_secure_cli.training_options import Trained, TrainedOption
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ def command(
     epsilon: options.Epsilon = None,
     epsilon_local: options.EpsilonLocal = 8.0,
     delta: options.Delta = None,
-    rounds: options.Rounds = 20,
+    rounds: options.Rounds = options.DEFAULT_ROUNDS,
     sampling_rate: options.SamplingRate = 1.0,
     steps_per_round: options.StepsPerRound = 1,
     clip_norm: options.ClipNorm = 0.1,
     expected_records: options.ExpectedRecords = 250,
+    head: options.Head = HeadChoice.gda,
+    gamma: options.Gamma = 1.0,
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
@@ -56,8 +58,9 @@ def command(
     """
     from cachefl_secure.federation.calibration import Sizes
     from cachefl_secure.federation.enrolment import read_invite
-    from cachefl_secure.federation.forecasting import forecast, forecast_of
+    from cachefl_secure.federation.forecasting import forecast, forecast_of, forecast_release
     from cachefl_secure.federation.founding import INVITE_FILE, check_secure_sum
+    from cachefl_secure.federation.one_release import ReleaseChoices
     from cachefl_secure.plan import SecureSumPlan
 
     if invite is not None:
@@ -83,8 +86,15 @@ def command(
             steps_per_round=steps_per_round,
             clip_norm=clip_norm,
             expected_records=expected_records,
+            head=head,
+            gamma=gamma,
         )
-        found = forecast(choices.plan(sizes), secure_sum, sizes)
+        if isinstance(choices, ReleaseChoices):
+            shape = {"number_of_classes": number_of_classes, "feature_dim": feature_dim}
+            section = choices.plan(**shape, honest_survivors=sizes.honest_survivors)
+            found = forecast_release(section, secure_sum, **shape)
+        else:
+            found = forecast(choices.plan(sizes), secure_sum, sizes)
     if json:
         print_json("plan", _plain(found))
         return
@@ -117,7 +127,7 @@ def _print(found: Forecast) -> None:
         console().print(limited)
     console().print(
         f"A silo with the planned caps, aggregate {found.caps.aggregate:g} and local {found.caps.local:g}, "
-        f"stops by itself after {found.most_rounds} rounds."
+        f"stops by itself after {found.most_rounds} round{'' if found.most_rounds == 1 else 's'}."
     )
 
 

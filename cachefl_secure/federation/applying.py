@@ -1,0 +1,48 @@
+"""What a round's sum makes of the cache: another step of its keys, or the sums of a release beside them.
+
+Post-processing of a sum that everybody has: costs no privacy. Bit for bit the same at every party.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cachefl_secure.cache.closed_form import HeadKind
+from cachefl_secure.cache.heads import moved
+from cachefl_secure.cache.model import CacheModel, with_sums
+from cachefl_secure.cache.released_sums import ReleasedSums
+from cachefl_secure.plan import FederationPlan
+from cachefl_secure.privacy_plan import StatisticsPlan
+from cachefl_secure.protocol.encoding import DecodedSum
+from cachefl_secure.statistics_layout import CLASS_SUMS, GRAM, UNIT
+
+
+def apply_aggregate(
+    model: CacheModel, decoded: DecodedSum, survivors: int, plan: FederationPlan
+) -> CacheModel:
+    """The cache moved by the mean update of the survivors; or, with ``statistics``, the cache with their sums."""
+    if isinstance(plan.privacy, StatisticsPlan):
+        noise_std = plan.privacy.noise_multiplier * math.sqrt(survivors)
+        sums = released_sums(plan.privacy, decoded.integers, classes=len(plan.classes), noise_std=noise_std)
+        return with_sums(model, sums)
+    return moved(model, decoded.values / survivors, plan.cache.trained)
+
+
+def released_sums(
+    section: StatisticsPlan, integers: Mapping[str, NDArray[np.int64]], *, classes: int, noise_std: float
+) -> ReleasedSums:
+    """Sums by name as a cache keeps them. ``noise_std`` is that of all noise in them, in units of features."""
+    return ReleasedSums(
+        torch.from_numpy(integers[CLASS_SUMS].reshape(classes, -1)),
+        torch.from_numpy(integers[GRAM]),
+        unit=UNIT,
+        noise_std=noise_std,
+        head=HeadKind(section.head),
+        regulariser=section.regulariser,
+        gamma=section.gamma,
+    )

@@ -1,0 +1,111 @@
+"""From what an operator wants of one release of statistics (epsilons, delta) to the section of its plan.
+
+As ``calibration`` does for rounds of training: from public numbers only, with the accountant that decides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.calibration import checked, upward
+from cachefl_secure.privacy.accounting import Cost, cost_of, noise_multiplier_for, rdp_order_for
+from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
+from cachefl_secure.privacy.mechanism import View, statistics_mechanism
+from cachefl_secure.privacy_plan import StatisticsPlan
+
+HeadName = Literal["gda", "ridge"]
+DEFAULT_EPSILON_AGGREGATE = 2.0
+
+_GAUSSIAN_STEPS = 2  # class sums and Gram matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseChoices:
+    """What an operator chooses of it."""
+
+    epsilon: float = DEFAULT_EPSILON_AGGREGATE
+    """Aggregate, after the release."""
+    epsilon_local: float = 8.0
+    """The most that a silo's local epsilon may become, whatever the secure sum adds."""
+    delta: float = 1e-5
+    expected_records: int = 250
+    head: HeadName = "gda"
+    regulariser: float = 0.1
+    gamma: float = 1.0
+
+    def draft(self) -> StatisticsPlan:
+        """The section with every choice checked, not yet calibrated.
+
+        Raises:
+            ConfigError: a number out of range.
+        """
+        if self.epsilon > LARGEST_EPSILON:
+            reason = f"{self.epsilon:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
+            raise ConfigError("init", "epsilon", reason)
+        return checked(
+            lambda: StatisticsPlan(
+                noise_multiplier=1.0,
+                epsilon_local=self.epsilon_local,
+                epsilon_aggregate=self.epsilon,
+                rdp_order=2,
+                expected_records=self.expected_records,
+                delta=self.delta,
+                head=self.head,
+                regulariser=self.regulariser,
+                gamma=self.gamma,
+            )
+        )
+
+    def plan(self, *, number_of_classes: int, feature_dim: int, honest_survivors: int) -> StatisticsPlan:
+        """The section, calibrated.
+
+        Raises:
+            ConfigError: a number out of range, or more noise than there are integers for.
+        """
+        return calibrated(
+            self.draft(),
+            number_of_classes=number_of_classes,
+            feature_dim=feature_dim,
+            honest_survivors=honest_survivors,
+        )
+
+
+def calibrated(
+    section: StatisticsPlan, *, number_of_classes: int, feature_dim: int, honest_survivors: int
+) -> StatisticsPlan:
+    """The section with the least noise, to five digits, that keeps both of its epsilons; the local one as it then is.
+
+    Raises:
+        ConfigError: more noise than a plan may hold.
+    """
+    targets = Cost(min(section.epsilon_local, LARGEST_EPSILON), section.epsilon_aggregate)
+
+    def cost(noise: float) -> Cost:
+        with_noise = msgspec.structs.replace(section, noise_multiplier=noise)
+        mechanism = statistics_mechanism(
+            with_noise,
+            number_of_classes=number_of_classes,
+            feature_dim=feature_dim,
+            honest_survivors=honest_survivors,
+        )
+        return cost_of([(mechanism, 1)], section.delta)
+
+    shares = {View.LOCAL: 1, View.AGGREGATE: honest_survivors}
+    least = max(_noise(targets.of(view), section.delta) / math.sqrt(shares[view]) for view in View)
+    noise = upward(least, 5)
+    while not cost(noise).within(targets):
+        noise = upward(noise * 1.0005, 5)
+    local = min(section.epsilon_local, upward(cost(noise).local, 4))
+    order = rdp_order_for(1.0, noise, _GAUSSIAN_STEPS, section.delta)
+    made = msgspec.structs.replace(section, noise_multiplier=noise, epsilon_local=local, rdp_order=order)
+    return checked(lambda: made)
+
+
+def _noise(epsilon: float, delta: float) -> float:
+    hardly = min(1e-5, epsilon / 100)  # what integers cost: looked up in ``calibrated``
+    return noise_multiplier_for(epsilon, delta, 1.0, _GAUSSIAN_STEPS, slack=hardly)
