@@ -117,7 +117,7 @@ class StatisticsPlan(
     regulariser: Positive
     """Of ridge regression, in records; noise adds to it."""
     gamma: Positive
-    """Weight of the head beside text classifier and cache."""
+    """How many times as loud as text classifier and cache the head is."""
 
     @property
     def mechanism(self) -> str:

@@ -7,8 +7,8 @@ S (N, C) class sums, G (C, C) Gram matrix, mu (N, C) class means, ``mean`` (C,) 
 the sums: what silos add up is the same whatever way the records are dealt out, and so is the head. Of noised sums they are
 post-processing. The noise's variance is public, and regularises both.
 
-A head alone classifies by ``W f + b``; fused with a cache it adds ``gamma * (W f + b)`` to the logits. It says 0 of a class
-without records, so the text and the cache decide there.
+A head alone classifies by ``W f + b``; fused with a cache it adds ``gamma * (W f + b)`` to the logits, once it is as loud as
+they are. It says 0 of a class without records, so the text and the cache decide there.
 
 LAPACK's last bits differ between machines. So no digest is ever made of a head: parties agree on sums, and solve.
 """
@@ -109,6 +109,22 @@ def gda_head(statistics: ClassStatistics, prototypes: Tensor | None = None) -> L
     precision = (vectors * ((records - 1) / (values + shrinkage))) @ vectors.T
     weight = (means - middle) @ precision
     return _head(weight, -((means + middle) * weight).sum(axis=1) / 2)
+
+
+def as_loud_as(head: LinearHead, logits: Tensor, features: Tensor) -> LinearHead:
+    """The head times a number, so that its scores of these features (b, C) spread as those logits (b, N) do.
+
+    Text classifiers and caches are overconfident by unlike factors, and regularisation shrinks heads: only so does one gamma
+    mean the same for every model, kind of head and noise. A head that says nothing stays as it is.
+    """
+    own = _spread(head.scores(features))
+    factor = _spread(logits) / own if own > 0 else 1.0
+    return LinearHead(head.weight * factor, head.bias * factor)
+
+
+def _spread(scores: Tensor) -> float:
+    scores = scores.double()
+    return float((scores - scores.mean(dim=1, keepdim=True)).square().mean().sqrt())
 
 
 def class_prototypes(keys: Tensor, labels: Tensor, text_classifier: Tensor) -> Tensor:

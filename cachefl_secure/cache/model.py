@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cachefl_secure.cache.closed_form import LinearHead, class_prototypes, fused, solve_head
+from cachefl_secure.cache.closed_form import LinearHead, as_loud_as, class_prototypes, fused, solve_head
 from cachefl_secure.cache.origin import ORIGIN_FIELDS, UNSTATED, CacheOrigin
 from cachefl_secure.cache.released_sums import SUMS_FIELDS, SUMS_SCHEMA, ReleasedSums, sums_of_file
 from cachefl_secure.cache.tensor_file import Schema, exact_float, tensors_from_bytes, tensors_to_bytes
@@ -215,7 +215,16 @@ def _activations_and_logits(
 
 @lru_cache(maxsize=4)
 def head_of(model: CacheModel) -> LinearHead:
-    """The linear head of a model with sums. Solved once for each model object; last bits are this machine's.
+    """The head of a model with sums, as loud as text and cache are on the cache keys, which are public.
+
+    Solved once for each model object; last bits are this machine's.
+    """
+    keys = functional.normalize(model.cache_keys, dim=1)
+    return as_loud_as(solved_head(model), logits(replace(model, sums=None), keys), keys)
+
+
+def solved_head(model: CacheModel) -> LinearHead:
+    """The head as it is solved from the model's sums.
 
     Raises:
         ValueError: a model without sums.

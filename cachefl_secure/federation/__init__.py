@@ -4,6 +4,7 @@
 ``synthetic_images``   the first cache keys: candidates, the best of them, and a record of it all
 ``coordinator_files``  a coordinator's directory; admit
 ``calibration``        noise and step length for an epsilon, from public numbers
+``one_release``        the same for a release of statistics
 ``enrolment``          invites, join requests and the signed roster
 ``joining``            join: check the invite, encode, make keys and a ledger
 ``silo_files``         a silo's directory, opened and checked
@@ -11,6 +12,7 @@
 ``clip_source``        where a party has the frozen CLIP, and whether it is the pinned one
 ``letters``            what is said around the messages of CF-SecAgg/1
 ``records``, ``chain``  verified rounds on disk, and the caches that follow from them
+``applying``           what a sum makes of the cache: moved keys, or sums of a release beside them
 ``coordinator_round``  one round at the coordinator: hello, sync, the six exchanges of CF-SecAgg/1, record
 ``silo_round``         the same at a silo: check, reserve, train, seal, mask, answer, verify
 ``rounds``             the loop over rounds, for any transport
@@ -22,6 +24,7 @@
 ``inspection``         status and audit: what a directory can prove about itself
 ``accuracy``           evaluate and predict with the models of a directory
 ``comparison``         what privacy costs: the same training without the protocol, on data one may pool
+``release_comparison``  what one release of statistics would give instead
 ``state_dir``          a party's directory: atomic writes, permissions, one process at a time
 ``ports``              the two-method interface that every transport implements
 

@@ -155,14 +155,16 @@ def compare(
 def best_of(found: Comparison) -> list[tuple[float, float]]:
     """(epsilon, gain) wherever one release is ahead of all rounds of training by more than chance explains.
 
-    Chance: one standard error of the difference of two accuracies on so many images. The gain is in [0, 1].
+    Chance: one standard error of the difference of two accuracies on so many images. The gain is in [0, 1], of the
+    head fused or alone, whichever is better.
     """
     training = [*(point.together for point in found.grid), found.non_private[-1]]
     ahead = []
     for release, trained in zip(found.releases, training, strict=True):
-        spread = release.fused * (1 - release.fused) + trained * (1 - trained)
-        if release.fused - trained > math.sqrt(spread / max(found.held_out, 1)):
-            ahead.append((release.epsilon, release.fused - trained))
+        best = max(release.fused, release.alone)
+        spread = best * (1 - best) + trained * (1 - trained)
+        if best - trained > math.sqrt(spread / max(found.held_out, 1)):
+            ahead.append((release.epsilon, best - trained))
     return ahead
 
 

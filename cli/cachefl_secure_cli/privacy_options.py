@@ -90,7 +90,8 @@ Head = Annotated[
     ),
 ]
 Gamma = Annotated[
-    float, typer.Option(help="With statistics: weight of the head beside text classifier and cache.")
+    float,
+    typer.Option(help="With statistics: how many times as loud as text classifier and cache the head is."),
 ]
 
 

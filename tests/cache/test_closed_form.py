@@ -18,6 +18,7 @@ from cachefl_secure.cache.class_statistics import (
 from cachefl_secure.cache.closed_form import (
     HeadKind,
     LinearHead,
+    as_loud_as,
     class_prototypes,
     fused,
     gda_head,
@@ -210,6 +211,23 @@ def test_fused_logits_add_gamma_times_the_heads_scores() -> None:
     given = torch.randn(5, CLASSES)
     by_hand = given + 3.0 * (records.features @ head.weight.T + head.bias)
     assert torch.allclose(fused(given, head, records.features, 3.0), by_hand, atol=1e-5)
+
+
+def test_a_head_is_made_as_loud_as_the_logits_beside_it_and_classifies_as_before() -> None:
+    records = records_of(50)
+    head = gda_head(statistics_of_records(records, CLASSES))
+    beside = 7.0 * torch.randn(50, CLASSES) + torch.randn(50, 1)
+    loud = as_loud_as(head, beside, records.features)
+    spreads = [
+        torch.stack([row - row.mean() for row in scores]).square().mean().sqrt()
+        for scores in (loud.scores(records.features), beside)
+    ]
+    assert float(spreads[0]) == pytest.approx(float(spreads[1]), rel=1e-4)
+    assert torch.equal(
+        loud.scores(records.features).argmax(dim=1), head.scores(records.features).argmax(dim=1)
+    )
+    nothing = LinearHead(torch.zeros(CLASSES, DIM), torch.zeros(CLASSES))
+    assert not as_loud_as(nothing, beside, records.features).weight.any()
 
 
 def test_what_is_none_is_refused() -> None:

@@ -15,7 +15,7 @@ from cachefl_secure.cache.class_statistics import ClassStatistics
 from cachefl_secure.cache.closed_form import HeadKind, class_prototypes, solve_head
 from cachefl_secure.cache.evaluate import evaluate
 from cachefl_secure.cache.features import FeatureSet
-from cachefl_secure.cache.model import CacheModel, cache_digest, head_of, logits
+from cachefl_secure.cache.model import CacheModel, cache_digest, head_of, logits, solved_head
 from cachefl_secure.errors import ConfigError, PeerError, RecordRejected, RoundAborted
 from cachefl_secure.federation import coordinator_round, letters
 from cachefl_secure.federation.budget import silo_budget
@@ -118,7 +118,7 @@ def test_the_federated_head_is_that_of_all_records_in_one_place(tmp_path: Path, 
         regulariser=model.sums.regulariser,
         prototypes=class_prototypes(start.cache_keys, start.key_labels, start.text_classifier),
     )
-    ours = head_of(model)
+    ours = solved_head(model)
     assert alone.weight.any()
     assert (ours.weight - alone.weight).norm() <= 1e-5 * alone.weight.norm()
     assert (ours.bias - alone.bias).norm() <= 1e-5 * max(float(alone.bias.norm()), 1e-9)

@@ -162,8 +162,13 @@ def _advice(found: Comparison) -> str:
     rest = f"; not at the other {behind}" if behind else ""
     return (
         f"One release of statistics is ahead of {found.rounds} rounds of training at {where}, by up to {most:.1f} "
-        f"points{rest}: there, found the federation with --mechanism statistics."
+        f"points{rest}: there, found the federation with --mechanism statistics{_louder(found)}."
     )
+
+
+def _louder(found: Comparison) -> str:
+    gains = [release.alone - release.fused for release in found.releases]
+    return " and a larger --gamma, since the head alone is better" if min(gains) > 0 else ""
 
 
 def _plain(found: Comparison) -> dict[str, Any]:

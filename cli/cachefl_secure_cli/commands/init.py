@@ -72,7 +72,7 @@ def command(
     clip_norm: options.ClipNorm = 0.1,
     expected_records: options.ExpectedRecords = 250,
     head: options.Head = HeadChoice.gda,
-    gamma: options.Gamma = 1.0,
+    gamma: options.Gamma = 8.0,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),

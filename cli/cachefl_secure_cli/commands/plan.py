@@ -38,7 +38,7 @@ def command(
     clip_norm: options.ClipNorm = 0.1,
     expected_records: options.ExpectedRecords = 250,
     head: options.Head = HeadChoice.gda,
-    gamma: options.Gamma = 1.0,
+    gamma: options.Gamma = 8.0,
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
