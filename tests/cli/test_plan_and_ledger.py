@@ -240,3 +240,25 @@ def test_none_of_it_needs_torch(federation: SmallFederation, silo: Path) -> None
         "assert not {'torch', 'opacus', 'open_clip'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.claim("C8")
+def test_a_plan_of_one_release_tells_what_it_costs_and_that_there_is_no_other() -> None:
+    options = "--mechanism statistics --epsilon 2 --minimum-cohort 5 --minimum-survivors 5 --feature-dim 64"
+    plan = answer("plan", *options.split())
+    assert [point["rounds"] for point in plan["points"]] == [1]
+    assert (plan["mechanism"]["kind"], plan["most_rounds"]) == ("statistics", 1)
+    assert plan["mechanism"]["dimension"] == str(10 * 64 + 64 * 65 // 2)
+    (point,) = plan["points"]
+    assert 1.98 < point["cost"]["aggregate"] <= 2.0 < point["cost"]["local"] <= 8.0
+    assert plan["noise_multiplier_aggregate"] == pytest.approx(2 * plan["noise_multiplier_local"])
+    assert "stops by itself after 1 round." in invoke("plan", *options.split()).stdout
+
+
+@pytest.mark.parametrize(
+    "words", ["--rounds 7", "--sampling-rate 0.5", "--steps-per-round 2", "--epsilon 51", "--gamma 0"]
+)
+def test_what_makes_no_sense_for_one_release_is_refused(words: str) -> None:
+    result = invoke("plan", "--mechanism", "statistics", *words.split())
+    assert result.exit_code == 7
+    assert words.split()[0].strip("-").replace("-", "_") in result.stderr.replace("-", "_")
