@@ -126,3 +126,9 @@ def test_the_closed_form_is_recommended_where_its_figures_are_ahead_and_nowhere_
     for behind in (comparison(0.80, 0.70, 1000), comparison(0.70, 0.71, 100)):  # worse, or by chance
         assert not best_of(behind)
         assert "--mechanism statistics" not in _advice(behind)
+    exact = replace(ahead.releases[1], alone=0.99)  # rounds without noise reach 0.9
+    only_exact = replace(comparison(0.80, 0.70, 1000), releases=(ahead.releases[0], exact))
+    only_exact = replace(only_exact, grid=(replace(ahead.grid[0], together=0.85),))
+    assert [epsilon for epsilon, _ in best_of(only_exact)] == [math.inf]
+    assert "9.0 points" in _advice(only_exact)
+    assert "--mechanism statistics" not in _advice(only_exact)

@@ -149,25 +149,28 @@ def _advice(found: Comparison) -> str:
     from cachefl_secure.federation.comparison import best_of
 
     ahead = best_of(found)
-    if not ahead:
-        return (
+    private = [(epsilon, gain) for epsilon, gain in ahead if math.isfinite(epsilon)]
+    if not private:
+        text = (
             "Rounds of training are as good as one release of statistics or better at every epsilon above, as far as "
             f"{found.held_out:,} images can tell."
         )
-    where = ", ".join(
-        f"epsilon {epsilon:g}" if math.isfinite(epsilon) else "no noise" for epsilon, _ in ahead
-    )
-    most = 100 * max(gain for _, gain in ahead)
-    behind = len(found.releases) - len(ahead)
+        return text + "".join(
+            f" Without noise, which is not private, the release is ahead by {100 * gain:.1f} points."
+            for _, gain in ahead
+        )
+    where = ", ".join(f"epsilon {epsilon:g}" for epsilon, _ in private)
+    most = 100 * max(gain for _, gain in private)
+    behind = len(found.grid) - len(private)
     rest = f"; not at the other {behind}" if behind else ""
     return (
         f"One release of statistics is ahead of {found.rounds} rounds of training at {where}, by up to {most:.1f} "
-        f"points{rest}: there, found the federation with --mechanism statistics{_louder(found)}."
+        f"points{rest}. There, found the federation with --mechanism statistics{_louder(found)}."
     )
 
 
 def _louder(found: Comparison) -> str:
-    gains = [release.alone - release.fused for release in found.releases]
+    gains = [release.alone - release.fused for release in found.releases if math.isfinite(release.epsilon)]
     return " and a larger --gamma, since the head alone is better" if min(gains) > 0 else ""
 
 
