@@ -61,11 +61,18 @@ class CachePlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     images_per_class: Count
     """K: cache keys a class."""
     alpha: Positive
+    alpha_norm: Literal["sum", "mean"] = "sum"
+    """What alpha weighs: a class's summed affinities, or their mean, so that one alpha suits every K."""
     beta: Positive
     logit_scale: Positive
     trained: Trained = "keys"
     initial_digest: Hex64
     """Digest of the cache file that round 1 starts from."""
+
+    @property
+    def model_alpha(self) -> float:
+        """The alpha of the cache model, which sums."""
+        return self.alpha if self.alpha_norm == "sum" else self.alpha / self.images_per_class
 
 
 class SecureSumPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -41,6 +41,7 @@ FIELDS: dict[str, Any] = {
     "cache": {
         "images_per_class": 4,
         "alpha": 16.0,
+        "alpha_norm": "sum",
         "beta": 5.5,
         "logit_scale": 100.0,
         "trained": "keys",
@@ -76,6 +77,7 @@ OTHER_VALUES: dict[str, Any] = {
     "encoder.templates": ["{}", "a photo of {}."],
     "cache.images_per_class": 5,
     "cache.alpha": 16.000000000000004,
+    "cache.alpha_norm": "mean",
     "cache.beta": 5.6,
     "cache.logit_scale": 99.0,
     "cache.initial_digest": "ee" * 32,

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.plan import FederationPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, FederationPlan, SecureSumPlan
 from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
@@ -43,7 +43,7 @@ def default_delta(expected_records: int) -> float:
 
 MechanismName = Literal["distributed", "local", "none"]
 
-_Made = TypeVar("_Made", PrivacyPlan, SecureSumPlan, FederationPlan)
+_Made = TypeVar("_Made", PrivacyPlan, CachePlan, SecureSumPlan, FederationPlan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

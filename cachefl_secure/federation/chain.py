@@ -158,8 +158,8 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
     """Keeps the cache that round 1 starts from.
 
     Raises:
-        PeerError: not the cache that the plan names or of other sizes than the plan says, or its keys or text
-            features have not unit norm.
+        PeerError: not the cache that the plan names, of other sizes or with another alpha, beta or scale than the
+            plan says, or its keys or text features have not unit norm.
     """
     try:
         cache = cache_from_bytes(content, file="initial cache")
@@ -171,6 +171,14 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
     if sizes != (plan.number_of_keys, len(plan.classes), plan.encoder.feature_dim):
         # Else an update would be of another length than the round's, which a silo would find out after its charge.
         raise PeerError("coordinator", "the initial cache is of other sizes than the plan says")
+    if (cache.alpha, cache.beta, cache.logit_scale) != (
+        plan.cache.model_alpha,
+        plan.cache.beta,
+        plan.cache.logit_scale,
+    ):
+        raise PeerError(
+            "coordinator", "the initial cache has another alpha, beta or scale than the plan says"
+        )
     if not has_unit_rows(cache):
         raise PeerError("coordinator", "keys or text features of the initial cache have not unit norm")
     state.write(_model_file(0), content)

@@ -8,9 +8,11 @@ Nothing private exists yet, so everything here is public and may be made again f
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from cachefl_secure.federation.synthetic_images import FirstKeys
 
 INVITE_FILE = "invite.toml"
+
+
+AlphaBetaSource = Literal["given", "leave-one-out"]
+"""The two fields above it, or chosen on the synthetic cache. Never on private or test records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +70,9 @@ class FoundingChoices:
     pictures: PictureChoices = field(default_factory=PictureChoices)
     images_per_class: int = 4
     alpha: float = 10.0
+    alpha_norm: Literal["sum", "mean"] = "sum"
     beta: float = 3.0
+    alpha_beta: AlphaBetaSource = "given"
     trained: Trained = "keys"
     rng_seed: int = 0
     privacy: PrivacyChoices
@@ -99,7 +107,7 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
 
 
 def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
-    from cachefl_secure.cache.model import cache_to_bytes
+    from cachefl_secure.cache.model import cache_digest, cache_to_bytes
 
     StateDir.refuse_occupied(root)
     check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
@@ -108,7 +116,10 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
     state = StateDir.create(root)
     keys, model = _initial_model(state, choices, encoder, progress)
-    plan = checked(lambda: _plan(state, choices, encoder, model, privacy))
+    section = checked(lambda: _cache_plan(choices, model))
+    model = replace(model, alpha=section.model_alpha, beta=section.beta)
+    section = msgspec.structs.replace(section, initial_digest=cache_digest(model))
+    plan = checked(lambda: _plan(state, choices, encoder, section, privacy))
     fewest = plan.secure_sum.minimum_cohort
     RoundParameters.derive(plan, fewest, fewest)  # the encoding must fit
     state.write("models/0000.safetensors", cache_to_bytes(model))
@@ -162,11 +173,29 @@ def _initial_model(
     )
 
 
-def _plan(
-    state: StateDir, choices: FoundingChoices, encoder: Encoder, model: CacheModel, privacy: PrivacyPlan
-) -> FederationPlan:
-    from cachefl_secure.cache.model import cache_digest
+def _cache_plan(choices: FoundingChoices, model: CacheModel) -> CachePlan:
+    """With alpha and beta as they were asked for; the digest is still that of nothing."""
+    section = CachePlan(
+        images_per_class=choices.images_per_class,
+        alpha=choices.alpha,
+        alpha_norm=choices.alpha_norm,
+        beta=choices.beta,
+        logit_scale=model.logit_scale,
+        trained=choices.trained,
+        initial_digest="0" * 64,
+    )
+    if choices.alpha_beta == "given":
+        return section
+    from cachefl_secure.cache.leave_one_out import choose_alpha_beta
 
+    divisor = choices.images_per_class if choices.alpha_norm == "mean" else 1
+    chosen = choose_alpha_beta(model, divisor=divisor)
+    return msgspec.structs.replace(section, alpha=chosen.alpha, beta=chosen.beta)
+
+
+def _plan(
+    state: StateDir, choices: FoundingChoices, encoder: Encoder, section: CachePlan, privacy: PrivacyPlan
+) -> FederationPlan:
     return FederationPlan(
         federation_id=secrets.token_hex(16),
         name=choices.name,
@@ -180,14 +209,7 @@ def _plan(
             feature_dim=encoder.feature_dim,
             templates=choices.templates,
         ),
-        cache=CachePlan(
-            images_per_class=choices.images_per_class,
-            alpha=choices.alpha,
-            beta=choices.beta,
-            logit_scale=model.logit_scale,
-            trained=choices.trained,
-            initial_digest=cache_digest(model),
-        ),
+        cache=section,
         privacy=privacy,
         secure_sum=choices.secure_sum,
     )

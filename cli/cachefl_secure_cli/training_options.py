@@ -22,6 +22,36 @@ class Trained(enum.StrEnum):
         return "keys" if self is Trained.keys else "class_residual"
 
 
+class AlphaNorm(enum.StrEnum):
+    """As ``--alpha-norm`` takes it."""
+
+    sum = "sum"
+    mean = "mean"
+
+
+class AlphaBeta(enum.StrEnum):
+    """As ``--alpha-beta`` takes it."""
+
+    given = "given"
+    leave_one_out = "leave-one-out"
+
+
+AlphaNormOption = Annotated[
+    AlphaNorm,
+    typer.Option(
+        "--alpha-norm",
+        help="What alpha weighs: the sum of a class's K affinities, as published, or their mean, so that one alpha "
+        "suits every K.",
+    ),
+]
+AlphaBetaOption = Annotated[
+    AlphaBeta,
+    typer.Option(
+        "--alpha-beta",
+        help="given: as --alpha and --beta say. leave-one-out: those that best classify each synthetic image by the "
+        "others; needs two a class.",
+    ),
+]
 TrainedOption = Annotated[
     Trained,
     typer.Option(

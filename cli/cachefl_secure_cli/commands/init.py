@@ -13,7 +13,14 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import MechanismChoice
-from cachefl_secure_cli.training_options import Trained, TrainedOption
+from cachefl_secure_cli.training_options import (
+    AlphaBeta,
+    AlphaBetaOption,
+    AlphaNorm,
+    AlphaNormOption,
+    Trained,
+    TrainedOption,
+)
 
 if TYPE_CHECKING:
     from cachefl_secure.plan import FederationPlan
@@ -58,6 +65,8 @@ def command(
     offline: pictures.Offline = False,
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
     beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
+    alpha_norm: AlphaNormOption = AlphaNorm.sum,
+    alpha_beta: AlphaBetaOption = AlphaBeta.given,
     trained: TrainedOption = Trained.keys,
     mechanism: options.Mechanism = MechanismChoice.distributed,
     not_private: Annotated[
@@ -130,6 +139,8 @@ def command(
         images_per_class=images_per_class,
         alpha=alpha,
         beta=beta,
+        alpha_norm=alpha_norm.value,
+        alpha_beta=alpha_beta.value,
         trained=trained.in_plan,
         rng_seed=seed,
         privacy=options.privacy_choices(
@@ -166,6 +177,8 @@ def command(
                 "fingerprint": founded.fingerprint,
                 "invite": str(founded.invite),
                 "engine": engine,
+                "alpha": plan.cache.alpha,
+                "beta": plan.cache.beta,
                 "noise_multiplier": plan.privacy.noise_multiplier,
                 "learning_rate": plan.privacy.learning_rate,
                 "mechanism": plan.privacy.mechanism,
@@ -182,6 +195,7 @@ def command(
     rows = [
         ("pictures kept for the cache", str(plan.number_of_keys - without_picture)),
         ("they come from", f"{origin.name} ({origin.licence})"),
+        ("alpha and beta", f"{plan.cache.alpha:g} and {plan.cache.beta:g}"),
         ("parameters a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         ("learning rate", f"{plan.privacy.learning_rate:g}"),
