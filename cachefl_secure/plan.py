@@ -21,6 +21,7 @@ from cachefl_secure.fields import ClassName, Count, Hex64, Positive, Strict
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, digest_of
 from cachefl_secure.privacy_plan import PrivacyPlan
+from cachefl_secure.server_plan import FEDAVG, ServerPlan
 
 PROTOCOL = "CF-SecAgg/1"
 
@@ -114,6 +115,7 @@ class FederationPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cache: CachePlan
     privacy: PrivacyPlan
     secure_sum: SecureSumPlan
+    server: ServerPlan = FEDAVG
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,19 +29,26 @@ from cachefl_secure.federation.record import (
     open_record,
 )
 from cachefl_secure.federation.records import Records
+from cachefl_secure.federation.roster_change import RosterHistory
+from cachefl_secure.federation.server_steps import Moments, server_step
 from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.protocol.encoding import DecodedSum, decode_sum
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
+from cachefl_secure.server_plan import MeanServer
 
 
 def apply_aggregate(
-    model: CacheModel, decoded: DecodedSum, survivors: int, plan: FederationPlan
-) -> CacheModel:
-    """The cache plus the mean update of the survivors. Post-processing of the sum: costs no privacy."""
-    return moved(model, decoded.values / survivors, plan.cache.trained)
+    model: CacheModel, moments: Moments, decoded: DecodedSum, survivors: int, plan: FederationPlan
+) -> tuple[CacheModel, Moments]:
+    """The cache after the step that the mean update of the survivors leads to, and what the next step needs to know.
+
+    Post-processing of the sums: costs no privacy.
+    """
+    change, moments = server_step(plan.server, moments, decoded.values / survivors)
+    return moved(model, change, plan.cache.trained), moments
 
 
 def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParameters) -> DecodedSum:
@@ -70,6 +77,10 @@ class Chain(Records):
     Opening verifies steps (1) to (4) of every record; ``models`` verifies (5) and (6) as it recomputes.
     """
 
+    def __init__(self, state: StateDir, plan: FederationPlan, rosters: RosterHistory) -> None:
+        super().__init__(state, plan, rosters)
+        self._remembered: tuple[str, Moments] = ("", ())
+
     def initial_model(self) -> CacheModel:
         """The cache that the plan names.
 
@@ -88,19 +99,41 @@ class Chain(Records):
 
     def models(self) -> Iterator[tuple[int, CacheModel]]:
         """(round, cache) from round 0 on, recomputed from the initial cache and the sums: steps (5), (6)."""
-        model = self.initial_model()
+        model: CacheModel = self.initial_model()
+        moments: Moments = ()
         yield 0, model
         for verified in self.verified:
             record = verified.record
-            roster = self._rosters.named(record.roster_digest)
-            if roster is None:
-                raise RecordRejected(2, f"round {record.round}: another roster")
-            parameters = RoundParameters.derive(self._plan, len(record.cohort), len(roster.members))
-            decoded = open_aggregate(self._aggregate(record.round), record, parameters)
-            model = apply_aggregate(model, decoded, len(record.survivors), self._plan)
+            decoded = self._opened(record)
+            model, moments = apply_aggregate(model, moments, decoded, len(record.survivors), self._plan)
             if cache_digest(model) != record.cache_after:
                 raise RecordRejected(6, f"round {record.round}: the cache after is not what the sum gives")
             yield record.round, model
+
+    def after(self, decoded: DecodedSum, survivors: int) -> CacheModel:
+        """The cache that one more round with this sum leads to."""
+        return apply_aggregate(self.model(), self._moments(), decoded, survivors, self._plan)[0]
+
+    def _moments(self) -> Moments:
+        """What the server's optimizer remembers of the rounds so far: kept in memory, first recomputed from their sums."""
+        if isinstance(self._plan.server, MeanServer):
+            return ()
+        held = self.position.record_digest
+        if self._remembered[0] != held:
+            moments: Moments = ()
+            for verified in self.verified:
+                survivors = len(verified.record.survivors)
+                mean = self._opened(verified.record).values / survivors
+                moments = server_step(self._plan.server, moments, mean)[1]
+            self._remembered = held, moments
+        return self._remembered[1]
+
+    def _opened(self, record: RoundRecord) -> DecodedSum:
+        roster = self._rosters.named(record.roster_digest)
+        if roster is None:
+            raise RecordRejected(2, f"round {record.round}: another roster")
+        parameters = RoundParameters.derive(self._plan, len(record.cohort), len(roster.members))
+        return open_aggregate(self._aggregate(record.round), record, parameters)
 
     def extend(self, raw: bytes, aggregate: bytes, seen: Participation | None) -> RoundRecord:
         """Verifies a record in all its steps and commits it; a record already held changes nothing.
@@ -114,10 +147,12 @@ class Chain(Records):
         roster = self.roster_of(record)
         parameters = check_record(record, self._plan, roster, self.position, seen)  # (2) (3) (4) (7)
         decoded = open_aggregate(aggregate, record, parameters)  # (5)
-        model = apply_aggregate(self.model(), decoded, len(record.survivors), self._plan)
+        survivors = len(record.survivors)
+        model, moments = apply_aggregate(self.model(), self._moments(), decoded, survivors, self._plan)
         if cache_digest(model) != record.cache_after:  # (6)
             raise RecordRejected(6, "the cache after is not what the sum gives")
         self._commit(record, digest, raw, aggregate, model)
+        self._remembered = digest, moments
         return record
 
     def _commit(

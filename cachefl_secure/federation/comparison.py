@@ -25,6 +25,7 @@ from cachefl_secure.cache.heads import moved
 from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.federation.calibration import Sizes, as_local, recalibrated
 from cachefl_secure.federation.ports import Progress, silent
+from cachefl_secure.federation.server_steps import Moments, server_step
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.descent import descent_of
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
@@ -68,14 +69,16 @@ class Comparison:
 
 
 def train_together(
-    model: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan
+    start: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan
 ) -> Iterator[CacheModel]:
     """The cache after each round of these silos, which follows from the mean of their updates as in a round."""
-    mechanism, descent = mechanism_of(plan), descent_of(plan)
+    mechanism, descent = mechanism_of(plan), descent_of(plan, lambda: start)
+    model, moments = start, Moments()
     for _ in range(plan.privacy.rounds):
         updates = [train_privately(model, records, mechanism, descent=descent) for records in silos]
         mean = np.mean([change_of_keys(update, mechanism) for update in updates], axis=0)
-        model = moved(model, mean, plan.cache.trained)
+        change, moments = server_step(plan.server, moments, mean)
+        model = moved(model, change, plan.cache.trained)
         yield model
 
 

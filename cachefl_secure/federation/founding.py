@@ -16,7 +16,14 @@ import msgspec
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import OPTIONS, PrivacyChoices, Sizes, checked
+from cachefl_secure.federation.calibration import (
+    OPTIONS,
+    PrivacyChoices,
+    ServerName,
+    Sizes,
+    checked,
+    server_section,
+)
 from cachefl_secure.federation.clip_source import ClipSource, load_source
 from cachefl_secure.federation.enrolment import (
     write_invite,
@@ -26,6 +33,7 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.server_plan import ServerPlan
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.encoder import Encoder
@@ -75,6 +83,10 @@ class FoundingChoices:
     alpha_beta: AlphaBetaSource = "given"
     trained: Trained = "keys"
     rng_seed: int = 0
+    server: ServerName = "mean"
+    server_rate: float | None = None
+    """None: as ``calibration.server_section`` chooses it."""
+    server_momentum: float = 0.9
     privacy: PrivacyChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
@@ -112,14 +124,16 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     StateDir.refuse_occupied(root)
     check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
     choices.privacy.draft()
+    _server(choices, 1)
     encoder = load_source(choices.clip, device=choices.device, offline=choices.pictures.offline)
-    privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim))
+    server = _server(choices, encoder.feature_dim)
+    privacy = choices.privacy.plan(_sizes(choices, encoder.feature_dim, server))
     state = StateDir.create(root)
     keys, model = _initial_model(state, choices, encoder, progress)
     section = checked(lambda: _cache_plan(choices, model))
     model = replace(model, alpha=section.model_alpha, beta=section.beta)
     section = msgspec.structs.replace(section, initial_digest=cache_digest(model))
-    plan = checked(lambda: _plan(state, choices, encoder, section, privacy))
+    plan = checked(lambda: _plan(state, choices, encoder, section, privacy, server))
     fewest = plan.secure_sum.minimum_cohort
     RoundParameters.derive(plan, fewest, fewest)  # the encoding must fit
     state.write("models/0000.safetensors", cache_to_bytes(model))
@@ -129,13 +143,24 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, keys)
 
 
-def _sizes(choices: FoundingChoices, feature_dim: int) -> Sizes:
+def _server(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
+    return server_section(
+        choices.server,
+        choices.server_rate,
+        choices.server_momentum,
+        rounds=choices.privacy.rounds,
+        feature_dim=feature_dim,
+    )
+
+
+def _sizes(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> Sizes:
     keys_a_row = choices.images_per_class if choices.trained == "keys" else 1
     return Sizes(
         trained_rows=len(choices.classes) * keys_a_row,
         feature_dim=feature_dim,
         cohort_size=choices.secure_sum.minimum_cohort,
         honest_survivors=choices.secure_sum.honest_survivors,
+        server=server,
     )
 
 
@@ -194,7 +219,12 @@ def _cache_plan(choices: FoundingChoices, model: CacheModel) -> CachePlan:
 
 
 def _plan(
-    state: StateDir, choices: FoundingChoices, encoder: Encoder, section: CachePlan, privacy: PrivacyPlan
+    state: StateDir,
+    choices: FoundingChoices,
+    encoder: Encoder,
+    section: CachePlan,
+    privacy: PrivacyPlan,
+    server: ServerPlan,
 ) -> FederationPlan:
     return FederationPlan(
         federation_id=secrets.token_hex(16),
@@ -212,4 +242,5 @@ def _plan(
         cache=section,
         privacy=privacy,
         secure_sum=choices.secure_sum,
+        server=server,
     )

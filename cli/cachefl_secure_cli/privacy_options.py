@@ -79,6 +79,8 @@ def privacy_choices(
     clip_norm: float,
     expected_records: int,
     learning_rate: float | None = None,
+    proximal: float = 0.0,
+    replay_weight: float = 0.0,
 ) -> PrivacyChoices:
     """What was chosen, with the defaults that depend on other choices."""
     from cachefl_secure.federation.calibration import PrivacyChoices, default_delta
@@ -94,4 +96,6 @@ def privacy_choices(
         clip_norm=clip_norm,
         expected_records=expected_records,
         learning_rate=learning_rate,
+        proximal=proximal,
+        replay_weight=replay_weight,
     )

@@ -52,6 +52,44 @@ AlphaBetaOption = Annotated[
         "others; needs two a class.",
     ),
 ]
+
+
+class Server(enum.StrEnum):
+    """As ``--server`` takes it."""
+
+    mean = "mean"
+    momentum = "momentum"
+    adam = "adam"
+
+
+ServerOption = Annotated[
+    Server,
+    typer.Option(
+        "--server",
+        help="What becomes of a round's mean update: added as it is, with momentum (FedAvgM), or by FedAdam. Everybody "
+        "recomputes it from the published sums; it costs no privacy.",
+    ),
+]
+ServerRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Of momentum and adam. Default: one less the momentum; with adam as far as noise alone should lead.",
+        show_default=False,
+    ),
+]
+ServerMomentum = Annotated[float, typer.Option(help="Of momentum, and the first of adam's two.")]
+Proximal = Annotated[
+    float,
+    typer.Option(
+        help="FedProx, with several steps a round: before each further one the change so far shrinks by this part."
+    ),
+]
+ReplayWeight = Annotated[
+    float,
+    typer.Option(
+        help="Weight of the synthetic images' own loss in every step of local or none. They are public: it is free."
+    ),
+]
 TrainedOption = Annotated[
     Trained,
     typer.Option(

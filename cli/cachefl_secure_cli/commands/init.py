@@ -18,6 +18,12 @@ from cachefl_secure_cli.training_options import (
     AlphaBetaOption,
     AlphaNorm,
     AlphaNormOption,
+    Proximal,
+    ReplayWeight,
+    Server,
+    ServerMomentum,
+    ServerOption,
+    ServerRate,
     Trained,
     TrainedOption,
 )
@@ -84,6 +90,11 @@ def command(
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
     ] = None,
+    proximal: Proximal = 0.0,
+    replay_weight: ReplayWeight = 0.0,
+    server: ServerOption = Server.mean,
+    server_rate: ServerRate = None,
+    server_momentum: ServerMomentum = 0.9,
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
@@ -142,6 +153,9 @@ def command(
         alpha_norm=alpha_norm.value,
         alpha_beta=alpha_beta.value,
         trained=trained.in_plan,
+        server=server.value,
+        server_rate=server_rate,
+        server_momentum=server_momentum,
         rng_seed=seed,
         privacy=options.privacy_choices(
             mechanism=mechanism,
@@ -154,6 +168,8 @@ def command(
             clip_norm=clip_norm,
             expected_records=expected_records,
             learning_rate=learning_rate,
+            proximal=proximal,
+            replay_weight=replay_weight,
         ),
         secure_sum=SecureSumPlan(
             minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
