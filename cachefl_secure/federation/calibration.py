@@ -256,6 +256,8 @@ def server_section(
     Raises:
         ConfigError: a number out of range.
     """
+    if not 0.0 <= momentum < 1.0:
+        raise ConfigError("init", "server_momentum", "must be in [0, 1)")
     match name:
         case "mean":
             if rate is not None:
@@ -265,7 +267,6 @@ def server_section(
             usual = 1.0 - momentum if rate is None else rate
             return checked(lambda: MomentumServer(momentum=momentum, rate=usual))
         case "adam":
-            checked(lambda: AdamServer(beta1=momentum, rate=1.0))
             usual = adam_rate(rounds, feature_dim, momentum) if rate is None else rate
             return checked(lambda: AdamServer(beta1=momentum, rate=usual))
 
