@@ -40,7 +40,7 @@ def choose_alpha_beta(model: CacheModel, *, divisor: int = 1) -> AlphaBeta:
     """
     if int(torch.bincount(model.key_labels).min()) < 2:
         reason = "leave-one-out needs at least two synthetic images a class"
-        raise ConfigError("init", "alpha_beta", reason)
+        raise ConfigError("options", "alpha_beta", reason)
     correct, losses = _grid(model, divisor)
     # Rounded, so that another order of additions on another machine chooses no other pair of equals.
     ranked = [

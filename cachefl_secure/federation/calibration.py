@@ -257,7 +257,7 @@ def server_section(
         ConfigError: a number out of range.
     """
     if not 0.0 <= momentum < 1.0:
-        raise ConfigError("init", "server_momentum", "must be in [0, 1)")
+        raise ConfigError(OPTIONS, "server_momentum", "must be in [0, 1)")
     match name:
         case "mean":
             if rate is not None:
