@@ -95,6 +95,6 @@ TrainedOption = Annotated[
     typer.Option(
         "--trained",
         help="keys: every cache key by itself. class-residual: one change for all keys of a class, K times fewer "
-        "numbers, for a small epsilon or many classes.",
+        "numbers to send.",
     ),
 ]
