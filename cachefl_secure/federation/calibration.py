@@ -59,6 +59,8 @@ class Sizes:
     honest_survivors: int
     """h: shares of noise that nobody can subtract."""
     server: ServerPlan = FEDAVG
+    keys_a_row: int = 1
+    """Cache keys that one trained row moves: K where the keys of a class move together."""
 
     @classmethod
     def of(cls, plan: FederationPlan, cohort_size: int) -> Sizes:
@@ -69,6 +71,7 @@ class Sizes:
             cohort_size=cohort_size,
             honest_survivors=plan.secure_sum.honest_survivors,
             server=plan.server,
+            keys_a_row=plan.number_of_keys // plan.trained_rows,
         )
 
 
@@ -229,7 +232,9 @@ def learning_rate_for(section: PrivacyPlan, sizes: Sizes) -> float:
     divisor = section.sampling_rate * section.expected_records * math.sqrt(sizes.cohort_size)
     steps = section.steps_of_noise * _rounds_of_noise(section.rounds, sizes.server)
     per_unit = section.noise_multiplier * math.sqrt(sizes.feature_dim * steps) / divisor
-    longest = LONGEST_STEP if per_unit == 0.0 else min(LONGEST_STEP, NOISE_ON_A_KEY / per_unit)
+    # Noise that moves K keys alike does not average out in their class's score: sqrt(K) times as much of it arrives there.
+    most = NOISE_ON_A_KEY / math.sqrt(sizes.keys_a_row)
+    longest = LONGEST_STEP if per_unit == 0.0 else min(LONGEST_STEP, most / per_unit)
     return _down_to_two_digits(longest)
 
 

@@ -161,6 +161,7 @@ def _sizes(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> Si
         cohort_size=choices.secure_sum.minimum_cohort,
         honest_survivors=choices.secure_sum.honest_survivors,
         server=server,
+        keys_a_row=choices.images_per_class // keys_a_row,
     )
 
 

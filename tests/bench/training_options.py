@@ -226,6 +226,7 @@ def plan_of(task: Task, row: Row, choices: dict[str, Any]) -> tuple[FederationPl
         cohort_size=SILOS,
         honest_survivors=secure_sum.honest_survivors,
         server=server,
+        keys_a_row=start.number_of_keys // rows,
     )
     privacy = PrivacyChoices(**choices, **row.choices, steps_per_round=row.steps).plan(sizes)
     plan = FederationPlan(
