@@ -21,6 +21,7 @@ from cachefl_secure.fields import ClassName, Count, Hex64, Positive, Strict
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, digest_of
 from cachefl_secure.privacy_plan import PrivacyPlan, StatisticsPlan
+from cachefl_secure.server_plan import FEDAVG, ServerPlan
 from cachefl_secure.statistics_layout import entries
 
 PROTOCOL = "CF-SecAgg/1"
@@ -62,11 +63,18 @@ class CachePlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     images_per_class: Count
     """K: cache keys a class."""
     alpha: Positive
+    alpha_norm: Literal["sum", "mean"] = "sum"
+    """What alpha weighs: a class's summed affinities, or their mean, so that one alpha suits every K."""
     beta: Positive
     logit_scale: Positive
     trained: Trained = "keys"
     initial_digest: Hex64
     """Digest of the cache file that round 1 starts from."""
+
+    @property
+    def model_alpha(self) -> float:
+        """The alpha of the cache model, which sums."""
+        return self.alpha if self.alpha_norm == "sum" else self.alpha / self.images_per_class
 
 
 class SecureSumPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -108,11 +116,16 @@ class FederationPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     cache: CachePlan
     privacy: PrivacyPlan
     secure_sum: SecureSumPlan
+    server: ServerPlan = FEDAVG
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: a name stands twice")
+        if self.is_one_release and (self.cache.trained != "keys" or self.server != FEDAVG):
+            raise ValueError(
+                "privacy: one release trains nothing, so cache.trained and server stay as they are"
+            )
 
     @property
     def number_of_keys(self) -> int:

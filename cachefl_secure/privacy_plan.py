@@ -12,6 +12,8 @@ from msgspec import Meta
 
 from cachefl_secure.fields import Count, Positive, Strict, Unit
 
+Part = Annotated[float, Meta(ge=0.0, lt=1.0)]
+Weight = Annotated[float, Meta(ge=0.0, le=1000.0)]
 Noise = Annotated[float, Meta(gt=0.0, le=1e9)]
 Epsilon = Annotated[float, Meta(gt=0.0, le=1e9)]
 Order = Annotated[int, Meta(ge=2, le=1024)]
@@ -66,26 +68,76 @@ class DistributedPlan(
         """One, and no field: only of one step do the silos' shares of the noise add up."""
         return 1
 
+    @property
+    def steps_of_noise(self) -> float:
+        return 1.0
+
+    @property
+    def replay_weight(self) -> float:
+        """None: what leaves is a sum of integers. Everybody could add the public gradient to it, but nobody would
+        get the same bits of it as the others: it is made of matrix products.
+        """
+        return 0.0
+
+    @property
+    def proximal(self) -> float:
+        """None: there is no second step to pull at."""
+        return 0.0
+
 
 class LocalPlan(_PrivateSteps, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="local"):
     """DP-SGD inside every silo, one or more steps a round, each with all of its noise."""
 
     steps_per_round: Annotated[int, Meta(ge=1, le=10_000)]
+    proximal: Part = 0.0
+    """FedProx (Li et al. 2020): before every step of a round but the first, the change so far shrinks by this part."""
+    replay_weight: Weight = 0.0
+    """Of the synthetic images' own loss in every step, against the records'. Both are means over what is expected."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_proximal(self.proximal, self.steps_per_round)
+
+    @property
+    def steps_of_noise(self) -> float:
+        """How many steps' noise is in an update: fewer than its steps where the pull takes some of it back."""
+        # By products, not by powers: libraries round those differently, and the round's encoding follows from it.
+        total, kept = 0.0, 1.0
+        for _ in range(self.steps_per_round):
+            total, kept = total + kept * kept, kept * (1.0 - self.proximal)
+        return total
 
     @property
     def update_noise_std(self) -> float:
         """Standard deviation of the noise in each entry of a silo's update of one round."""
-        return self.step_length * self.noise_multiplier * self.clip_norm * math.sqrt(self.steps_per_round)
+        return self.step_length * self.noise_multiplier * self.clip_norm * math.sqrt(self.steps_of_noise)
 
 
 class NoPrivacyPlan(_Steps, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="none"):
     """The same steps without noise: no privacy at all."""
 
     steps_per_round: Annotated[int, Meta(ge=1, le=10_000)]
+    proximal: Part = 0.0
+    """As in ``LocalPlan``."""
+    replay_weight: Weight = 0.0
+    """As in ``LocalPlan``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_proximal(self.proximal, self.steps_per_round)
+
+    @property
+    def steps_of_noise(self) -> float:
+        return 0.0
 
     @property
     def noise_multiplier(self) -> float:
         return 0.0
+
+
+def _check_proximal(proximal: float, steps_per_round: int) -> None:
+    if proximal > 0.0 and steps_per_round < 2:
+        raise ValueError("proximal pulls between the steps of a round, and there is one")
 
 
 class StatisticsPlan(

@@ -28,6 +28,7 @@ from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSu
 from cachefl_secure.privacy_plan import PrivacyPlan, StatisticsPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, Unmasked
+from cachefl_secure.server_plan import FEDAVG, ServerPlan
 from cachefl_secure.transport.engines import check_engine, prepare_coordinator
 
 CLASSES, KEYS_A_CLASS, FEATURE_DIM = 4, 2, 16
@@ -70,10 +71,16 @@ def found(
     epsilon_cap: float | None = None,
     engine: str = "",
     trained: Trained = "keys",
+    server: ServerPlan = FEDAVG,
 ) -> SmallFederation:
     """A coordinator and one silo for each number of records, all admitted, no round yet."""
     coordinator = found_coordinator(
-        root / "coordinator", privacy=privacy, colluders=colluders, engine=engine, trained=trained
+        root / "coordinator",
+        privacy=privacy,
+        colluders=colluders,
+        engine=engine,
+        trained=trained,
+        server=server,
     )
     silos: dict[SiloId, Path] = {}
     for index, number in enumerate(records, 1):
@@ -93,6 +100,7 @@ def found_coordinator(
     colluders: int = 1,
     engine: str = "",
     trained: Trained = "keys",
+    server: ServerPlan = FEDAVG,
 ) -> Path:
     state, model = StateDir.create(root), random_cache()
     plan = FederationPlan(
@@ -117,6 +125,7 @@ def found_coordinator(
         ),
         privacy=privacy or small_privacy(trained=trained),
         secure_sum=SecureSumPlan(colluders=colluders),
+        server=server,
     )
     state.write("models/0000.safetensors", cache_to_bytes(model))
     state.write(INVITE_FILE, write_invite(plan, state.signing_key(), engine=engine))

@@ -21,6 +21,7 @@ from cachefl_secure.plan import (
     plan_digest,
     read_toml,
 )
+from cachefl_secure.server_plan import AdamServer, MeanServer
 
 FIELDS: dict[str, Any] = {
     "version": 1,
@@ -41,6 +42,7 @@ FIELDS: dict[str, Any] = {
     "cache": {
         "images_per_class": 4,
         "alpha": 16.0,
+        "alpha_norm": "sum",
         "beta": 5.5,
         "logit_scale": 100.0,
         "trained": "keys",
@@ -51,7 +53,9 @@ FIELDS: dict[str, Any] = {
         "clip_norm": 0.1,
         "noise_multiplier": 3.25,
         "sampling_rate": 1.0,
-        "steps_per_round": 1,
+        "steps_per_round": 3,
+        "proximal": 0.0,
+        "replay_weight": 0.0,
         "expected_records": 1000,
         "learning_rate": 0.5,
         "rounds": 20,
@@ -60,6 +64,7 @@ FIELDS: dict[str, Any] = {
         "rdp_order": 8,
     },
     "secure_sum": {"minimum_cohort": 3, "minimum_survivors": 3, "colluders": 1, "dropout_percent": 10},
+    "server": {"optimizer": "momentum", "momentum": 0.9, "rate": 1.0},
 }
 
 # One other legal value for every field that has one.
@@ -76,6 +81,7 @@ OTHER_VALUES: dict[str, Any] = {
     "encoder.templates": ["{}", "a photo of {}."],
     "cache.images_per_class": 5,
     "cache.alpha": 16.000000000000004,
+    "cache.alpha_norm": "mean",
     "cache.beta": 5.6,
     "cache.logit_scale": 99.0,
     "cache.initial_digest": "ee" * 32,
@@ -90,12 +96,16 @@ OTHER_VALUES: dict[str, Any] = {
     "privacy.delta": 1e-6,
     "privacy.epsilon_local": 4.0,
     "privacy.rdp_order": 9,
+    "privacy.proximal": 0.1,
+    "privacy.replay_weight": 0.3,
+    "server.momentum": 0.8,
+    "server.rate": 0.5,
     "secure_sum.minimum_cohort": 4,
     "secure_sum.minimum_survivors": 2,
     "secure_sum.dropout_percent": 20,
     "secure_sum.colluders": 0,
 }
-ONE_VALUE_ONLY = {"version", "protocol", "channel", "privacy.mechanism"}
+ONE_VALUE_ONLY = {"version", "protocol", "channel", "privacy.mechanism", "server.optimizer"}
 
 
 def plan_with(field: str = "name", value: Any = "retina") -> dict[str, Any]:
@@ -175,7 +185,12 @@ def test_the_digest_changes_with_every_field(field: str) -> None:
 
 OTHER_MECHANISMS = {
     "none": {"noise_multiplier": None, "epsilon_local": None, "rdp_order": None},
-    "distributed": {"steps_per_round": None, "epsilon_aggregate": 2.0},
+    "distributed": {
+        "steps_per_round": None,
+        "proximal": None,
+        "replay_weight": None,
+        "epsilon_aggregate": 2.0,
+    },
 }
 
 
@@ -201,6 +216,10 @@ def test_several_steps_a_round_cannot_be_said_of_distributed_noise() -> None:
     fields = plan_of("distributed")
     fields["privacy"]["steps_per_round"] = 2
     assert "steps_per_round" in str(refusal(msgspec.toml.encode(fields)))
+    for free in ("proximal", "replay_weight"):
+        fields = plan_of("distributed")
+        fields["privacy"][free] = 0.1
+        assert free in str(refusal(msgspec.toml.encode(fields)))
     fields = plan_with("privacy.epsilon_aggregate", 2.0)
     assert "epsilon_aggregate" in str(refusal(msgspec.toml.encode(fields)))
 
@@ -241,6 +260,13 @@ def test_a_value_of_the_wrong_type_names_its_field(field: str) -> None:
         ("cache.images_per_class", 1_000_001),
         ("cache.alpha", -1.0),
         ("cache.beta", 0.0),
+        ("cache.alpha_norm", "max"),
+        ("cache.trained", "values"),
+        ("privacy.proximal", 1.0),
+        ("privacy.replay_weight", -0.1),
+        ("server.momentum", 1.0),
+        ("server.rate", 0.0),
+        ("server.optimizer", "sgd"),
         ("privacy.mechanism", "central"),
         ("privacy.rdp_order", 1),
         ("privacy.clip_norm", 1e13),
@@ -282,6 +308,20 @@ def test_a_missing_field_is_refused_by_name(field: str) -> None:
     raw = msgspec.toml.encode(plan_with(field, "GONE"))
     lines = [line for line in raw.split(b"\n") if b"GONE" not in line]
     assert field.split(".")[-1] in str(refusal(b"\n".join(lines)))
+
+
+def test_a_pull_between_steps_needs_two_of_them() -> None:
+    fields = plan_with("privacy.steps_per_round", 1)
+    fields["privacy"]["proximal"] = 0.1
+    assert "between the steps" in str(refusal(msgspec.toml.encode(fields)))
+
+
+@pytest.mark.parametrize("server", [None, {"optimizer": "mean"}, {"optimizer": "adam", "rate": 0.05}])
+def test_a_server_has_an_optimizer_and_adds_the_mean_unless_told_otherwise(server: Any) -> None:
+    fields = plan_with("server", server)
+    plan = decoded({name: value for name, value in fields.items() if value is not None})
+    assert type(plan.server) is (AdamServer if server and "rate" in server else MeanServer)
+    assert decode_toml(encode_toml(plan), FederationPlan, file="plan.toml") == plan
 
 
 def test_a_class_that_stands_twice_is_refused() -> None:

@@ -10,6 +10,7 @@ The story, in the order of the files:
 ``key_sources``  that, or pictures and features made elsewhere, or texts: candidates for cache keys
 ``selection``    which candidates become keys
 ``initial``      features of synthetic images become cache keys; ``origin`` says of what for as long as they live
+``leave_one_out``  alpha and beta from that cache alone
 ``images``       a silo's own images, a folder a class; ``image_table`` the same from CSV or Parquet
 ``features``     the same, encoded once, shard by shard, in ``augmentation``'s views
 ``feature_set``  what comes of it; ``saved_features`` the same on disk, ``feature_file`` if made elsewhere

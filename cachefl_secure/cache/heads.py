@@ -1,8 +1,9 @@
 """What is trained of a cache: every cache key by itself, or one residual for all keys of a class.
 
 ``keys``            an update has NK * C numbers, a row for every key
-``class_residual``  it has N * C: the row of a class is added to all of its K keys. Fewer numbers, so less noise:
-                    the noise on a sum grows with the root of how many there are, what records say does not.
+``class_residual``  it has N * C: the row of a class is added to all of its K keys. K times fewer numbers to send. Noise
+                    moves the K keys of a class together instead of each its own way, so it does not average out
+                    among them: fewer numbers alone do not make a class's score less noisy.
 
 Either way the model stays one of cache keys, and the gradient of a record is rank one.
 """

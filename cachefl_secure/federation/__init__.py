@@ -11,6 +11,7 @@
 ``shared_ledger``      which directories of one institution write into one ledger
 ``clip_source``        where a party has the frozen CLIP, and whether it is the pinned one
 ``letters``            what is said around the messages of CF-SecAgg/1
+``server_steps``       from a round's mean update to the change of the cache: plain, with momentum, or FedAdam
 ``records``, ``chain``  verified rounds on disk, and the caches that follow from them
 ``applying``           what a sum makes of the cache: moved keys, or sums of a release beside them
 ``coordinator_round``  one round at the coordinator: hello, sync, the six exchanges of CF-SecAgg/1, record

@@ -16,6 +16,7 @@ from cachefl_secure.cache.closed_form import HeadKind
 from cachefl_secure.cache.heads import moved
 from cachefl_secure.cache.model import CacheModel, with_sums
 from cachefl_secure.cache.released_sums import ReleasedSums
+from cachefl_secure.federation.server_steps import Moments, server_step
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy_plan import StatisticsPlan
 from cachefl_secure.protocol.encoding import DecodedSum
@@ -23,14 +24,18 @@ from cachefl_secure.statistics_layout import CLASS_SUMS, GRAM, UNIT
 
 
 def apply_aggregate(
-    model: CacheModel, decoded: DecodedSum, survivors: int, plan: FederationPlan
-) -> CacheModel:
-    """The cache moved by the mean update of the survivors; or, with ``statistics``, the cache with their sums."""
+    model: CacheModel, moments: Moments, decoded: DecodedSum, survivors: int, plan: FederationPlan
+) -> tuple[CacheModel, Moments]:
+    """The cache after the step that the mean update of the survivors leads to, and what the next step needs to know.
+
+    With ``statistics`` the cache with their sums: there is no step.
+    """
     if isinstance(plan.privacy, StatisticsPlan):
         noise_std = plan.privacy.noise_multiplier * math.sqrt(survivors)
         sums = released_sums(plan.privacy, decoded.integers, classes=len(plan.classes), noise_std=noise_std)
-        return with_sums(model, sums)
-    return moved(model, decoded.values / survivors, plan.cache.trained)
+        return with_sums(model, sums), moments
+    change, moments = server_step(plan.server, moments, decoded.values / survivors)
+    return moved(model, change, plan.cache.trained), moments
 
 
 def released_sums(

@@ -13,11 +13,12 @@ from typing import Literal, TypeVar
 import msgspec
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.plan import FederationPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, FederationPlan, SecureSumPlan
 from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
 from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, StatisticsPlan, StepsPlan
+from cachefl_secure.server_plan import FEDAVG, AdamServer, MeanServer, MomentumServer, ServerPlan
 
 OPTIONS = "options"
 """Where a choice stands that is out of range: at `init` or `plan`."""
@@ -43,7 +44,7 @@ def default_delta(expected_records: int) -> float:
 
 MechanismName = Literal["distributed", "local", "none"]
 
-_Made = TypeVar("_Made", StepsPlan, StatisticsPlan, SecureSumPlan, FederationPlan)
+_Made = TypeVar("_Made", StepsPlan, StatisticsPlan, ServerPlan, CachePlan, SecureSumPlan, FederationPlan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,9 @@ class Sizes:
     """Updates in a sum, at least: more only make its noise smaller."""
     honest_survivors: int
     """h: shares of noise that nobody can subtract."""
+    server: ServerPlan = FEDAVG
+    keys_a_row: int = 1
+    """Cache keys that one trained row moves: K where the keys of a class move together."""
 
     @classmethod
     def of(cls, plan: FederationPlan, cohort_size: int) -> Sizes:
@@ -66,6 +70,8 @@ class Sizes:
             feature_dim=plan.encoder.feature_dim,
             cohort_size=cohort_size,
             honest_survivors=plan.secure_sum.honest_survivors,
+            server=plan.server,
+            keys_a_row=plan.number_of_keys // plan.trained_rows,
         )
 
 
@@ -84,6 +90,8 @@ class PrivacyChoices:
     steps_per_round: int = 1
     clip_norm: float = 0.1
     expected_records: int = 250
+    proximal: float = 0.0
+    replay_weight: float = 0.0
     learning_rate: float | None = None
     """None: as long as the noise allows, see ``learning_rate_for``."""
 
@@ -111,19 +119,27 @@ class PrivacyChoices:
             "rounds": self.rounds,
             "delta": self.delta,
         }
+        own = {
+            "steps_per_round": self.steps_per_round,
+            "proximal": self.proximal,
+            "replay_weight": self.replay_weight,
+        }
         private = {"noise_multiplier": 1.0, "rdp_order": 2}
         match self.mechanism:
             case "distributed":
                 if self.steps_per_round != 1:
                     reason = "only the noise of a round's one step adds up over silos; use --mechanism local"
                     raise ConfigError(OPTIONS, "steps_per_round", reason)
+                if self.proximal or self.replay_weight:
+                    reason = "a round is one step of integers: nothing else can pull; use --mechanism local"
+                    raise ConfigError(OPTIONS, "proximal" if self.proximal else "replay_weight", reason)
                 epsilons = {"epsilon_aggregate": self.target, "epsilon_local": self.epsilon_local}
                 return checked(lambda: DistributedPlan(**steps, **private, **epsilons))  # type: ignore[arg-type]
             case "local":
-                more = {"epsilon_local": self.target, "steps_per_round": self.steps_per_round}
-                return checked(lambda: LocalPlan(**steps, **private, **more))  # type: ignore[arg-type]
+                own["epsilon_local"] = self.target
+                return checked(lambda: LocalPlan(**steps, **private, **own))  # type: ignore[arg-type]
             case "none":
-                return checked(lambda: NoPrivacyPlan(**steps, steps_per_round=self.steps_per_round))  # type: ignore[arg-type]
+                return checked(lambda: NoPrivacyPlan(**steps, **own))  # type: ignore[arg-type]
 
     def plan(self, sizes: Sizes) -> StepsPlan:
         """The section, calibrated.
@@ -161,8 +177,7 @@ def as_local(section: StepsPlan) -> StepsPlan:
     """The section as one silo trains by itself: there are no others whose noise would help."""
     if not isinstance(section, DistributedPlan):
         return section
-    kept = {name: getattr(section, name) for name in LocalPlan.__struct_fields__ if name != "steps_per_round"}
-    return LocalPlan(**kept, steps_per_round=1)
+    return LocalPlan(**{name: getattr(section, name) for name in LocalPlan.__struct_fields__})
 
 
 def _distributed(section: DistributedPlan, epsilon: float, sizes: Sizes) -> DistributedPlan:
@@ -212,14 +227,72 @@ def learning_rate_for(section: StepsPlan, sizes: Sizes) -> float:
 
     A round adds, to each of the C entries of a key, the mean of ``cohort_size`` independent normals of
     standard deviation learning_rate * noise_multiplier * sqrt(steps) / (sampling_rate * expected_records).
-    Rounded down to two digits: nobody should read a precision into it.
+    Rounded down to two digits.
     """
-    steps = section.rounds * section.steps_per_round
     divisor = section.sampling_rate * section.expected_records * math.sqrt(sizes.cohort_size)
+    steps = section.steps_of_noise * _rounds_of_noise(section.rounds, sizes.server)
     per_unit = section.noise_multiplier * math.sqrt(sizes.feature_dim * steps) / divisor
-    longest = LONGEST_STEP if per_unit == 0.0 else min(LONGEST_STEP, NOISE_ON_A_KEY / per_unit)
-    scale = 10.0 ** (1 - math.floor(math.log10(longest)))
-    return math.floor(longest * scale + 1e-9) / scale
+    # Noise that moves K keys alike does not average out in their class's score: sqrt(K) times as much of it arrives there.
+    most = NOISE_ON_A_KEY / math.sqrt(sizes.keys_a_row)
+    longest = LONGEST_STEP if per_unit == 0.0 else min(LONGEST_STEP, most / per_unit)
+    return _down_to_two_digits(longest)
+
+
+def _rounds_of_noise(rounds: int, server: ServerPlan) -> float:
+    """How many rounds' noise, as of plain means, a server's optimizer leaves in the cache after so many rounds."""
+    match server:
+        case MeanServer():
+            return rounds
+        case MomentumServer():
+            gains = [server.rate * sum(server.momentum**k for k in range(n)) for n in range(1, rounds + 1)]
+            return math.fsum(gain * gain for gain in gains)
+        case AdamServer():
+            return rounds  # it divides by the size of updates: how far noise leads is a matter of its rate
+
+
+ServerName = Literal["mean", "momentum", "adam"]
+
+
+def server_section(
+    name: ServerName, rate: float | None, momentum: float, *, rounds: int, feature_dim: int
+) -> ServerPlan:
+    """The server's optimizer; a rate of None gives one that suits the number of rounds.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    if not 0.0 <= momentum < 1.0:
+        raise ConfigError(OPTIONS, "server_momentum", "must be in [0, 1)")
+    match name:
+        case "mean":
+            if rate is not None:
+                raise ConfigError(OPTIONS, "server_rate", "the mean is added as it is: it has no rate")
+            return FEDAVG
+        case "momentum":
+            usual = 1.0 - momentum if rate is None else rate
+            return checked(lambda: MomentumServer(momentum=momentum, rate=usual))
+        case "adam":
+            usual = adam_rate(rounds, feature_dim, momentum) if rate is None else rate
+            return checked(lambda: AdamServer(beta1=momentum, rate=usual))
+
+
+def adam_rate(rounds: int, feature_dim: int, momentum: float = 0.9, decay: float = 0.99) -> float:
+    """The rate at which nothing but noise would leave about ``NOISE_ON_A_KEY`` on a key, whatever its size.
+
+    With the mean of the second moment in its place: round n divides by the root of 1 - decay^n, in units of the
+    noise, and takes a part (1 - momentum) momentum^(n - k) of round k's. Rounded down to two digits.
+    """
+    variance = 0.0
+    for k in range(1, rounds + 1):
+        later = (momentum ** (n - k) / math.sqrt(1.0 - decay**n) for n in range(k, rounds + 1))
+        variance += ((1.0 - momentum) * math.fsum(later)) ** 2
+    return _down_to_two_digits(NOISE_ON_A_KEY / math.sqrt(variance * feature_dim))
+
+
+def _down_to_two_digits(value: float) -> float:
+    """Nobody should read a precision into it."""
+    scale = 10.0 ** (1 - math.floor(math.log10(value)))
+    return math.floor(value * scale + 1e-9) / scale
 
 
 def upward(value: float, digits: int) -> float:

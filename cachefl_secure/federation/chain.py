@@ -29,12 +29,15 @@ from cachefl_secure.federation.record import (
     open_record,
 )
 from cachefl_secure.federation.records import Records
+from cachefl_secure.federation.roster_change import RosterHistory
+from cachefl_secure.federation.server_steps import Moments, server_step
 from cachefl_secure.federation.state_dir import StateDir, round_file
 from cachefl_secure.names import Digest
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.protocol.encoding import DecodedSum, decode_sum
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, aggregate_digest
+from cachefl_secure.server_plan import MeanServer
 
 
 def open_aggregate(aggregate: bytes, record: RoundRecord, parameters: RoundParameters) -> DecodedSum:
@@ -66,6 +69,10 @@ class Chain(Records):
     Opening verifies steps (1) to (4) of every record; ``models`` verifies (5) and (6) as it recomputes.
     """
 
+    def __init__(self, state: StateDir, plan: FederationPlan, rosters: RosterHistory) -> None:
+        super().__init__(state, plan, rosters)
+        self._remembered: tuple[str, Moments] = ("", ())
+
     def initial_model(self) -> CacheModel:
         """The cache that the plan names.
 
@@ -84,19 +91,41 @@ class Chain(Records):
 
     def models(self) -> Iterator[tuple[int, CacheModel]]:
         """(round, cache) from round 0 on, recomputed from the initial cache and the sums: steps (5), (6)."""
-        model = self.initial_model()
+        model: CacheModel = self.initial_model()
+        moments: Moments = ()
         yield 0, model
         for verified in self.verified:
             record = verified.record
-            roster = self._rosters.named(record.roster_digest)
-            if roster is None:
-                raise RecordRejected(2, f"round {record.round}: another roster")
-            parameters = RoundParameters.derive(self._plan, len(record.cohort), len(roster.members))
-            decoded = open_aggregate(self._aggregate(record.round), record, parameters)
-            model = apply_aggregate(model, decoded, len(record.survivors), self._plan)
+            decoded = self._opened(record)
+            model, moments = apply_aggregate(model, moments, decoded, len(record.survivors), self._plan)
             if cache_digest(model) != record.cache_after:
                 raise RecordRejected(6, f"round {record.round}: the cache after is not what the sum gives")
             yield record.round, model
+
+    def after(self, decoded: DecodedSum, survivors: int) -> CacheModel:
+        """The cache that one more round with this sum leads to."""
+        return apply_aggregate(self.model(), self._moments(), decoded, survivors, self._plan)[0]
+
+    def _moments(self) -> Moments:
+        """What the server's optimizer remembers of the rounds so far: kept in memory, first recomputed from their sums."""
+        if isinstance(self._plan.server, MeanServer):
+            return ()
+        held = self.position.record_digest
+        if self._remembered[0] != held:
+            moments: Moments = ()
+            for verified in self.verified:
+                survivors = len(verified.record.survivors)
+                mean = self._opened(verified.record).values / survivors
+                moments = server_step(self._plan.server, moments, mean)[1]
+            self._remembered = held, moments
+        return self._remembered[1]
+
+    def _opened(self, record: RoundRecord) -> DecodedSum:
+        roster = self._rosters.named(record.roster_digest)
+        if roster is None:
+            raise RecordRejected(2, f"round {record.round}: another roster")
+        parameters = RoundParameters.derive(self._plan, len(record.cohort), len(roster.members))
+        return open_aggregate(self._aggregate(record.round), record, parameters)
 
     def extend(self, raw: bytes, aggregate: bytes, seen: Participation | None) -> RoundRecord:
         """Verifies a record in all its steps and commits it; a record already held changes nothing.
@@ -110,10 +139,12 @@ class Chain(Records):
         roster = self.roster_of(record)
         parameters = check_record(record, self._plan, roster, self.position, seen)  # (2) (3) (4) (7)
         decoded = open_aggregate(aggregate, record, parameters)  # (5)
-        model = apply_aggregate(self.model(), decoded, len(record.survivors), self._plan)
+        survivors = len(record.survivors)
+        model, moments = apply_aggregate(self.model(), self._moments(), decoded, survivors, self._plan)
         if cache_digest(model) != record.cache_after:  # (6)
             raise RecordRejected(6, "the cache after is not what the sum gives")
         self._commit(record, digest, raw, aggregate, model)
+        self._remembered = digest, moments
         return record
 
     def _commit(
@@ -154,8 +185,8 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
     """Keeps the cache that round 1 starts from.
 
     Raises:
-        PeerError: not the cache that the plan names or of other sizes than the plan says, or its keys or text
-            features have not unit norm, or it holds sums.
+        PeerError: not the cache that the plan names, of other sizes or with another alpha, beta or scale than the
+            plan says, or its keys or text features have not unit norm, or it holds sums.
     """
     try:
         cache = cache_from_bytes(content, file="initial cache")
@@ -169,6 +200,14 @@ def install_initial_cache(state: StateDir, plan: FederationPlan, content: bytes)
         raise PeerError("coordinator", "the initial cache is of other sizes than the plan says")
     if cache.sums is not None:
         raise PeerError("coordinator", "the initial cache holds sums, which only a round can make")
+    if (cache.alpha, cache.beta, cache.logit_scale) != (
+        plan.cache.model_alpha,
+        plan.cache.beta,
+        plan.cache.logit_scale,
+    ):
+        raise PeerError(
+            "coordinator", "the initial cache has another alpha, beta or scale than the plan says"
+        )
     if not has_unit_rows(cache):
         raise PeerError("coordinator", "keys or text features of the initial cache have not unit norm")
     state.write(_model_file(0), content)

@@ -31,6 +31,7 @@ from cachefl_secure.federation.release_comparison import (
     release_section,
     without_noise,
 )
+from cachefl_secure.federation.server_steps import Moments, server_step
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.descent import descent_of
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
@@ -84,16 +85,18 @@ class Comparison:
 
 
 def train_together(
-    model: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan
+    start: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan
 ) -> Iterator[CacheModel]:
     """The cache after each round of these silos, which follows from the mean of their updates as in a round."""
-    mechanism, descent = mechanism_of(plan), descent_of(plan)
+    mechanism, descent = mechanism_of(plan), descent_of(plan, lambda: start)
     if isinstance(mechanism, StatisticsMechanism):
         raise ValueError("a plan of one release trains nothing")
+    model, moments = start, Moments()
     for _ in range(plan.privacy.rounds):
         updates = [train_privately(model, records, mechanism, descent=descent) for records in silos]
         mean = np.mean([change_of_keys(update, mechanism) for update in updates], axis=0)
-        model = moved(model, mean, plan.cache.trained)
+        change, moments = server_step(plan.server, moments, mean)
+        model = moved(model, change, plan.cache.trained)
         yield model
 
 

@@ -22,7 +22,6 @@ from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError, MalformedMessage, PeerError, RoundAborted
 from cachefl_secure.federation import letters
-from cachefl_secure.federation.applying import apply_aggregate
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.letters import Reply
 from cachefl_secure.federation.ports import CoordinatorChannel, Progress, silent
@@ -264,7 +263,7 @@ class CoordinatorService:
         parameters: RoundParameters,
     ) -> tuple[RoundRecord, bytes, bytes]:
         decoded, survivors = decode_sum(aggregate, parameters), sorted(session.survivors)
-        after = apply_aggregate(self._chain.model(), decoded, len(survivors), self._chain.plan)
+        after = self._chain.after(decoded, len(survivors))
         content = aggregate.to_bytes()
         record = RoundRecord(
             federation_id=self._chain.plan.federation_id,

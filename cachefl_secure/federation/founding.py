@@ -8,13 +8,22 @@ Nothing private exists yet, so everything here is public and may be made again f
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import OPTIONS, PrivacyChoices, Sizes, checked
+from cachefl_secure.federation.calibration import (
+    OPTIONS,
+    PrivacyChoices,
+    ServerName,
+    Sizes,
+    checked,
+    server_section,
+)
 from cachefl_secure.federation.clip_source import ClipSource, load_source
 from cachefl_secure.federation.enrolment import (
     write_invite,
@@ -25,6 +34,7 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.server_plan import FEDAVG, ServerPlan
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.encoder import Encoder
@@ -32,6 +42,10 @@ if TYPE_CHECKING:
     from cachefl_secure.federation.synthetic_images import FirstKeys
 
 INVITE_FILE = "invite.toml"
+
+
+AlphaBetaSource = Literal["given", "leave-one-out"]
+"""The two fields above it, or chosen on the synthetic cache. Never on private or test records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +79,15 @@ class FoundingChoices:
     pictures: PictureChoices = field(default_factory=PictureChoices)
     images_per_class: int = 4
     alpha: float = 10.0
+    alpha_norm: Literal["sum", "mean"] = "sum"
     beta: float = 3.0
+    alpha_beta: AlphaBetaSource = "given"
     trained: Trained = "keys"
     rng_seed: int = 0
+    server: ServerName = "mean"
+    server_rate: float | None = None
+    """None: as ``calibration.server_section`` chooses it."""
+    server_momentum: float = 0.9
     privacy: PrivacyChoices | ReleaseChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
@@ -100,16 +120,21 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
 
 
 def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
-    from cachefl_secure.cache.model import cache_to_bytes
+    from cachefl_secure.cache.model import cache_digest, cache_to_bytes
 
     StateDir.refuse_occupied(root)
     check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
     choices.privacy.draft()
+    _server(choices, 1)
     encoder = load_source(choices.clip, device=choices.device, offline=choices.pictures.offline)
-    privacy = _privacy(choices, encoder.feature_dim)
+    server = _server(choices, encoder.feature_dim)
+    privacy = _privacy(choices, encoder.feature_dim, server)
     state = StateDir.create(root)
     keys, model = _initial_model(state, choices, encoder, progress)
-    plan = checked(lambda: _plan(state, choices, encoder, model, privacy))
+    section = checked(lambda: _cache_plan(choices, model))
+    model = replace(model, alpha=section.model_alpha, beta=section.beta)
+    section = msgspec.structs.replace(section, initial_digest=cache_digest(model))
+    plan = checked(lambda: _plan(state, choices, encoder, section, privacy, server))
     fewest = plan.secure_sum.minimum_cohort
     RoundParameters.derive(plan, fewest, fewest)  # the encoding must fit
     state.write("models/0000.safetensors", cache_to_bytes(model))
@@ -119,7 +144,21 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, keys)
 
 
-def _privacy(choices: FoundingChoices, feature_dim: int) -> PrivacyPlan:
+def _server(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
+    if isinstance(choices.privacy, ReleaseChoices):
+        if choices.server != "mean":
+            raise ConfigError("init", "server", "is about training; with one release there is none")
+        return FEDAVG
+    return server_section(
+        choices.server,
+        choices.server_rate,
+        choices.server_momentum,
+        rounds=choices.privacy.rounds,
+        feature_dim=feature_dim,
+    )
+
+
+def _privacy(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> PrivacyPlan:
     honest = choices.secure_sum.honest_survivors
     if isinstance(choices.privacy, ReleaseChoices):
         if choices.trained != "keys":
@@ -133,6 +172,8 @@ def _privacy(choices: FoundingChoices, feature_dim: int) -> PrivacyPlan:
         feature_dim=feature_dim,
         cohort_size=choices.secure_sum.minimum_cohort,
         honest_survivors=honest,
+        server=server,
+        keys_a_row=choices.images_per_class // keys_a_row,
     )
     return choices.privacy.plan(sizes)
 
@@ -171,11 +212,34 @@ def _initial_model(
     )
 
 
-def _plan(
-    state: StateDir, choices: FoundingChoices, encoder: Encoder, model: CacheModel, privacy: PrivacyPlan
-) -> FederationPlan:
-    from cachefl_secure.cache.model import cache_digest
+def _cache_plan(choices: FoundingChoices, model: CacheModel) -> CachePlan:
+    """With alpha and beta as they were asked for; the digest is still that of nothing."""
+    section = CachePlan(
+        images_per_class=choices.images_per_class,
+        alpha=choices.alpha,
+        alpha_norm=choices.alpha_norm,
+        beta=choices.beta,
+        logit_scale=model.logit_scale,
+        trained=choices.trained,
+        initial_digest="0" * 64,
+    )
+    if choices.alpha_beta == "given":
+        return section
+    from cachefl_secure.cache.leave_one_out import choose_alpha_beta
 
+    divisor = choices.images_per_class if choices.alpha_norm == "mean" else 1
+    chosen = choose_alpha_beta(model, divisor=divisor)
+    return msgspec.structs.replace(section, alpha=chosen.alpha, beta=chosen.beta)
+
+
+def _plan(
+    state: StateDir,
+    choices: FoundingChoices,
+    encoder: Encoder,
+    section: CachePlan,
+    privacy: PrivacyPlan,
+    server: ServerPlan,
+) -> FederationPlan:
     return FederationPlan(
         federation_id=secrets.token_hex(16),
         name=choices.name,
@@ -189,14 +253,8 @@ def _plan(
             feature_dim=encoder.feature_dim,
             templates=choices.templates,
         ),
-        cache=CachePlan(
-            images_per_class=choices.images_per_class,
-            alpha=choices.alpha,
-            beta=choices.beta,
-            logit_scale=model.logit_scale,
-            trained=choices.trained,
-            initial_digest=cache_digest(model),
-        ),
+        cache=section,
         privacy=privacy,
         secure_sum=choices.secure_sum,
+        server=server,
     )

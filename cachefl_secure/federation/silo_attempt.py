@@ -265,7 +265,8 @@ class SiloAttempt:
     def _train(self) -> None:
         """Charge, durably; then train; then seal. What can fail without training is tried before the charge."""
         plan, config, manifest = self.files.plan, self.files.config, self.manifest
-        mechanism, model, descent = mechanism_of(plan), self.chain.model(), descent_of(plan)
+        mechanism, model = mechanism_of(plan), self.chain.model()
+        descent = descent_of(plan, self.chain.initial_model)
         records = self.files.records_of_round(manifest.round)
         self.trainer.check(model, mechanism, descent, config.training_device)
         spend = self._reserve()

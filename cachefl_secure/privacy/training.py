@@ -13,6 +13,9 @@ scale and accounting hook in that order, its accountant counts. Three things are
 Records are processed in chunks of one fixed shape, padded with zeros, so that every record's gradient is
 computed alike whatever else is in the batch.
 
+A step is a *sum* over records times a public length, so a silo weighs as much as it has records without telling how
+many: the sum of one step over all silos is the step on their pooled records (decision 0035).
+
 Averaging over silos at the coordinator, step lengths fixed in the plan, and steps on public synthetic features are
 post-processing of what is released here: they cost nothing.
 """
@@ -86,6 +89,7 @@ def train_privately(
     for _ in range(mechanism.steps):
         drawn = streams.sampling.coins(len(records), mechanism.sampling_rate)
         trained.take_gradients_after(optimizer)
+        public = trained.public_pull(optimizer, mechanism)
         positions = torch.from_numpy(drawn).nonzero().flatten()
         chunks = torch.split(positions, chunk)  # none drawn: one chunk, empty
         for number, members in enumerate(chunks, 1):
@@ -94,6 +98,7 @@ def train_privately(
             # Opacus' own way to split a batch: noise and step come with the last chunk only.
             optimizer.signal_skip_step(do_skip=number < len(chunks))
             optimizer.step()
+        optimizer.drift(public)
     counted = engine.accountant.history
     if counted != [(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)]:
         raise LocalProtocolError(f"Opacus counted {counted}, which is not the mechanism that was charged")
@@ -219,7 +224,7 @@ class _KeyChange(nn.Module):
 
     def __init__(self, cache: CacheModel, descent: Descent, device: str, *, moves: bool) -> None:
         super().__init__()
-        self._cache, self._trained = cache, descent.trained
+        self._cache, self._descent, self._trained = cache, descent, descent.trained
         self._start = self._keys = cache.cache_keys.to(device)
         row_of = row_of_key(cache, descent.trained)
         self._row_of_key = None if row_of is None else row_of.to(device)
@@ -231,6 +236,29 @@ class _KeyChange(nn.Module):
     def take_gradients_after(self, optimizer: RankOneDPOptimizer) -> None:
         """Fixes the cache keys that the next step's gradients are taken at."""
         self._keys = optimizer.moved(self._start, self._row_of_key)
+
+    @torch.no_grad()
+    def public_pull(self, optimizer: RankOneDPOptimizer, mechanism: StepMechanism) -> Tensor | None:
+        """(rows, C) float64: how far this step goes whatever the records are; None: nowhere. See ``descent``.
+
+        A function of what the steps before have released, and of public numbers.
+        """
+        descent = self._descent
+        if descent.is_plain:
+            return None
+        pull = optimizer.change().mul(-descent.proximal)
+        if descent.replayed is None:
+            return pull
+        features, labels = (
+            descent.replayed.features.to(self._keys),
+            descent.replayed.labels.to(self._keys.device),
+        )
+        weight = descent.replay_weight * mechanism.learning_rate / (mechanism.clip_norm * len(labels))
+        for rows in _row_blocks(features):
+            a = rank_one_gradient(self._cache, features[rows], labels[rows], self._trained, self._keys)
+            gradients = RankOneGradients(a, features[rows])
+            pull -= weight * gradients.clipped_sum(mechanism.clip_norm).to(pull.device)
+        return pull
 
     def forget_position(self) -> None:
         """After the last step: the release needs the memory."""
@@ -272,6 +300,18 @@ class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untype
         (parameter,) = self.params
         parameter.grad, parameter.summed_grad = parameter.summed_grad, None
 
+    def change(self) -> Tensor:
+        """(rows, C) float64, a copy: what the steps so far add up to."""
+        (parameter,) = self.params
+        copy: Tensor = parameter.detach().clone()
+        return copy
+
+    def drift(self, public: Tensor | None) -> None:
+        """Adds what no record has to do with, after a step."""
+        if public is not None:
+            (parameter,) = self.params
+            parameter.data.add_(public)
+
     def moved(self, start: Tensor, row_of_key: Tensor | None) -> Tensor:
         """float32: cache keys that stood at ``start``, after the steps so far; each moves by its own or by this row."""
         (parameter,) = self.params
@@ -310,6 +350,7 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         self._sum: IntegerSum | None = None
         self._total: Tensor | None = None
         self._moved: Tensor | None = None
+        self._public: Tensor | None = None  # float64: what was added beside the noised sums
 
     def clip_and_accumulate(self) -> None:
         """Adds the chunk's integer gradients, none longer than the unit, and takes them away."""
@@ -344,6 +385,19 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         """Clip, noise and accounting hook in Opacus' order; there is no parameter to move."""
         return self.pre_step()
 
+    def change(self) -> Tensor:
+        """As ``RankOneDPOptimizer.change``, on the processor."""
+        (parameter,) = self.params
+        if self._total is None:
+            return torch.zeros(parameter.shape, dtype=torch.float64)
+        change = self._total.double().mul_(-self._value)
+        return change if self._public is None else change.add_(self._public)
+
+    def drift(self, public: Tensor | None) -> None:
+        """As ``RankOneDPOptimizer.drift``: beside the integers, which stay what was noised."""
+        if public is not None:
+            self._public = public if self._public is None else self._public.add_(public)
+
     def moved(self, start: Tensor, row_of_key: Tensor | None) -> Tensor:
         """As ``RankOneDPOptimizer.moved``, rounded twice: a function of what is released, whatever its rounding.
 
@@ -354,8 +408,10 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         if self._moved is None:
             self._moved = torch.empty_like(start)
         for rows in _row_blocks(start):
-            total = self._total[rows if row_of_key is None else row_of_key[rows]]
-            torch.add(start[rows], total.to(start), alpha=-self._value, out=self._moved[rows])
+            mine = rows if row_of_key is None else row_of_key[rows].to(self._total.device)
+            torch.add(start[rows], self._total[mine].to(start), alpha=-self._value, out=self._moved[rows])
+            if self._public is not None:
+                self._moved[rows] += self._public[mine].to(start)
         return self._moved
 
     def released(self) -> NoisedUpdate:
@@ -365,7 +421,8 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
         if isinstance(self._mechanism, DistributedMechanism):
             return IntegerUpdate(self._total.neg_().numpy().reshape(-1))
         self._moved = self._sum = None  # makes room
-        return PrivateUpdate(self._total.numpy() * np.float64(-self._value))
+        change = self._total.numpy() * np.float64(-self._value)
+        return PrivateUpdate(change if self._public is None else change + self._public.numpy())
 
     @property
     def _value(self) -> float:

@@ -292,10 +292,15 @@ def _encoding(plan: FederationPlan) -> tuple[float, float, float]:
             return bound * grid_step, grid_step, noise * unit
         case LocalPlan():
             # Signal: the largest noiseless entry if no batch exceeds sampling_rate * expected_records.
-            noise, signal = privacy.update_noise_std, privacy.learning_rate * privacy.steps_per_round
+            noise, signal = privacy.update_noise_std, _signal(privacy)
             return _CLAMP_NOISE_STDS * noise + signal, noise / _GRID_STEPS_PER_NOISE_STD, 0.0
         case NoPrivacyPlan():
-            signal = privacy.learning_rate * privacy.steps_per_round
+            signal = _signal(privacy)
             return signal, 2 * signal / _LEVELS_WITHOUT_NOISE, 0.0
         case StatisticsPlan():
             return 1.0, 1.0, 0.0  # of the update; see _segments
+
+
+def _signal(privacy: LocalPlan | NoPrivacyPlan) -> float:
+    """Largest entry of what a round's steps do by clipped gradients, of records and of replayed images."""
+    return privacy.learning_rate * privacy.steps_per_round * (1.0 + privacy.replay_weight)

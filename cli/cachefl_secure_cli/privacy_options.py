@@ -139,6 +139,8 @@ def privacy_choices(
     clip_norm: float,
     expected_records: int,
     learning_rate: float | None = None,
+    proximal: float = 0.0,
+    replay_weight: float = 0.0,
     head: HeadChoice,
     gamma: float,
 ) -> PrivacyChoices | ReleaseChoices:
@@ -158,6 +160,8 @@ def privacy_choices(
                 "--sampling-rate": sampling_rate != 1.0,
                 "--steps-per-round": steps_per_round != 1,
                 "--learning-rate": learning_rate is not None,
+                "--proximal": proximal != 0.0,
+                "--replay-weight": replay_weight != 0.0,
             },
         )
     return PrivacyChoices(
@@ -171,4 +175,6 @@ def privacy_choices(
         clip_norm=clip_norm,
         expected_records=expected_records,
         learning_rate=learning_rate,
+        proximal=proximal,
+        replay_weight=replay_weight,
     )

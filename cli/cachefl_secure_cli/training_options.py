@@ -22,11 +22,79 @@ class Trained(enum.StrEnum):
         return "keys" if self is Trained.keys else "class_residual"
 
 
+class AlphaNorm(enum.StrEnum):
+    """As ``--alpha-norm`` takes it."""
+
+    sum = "sum"
+    mean = "mean"
+
+
+class AlphaBeta(enum.StrEnum):
+    """As ``--alpha-beta`` takes it."""
+
+    given = "given"
+    leave_one_out = "leave-one-out"
+
+
+AlphaNormOption = Annotated[
+    AlphaNorm,
+    typer.Option(
+        "--alpha-norm",
+        help="What alpha weighs: the sum of a class's K affinities, as published, or their mean, so that one alpha "
+        "suits every K.",
+    ),
+]
+AlphaBetaOption = Annotated[
+    AlphaBeta,
+    typer.Option(
+        "--alpha-beta",
+        help="given: as --alpha and --beta say. leave-one-out: those that best classify each synthetic image by the "
+        "others; needs two a class.",
+    ),
+]
+
+
+class Server(enum.StrEnum):
+    """As ``--server`` takes it."""
+
+    mean = "mean"
+    momentum = "momentum"
+    adam = "adam"
+
+
+ServerOption = Annotated[
+    Server,
+    typer.Option(
+        "--server",
+        help="What becomes of a round's mean update: added as it is, with momentum (FedAvgM), or by FedAdam. Everybody "
+        "recomputes it from the published sums; it costs no privacy.",
+    ),
+]
+ServerRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Of momentum and adam. Default: one less the momentum; with adam as far as noise alone should lead.",
+        show_default=False,
+    ),
+]
+ServerMomentum = Annotated[float, typer.Option(help="Of momentum, and the first of adam's two.")]
+Proximal = Annotated[
+    float,
+    typer.Option(
+        help="FedProx, with several steps a round: before each further one the change so far shrinks by this part."
+    ),
+]
+ReplayWeight = Annotated[
+    float,
+    typer.Option(
+        help="Weight of the synthetic images' own loss in every step of local or none. They are public: it is free."
+    ),
+]
 TrainedOption = Annotated[
     Trained,
     typer.Option(
         "--trained",
         help="keys: every cache key by itself. class-residual: one change for all keys of a class, K times fewer "
-        "numbers, for a small epsilon or many classes.",
+        "numbers to send.",
     ),
 ]

@@ -121,3 +121,16 @@ def test_a_chosen_learning_rate_stands() -> None:
 def test_a_number_out_of_range_is_named(choices: PrivacyChoices, field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         choices.plan(SIZES)
+
+
+def test_noise_that_moves_four_keys_alike_may_be_half_as_much() -> None:
+    draft = PrivacyChoices(epsilon=0.5).draft()
+    alone, together = (
+        learning_rate_for(
+            msgspec.structs.replace(draft, noise_multiplier=20.0),
+            Sizes(trained_rows=10, feature_dim=64, cohort_size=5, honest_survivors=4, keys_a_row=keys),
+        )
+        for keys in (1, 4)
+    )
+    assert together == pytest.approx(alone / 2, rel=0.05)
+    assert together < alone < LONGEST_STEP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +19,15 @@ from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.privacy.mechanism import DistributedMechanism, mechanism_of
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.transport.local_federation import run_local_rounds
-from tests.small_federation import CLASSES, FEATURE_DIM, KEYS_A_CLASS, SmallFederation, found, small_privacy
+from tests.small_federation import (
+    CLASSES,
+    FEATURE_DIM,
+    KEYS_A_CLASS,
+    SmallFederation,
+    found,
+    found_coordinator,
+    small_privacy,
+)
 
 
 def played(root: Path, choices: PrivacyChoices, rounds: int) -> SmallFederation:
@@ -73,14 +82,24 @@ def test_plan_mechanism_and_encoding_are_of_one_size(tmp_path: Path) -> None:
     assert mechanism.lattice == plan.lattice
 
 
-def test_a_cache_of_other_sizes_than_the_plan_says_is_refused_before_anything_is_charged(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("lie", "what"),
+    [
+        ({"images_per_class": KEYS_A_CLASS + 1}, "other sizes"),
+        ({"alpha": 11.0}, "another alpha"),
+        ({"alpha_norm": "mean"}, "another alpha"),
+        ({"beta": 4.0}, "another alpha"),
+    ],
+)
+def test_a_cache_other_than_the_plan_describes_is_refused_before_anything_is_charged(
+    tmp_path: Path, lie: dict[str, Any], what: str
 ) -> None:
     """The digest fits, because a coordinator chooses both."""
-    federation = found(tmp_path, records=(9, 9, 9, 9, 9))
-    content = (federation.coordinator / "models/0000.safetensors").read_bytes()
-    lie = msgspec.structs.replace(federation.plan.cache, images_per_class=KEYS_A_CLASS + 1)
-    plan = msgspec.structs.replace(federation.plan, cache=lie)
-    with pytest.raises(PeerError, match="other sizes"):
-        install_initial_cache(StateDir.create(tmp_path / "silo"), plan, content)
+    coordinator = found_coordinator(tmp_path / "coordinator")
+    content = (coordinator / "models/0000.safetensors").read_bytes()
+    plan = CoordinatorFiles.open(coordinator).plan
+    install_initial_cache(StateDir.create(tmp_path / "honest"), plan, content)
+    told = msgspec.structs.replace(plan, cache=msgspec.structs.replace(plan.cache, **lie))
+    with pytest.raises(PeerError, match=what):
+        install_initial_cache(StateDir.create(tmp_path / "silo"), told, content)
     assert not (tmp_path / "silo/models/0000.safetensors").exists()

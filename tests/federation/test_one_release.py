@@ -39,6 +39,7 @@ from cachefl_secure.privacy_plan import StatisticsPlan
 from cachefl_secure.protocol.encoding import DecodedSum, decode_sum
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
+from cachefl_secure.server_plan import MomentumServer
 from cachefl_secure.statistics_layout import CLASS_SUMS, FEATURE_BITS, GRAM, UNIT
 from cachefl_secure.transport.local_federation import run_local_rounds
 from tests import small_federation
@@ -260,6 +261,14 @@ def test_one_release_is_charged_once_and_verifies(federation: SmallFederation) -
         assert budget.rounds_charged == 1
         assert budget.spent == expected
         audit_silo(directory, witnessed_heads([federation.coordinator]))
+
+
+def test_a_plan_of_one_release_says_nothing_of_training(federation: SmallFederation) -> None:
+    plan = federation.plan
+    residual = msgspec.structs.replace(plan.cache, trained="class_residual")
+    for other in ({"cache": residual}, {"server": MomentumServer(momentum=0.9, rate=0.1)}):
+        with pytest.raises(ValueError, match="one release trains nothing"):
+            msgspec.structs.replace(plan, **other)
 
 
 def test_statistics_are_released_once(federation: SmallFederation) -> None:

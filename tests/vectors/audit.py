@@ -228,14 +228,17 @@ class Federation:
             tail = math.ceil(math.sqrt(2 * math.log(2 * entries * 2.0**40)) * noise * math.sqrt(silos))
             clamp = largest * step
         else:
-            signal = privacy["learning_rate"] * privacy["steps_per_round"]
+            signal = privacy["learning_rate"] * privacy["steps_per_round"] * (1 + privacy["replay_weight"])
             gradients = privacy["sampling_rate"] * privacy["expected_records"] * privacy["clip_norm"]
             if privacy["mechanism"] == "none":
                 clamp, step = signal, 2 * signal / 65536
             else:
                 length = privacy["learning_rate"] / gradients
                 deviation = length * privacy["noise_multiplier"] * privacy["clip_norm"]
-                deviation *= math.sqrt(privacy["steps_per_round"])
+                noises, kept = 0.0, 1.0
+                for _ in range(privacy["steps_per_round"]):
+                    noises, kept = noises + kept * kept, kept * (1 - privacy["proximal"])
+                deviation *= math.sqrt(noises)
                 clamp, step = 8 * deviation + signal, deviation / 32
         largest = math.ceil(clamp / step) + 1
         bits = (2 * (silos * largest + tail)).bit_length()
@@ -259,6 +262,33 @@ class Federation:
         return length * (privacy["clip_norm"] / unit), clamp, noise
 
 
+class Server:
+    """What becomes of each round's mean update, number by number."""
+
+    def __init__(self, section: dict[str, Any], entries: int) -> None:
+        self.section, self.first = section, [0.0] * entries
+        self.second = [section.get("epsilon", 0.0) * section.get("epsilon", 0.0)] * entries
+
+    def change(self, mean: list[float]) -> list[float]:
+        section = self.section
+        match section["optimizer"]:
+            case "mean":
+                return mean
+            case "momentum":
+                pairs = zip(self.first, mean, strict=True)
+                self.first = [section["momentum"] * before + each for before, each in pairs]
+                return [section["rate"] * each for each in self.first]
+            case "adam":
+                b1, b2 = section["beta1"], section["beta2"]
+                self.first = [b1 * m + (1 - b1) * each for m, each in zip(self.first, mean, strict=True)]
+                self.second = [
+                    b2 * v + (1 - b2) * (each * each) for v, each in zip(self.second, mean, strict=True)
+                ]
+                both = zip(self.first, self.second, strict=True)
+                return [section["rate"] * m / (math.sqrt(v) + section["epsilon"]) for m, v in both]
+        raise Refused("an optimizer of another version")
+
+
 def audit(root: Path) -> list[str]:
     """Digests of all caches, the first one included, each recomputed.
 
@@ -268,7 +298,7 @@ def audit(root: Path) -> list[str]:
     agreed, cache = Federation(root), Cache((root / "models/0000.safetensors").read_bytes())
     require(cache.digest == agreed.plan["cache"]["initial_digest"], "another initial cache")
     last, number, digests = named("cachefl-secure/genesis/1", agreed.plan_digest), 0, [cache.digest]
-    epoch = 1
+    epoch, server = 1, Server(agreed.plan["server"], math.prod(agreed.rows_and_dimension()))
     for folder in sorted(path for path in (root / "rounds").iterdir() if (path / "record.json").exists()):
         signed = json.loads((folder / "record.json").read_bytes())
         body, signature = signed["record"].encode(), bytes.fromhex(signed["signature"])
@@ -281,7 +311,7 @@ def audit(root: Path) -> list[str]:
         require(roster.epoch >= epoch and roster.is_countersigned, "a roster that was over, or never begun")
         certified(record, agreed, roster)
         epoch = roster.epoch
-        cache.add(mean(record, (folder / "aggregate.bin").read_bytes(), agreed))
+        cache.add(server.change(mean(record, (folder / "aggregate.bin").read_bytes(), agreed)))
         require(cache.digest == record["cache_after"], "the sum gives another cache")
         last, number = named("cachefl-secure/record-digest/1", body), record["round"]
         digests.append(cache.digest)

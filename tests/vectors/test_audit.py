@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.record import open_record, sign_record
-from cachefl_secure.plan import plan_digest
+from cachefl_secure.plan import Trained, plan_digest
+from cachefl_secure.server_plan import FEDAVG, AdamServer, MomentumServer, ServerPlan
 from cachefl_secure.transport.local_federation import run_local_rounds
 from tests.small_federation import SmallFederation, found, small_privacy
 from tests.vectors.audit import Refused, audit, canonical
@@ -21,15 +23,30 @@ from tests.vectors.audit import Refused, audit, canonical
 PUBLIC = ("invite.toml", "roster.bin", "countersignatures.bin", "models/0000.safetensors")
 
 
-@pytest.fixture(
-    scope="module", params=[("local", "keys"), ("distributed", "keys"), ("distributed", "class_residual")]
-)
+PLAYED = [
+    ("local", "keys"),
+    ("distributed", "keys"),
+    ("distributed", "class_residual"),
+    ("local", "adam"),
+    ("distributed", "momentum"),
+]
+
+
+@pytest.fixture(scope="module", params=PLAYED)
 def played(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SmallFederation:
     """Two rounds."""
-    mechanism, trained = request.param
+    mechanism, other = request.param
     choices = PrivacyChoices(mechanism=mechanism, rounds=4, expected_records=15)
-    privacy = small_privacy(choices, trained)
-    federation = found(tmp_path_factory.mktemp("audit"), privacy=privacy, trained=trained)
+    if other == "adam":
+        choices = replace(choices, steps_per_round=3, proximal=0.25, replay_weight=0.3)
+    trained: Trained = "class_residual" if other == "class_residual" else "keys"
+    servers: dict[str, ServerPlan] = {"adam": AdamServer(rate=0.05), "momentum": MomentumServer(rate=0.7)}
+    federation = found(
+        tmp_path_factory.mktemp("audit"),
+        privacy=small_privacy(choices, trained),
+        trained=trained,
+        server=servers.get(other, FEDAVG),
+    )
     run_local_rounds(
         federation.coordinator,
         list(federation.silos.values()),

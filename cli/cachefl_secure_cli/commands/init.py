@@ -13,7 +13,20 @@ from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
-from cachefl_secure_cli.training_options import Trained, TrainedOption
+from cachefl_secure_cli.training_options import (
+    AlphaBeta,
+    AlphaBetaOption,
+    AlphaNorm,
+    AlphaNormOption,
+    Proximal,
+    ReplayWeight,
+    Server,
+    ServerMomentum,
+    ServerOption,
+    ServerRate,
+    Trained,
+    TrainedOption,
+)
 
 if TYPE_CHECKING:
     from cachefl_secure.plan import FederationPlan
@@ -58,6 +71,8 @@ def command(
     offline: pictures.Offline = False,
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
     beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
+    alpha_norm: AlphaNormOption = AlphaNorm.sum,
+    alpha_beta: AlphaBetaOption = AlphaBeta.given,
     trained: TrainedOption = Trained.keys,
     mechanism: options.Mechanism = MechanismChoice.distributed,
     not_private: Annotated[
@@ -77,6 +92,11 @@ def command(
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
     ] = None,
+    proximal: Proximal = 0.0,
+    replay_weight: ReplayWeight = 0.0,
+    server: ServerOption = Server.mean,
+    server_rate: ServerRate = None,
+    server_momentum: ServerMomentum = 0.9,
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
@@ -132,7 +152,12 @@ def command(
         images_per_class=images_per_class,
         alpha=alpha,
         beta=beta,
+        alpha_norm=alpha_norm.value,
+        alpha_beta=alpha_beta.value,
         trained=trained.in_plan,
+        server=server.value,
+        server_rate=server_rate,
+        server_momentum=server_momentum,
         rng_seed=seed,
         privacy=options.privacy_choices(
             mechanism=mechanism,
@@ -147,6 +172,8 @@ def command(
             head=head,
             gamma=gamma,
             learning_rate=learning_rate,
+            proximal=proximal,
+            replay_weight=replay_weight,
         ),
         secure_sum=SecureSumPlan(
             minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
@@ -170,6 +197,8 @@ def command(
                 "fingerprint": founded.fingerprint,
                 "invite": str(founded.invite),
                 "engine": engine,
+                "alpha": plan.cache.alpha,
+                "beta": plan.cache.beta,
                 "noise_multiplier": plan.privacy.noise_multiplier,
                 "learning_rate": getattr(plan.privacy, "learning_rate", None),
                 "mechanism": plan.privacy.mechanism,
@@ -186,6 +215,7 @@ def command(
     rows = [
         ("pictures kept for the cache", str(plan.number_of_keys - without_picture)),
         ("they come from", f"{origin.name} ({origin.licence})"),
+        ("alpha and beta", f"{plan.cache.alpha:g} and {plan.cache.beta:g}"),
         ("numbers a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         *_what_is_made(plan),
