@@ -1,0 +1,111 @@
+"""What a method is: a function of a cell and a few numbers, which validation records choose; and what it returns."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cachefl_secure.cache.features import FeatureSet
+from tests.bench.rivals.metrics import Quality, quality
+from tests.bench.rivals.task import Cell
+
+Numbers = Mapping[str, float]
+Choices = Sequence[Numbers]
+Scores = Callable[[Tensor], Tensor]
+"""Features (n, C) to logits (n, N)."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one silo over all rounds."""
+
+    up: int = 0
+    down: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Trained models: one, or one a silo where nothing is shared. Nobody has looked at a test record yet."""
+
+    models: tuple[Scores, ...]
+    traffic: Traffic
+
+
+class Kind(enum.StrEnum):
+    """What a method needs of the silos."""
+
+    REFERENCE = "no training"
+    CENTRAL = "central"
+    ALONE = "alone"
+    MULTI_ROUND = "multi-round"
+    ONE_ROUND = "one round"
+    OURS = "ours"
+    OURS_PRIVATE = "ours, private"
+
+    @property
+    def ignores_partition(self) -> bool:
+        return self in (Kind.REFERENCE, Kind.CENTRAL)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table."""
+
+    name: str
+    kind: Kind
+    run: Callable[..., Outcome]
+    """Of a cell, and of the names of one choice."""
+    origin: str
+    """Where its numbers come from; never from test records."""
+    choices: Choices = ({},)
+    """Settings to choose from on validation records; a single one is taken as it is."""
+    epsilon: str = ""
+    needs_text_tower: bool = False
+
+
+def float32_rounds(trained: Sequence[Tensor], rounds: int, *, start: Tensor | None = None) -> Traffic:
+    """What is trained travels both ways in every round; ``start`` is what a silo must be told before, once."""
+    numbers = sum(tensor.numel() for tensor in trained)
+    return Traffic(4 * rounds * numbers, 4 * (rounds * numbers + (0 if start is None else start.numel())))
+
+
+def choose(method: Method, cell: Cell) -> Numbers:
+    """The setting with the best top-1 on the validation records, then the least cross-entropy."""
+    if len(method.choices) == 1:
+        return method.choices[0]
+    return min(method.choices, key=lambda numbers: _loss(method.run(cell, **numbers), cell.validation))
+
+
+def _loss(outcome: Outcome, records: FeatureSet) -> tuple[float, float]:
+    """Errors and cross-entropy, means over models."""
+    errors, surprise = 0.0, 0.0
+    with torch.no_grad():
+        for model in outcome.models:
+            scores = model(records.features)
+            errors += float((scores.argmax(dim=1) != records.labels).double().mean())
+            surprise += float(cross_entropy(scores, records.labels))
+    return errors, surprise
+
+
+def timed(method: Method, cell: Cell, numbers: Numbers) -> tuple[Outcome, float]:
+    """The outcome, and the CPU seconds that training took, all silos together."""
+    began = time.process_time()
+    outcome = method.run(cell, **numbers)
+    return outcome, time.process_time() - began
+
+
+def measured(outcome: Outcome, cell: Cell) -> tuple[Quality, ...]:
+    """Reads the test records. Of several models each serves the silo that trained it."""
+    test, present = cell.task.test, [records for records in cell.silos if len(records)]
+    served = [present] if len(outcome.models) == 1 else [[records] for records in present]
+    with torch.no_grad():
+        return tuple(
+            quality(torch.softmax(model(test.features), dim=1), test.labels, silos)
+            for model, silos in zip(outcome.models, served, strict=True)
+        )

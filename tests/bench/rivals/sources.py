@@ -1,0 +1,204 @@
+"""The data sets of the table: embedded handwriting, and what lies in the folder of real data.
+
+Features of images are encoded once and kept in a cache folder, by what they were made of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from cachefl_secure.cache.encoder import Encoder, load_encoder, text_classifier
+from cachefl_secure.cache.features import (
+    FeatureSet,
+    ImageList,
+    extract_features,
+    features_digest,
+    load_features,
+    save_features,
+)
+from cachefl_secure.cache.generator import load_generator
+from cachefl_secure.cache.images import image_folder
+from cachefl_secure.cache.synthesis import generate
+from cachefl_secure.embedded import CLASSES, CLIP_DIR, GENERATOR_DIR, TEMPLATES
+from cachefl_secure.embedded.digits import HELD_OUT, silo_folders, write_image_folders
+from tests.bench.rivals import clip_features, image_archives
+from tests.bench.rivals.diffusion import draw
+from tests.bench.rivals.task import Task, joined
+
+DATA = Path(os.environ.get("CACHEFL_SECURE_DATA") or Path(__file__).parents[4] / "shared" / "data")
+KEYS, CANDIDATES = 4, 8
+"""The product's own: K cache keys a class, chosen from so many pictures."""
+PHOTO_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "{}")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data lies and what was encoded is kept."""
+
+    data: Path
+    cache: Path
+    progress: Progress
+
+    def encoded(self, images: ImageList, encoder: Encoder, name: str) -> FeatureSet:
+        """From the cache if it was made of the same files by the same encoder."""
+        file, digest = self.cache / f"{name}.safetensors", features_digest(images, encoder)
+        if file.is_file():
+            features, made_of = load_features(file)
+            if made_of == digest:
+                return features
+        features = extract_features(
+            images, encoder, progress=lambda done, all_: self.progress(done, all_, f"encode {name}")
+        )
+        save_features(file, features, digest)
+        return features
+
+
+def digits(place: Place, seed: int) -> Task:
+    """The product's own start: pictures of the embedded generator, the surest of 8 a class. Held-out fifth by the seed."""
+    encoder = load_encoder("embedded", local_dir=CLIP_DIR)
+    classifier = text_classifier(encoder, CLASSES, TEMPLATES)
+    folder = place.cache / f"digits-{seed}"
+    write_image_folders(folder / "images", seed)
+    drawn = generate(
+        load_generator(GENERATOR_DIR), CLASSES, "a photo of a {}.", CANDIDATES, seed, folder / "synthetic"
+    )
+    pictures = ImageList(
+        folder / "synthetic", tuple(i.file for i in drawn), tuple(i.label for i in drawn), CLASSES
+    )
+    sets = [
+        place.encoded(image_folder(silo, CLASSES), encoder, f"digits-{seed}-{name}")
+        for name, silo in silo_folders(folder / "images").items()
+    ]
+    return Task(
+        "digits",
+        CLASSES,
+        classifier,
+        encoder.logit_scale,
+        surest(place.encoded(pictures, encoder, f"digits-{seed}-synthetic"), classifier),
+        KEYS,
+        joined(sets),
+        place.encoded(
+            image_folder(folder / "images" / HELD_OUT, CLASSES), encoder, f"digits-{seed}-{HELD_OUT}"
+        ),
+        "embedded CLIP; text of class names; generated pictures",
+        encoder,
+        seeds_of_their_own=True,
+    )
+
+
+def surest(features: FeatureSet, classifier: torch.Tensor) -> FeatureSet:
+    """By zero-shot margin of the claimed class, as the product chooses among generated pictures."""
+    similarities, claimed = features.features @ classifier.T, features.labels.unsqueeze(1)
+    others = similarities.scatter(1, claimed, -torch.inf).amax(dim=1)
+    order = (similarities.gather(1, claimed).squeeze(1) - others).argsort(descending=True, stable=True)
+    return FeatureSet(features.features[order], features.labels[order])
+
+
+def photos(place: Place) -> Task:
+    """Caltech101's small copy through a real image-text model; no generator of photos is here, so text is the start."""
+    encoder, classes, training, test = _archive(place, "caltech101_small.tar", "caltech101")
+    classifier = text_classifier(encoder, classes, PHOTO_TEMPLATES)
+    return Task(
+        "caltech101 photos",
+        classes,
+        classifier,
+        encoder.logit_scale,
+        FeatureSet(classifier, torch.arange(len(classes))),
+        1,
+        training,
+        test,
+        "lit_mnv2; text of class names, as keys too: no synthetic images",
+        encoder,
+    )
+
+
+def medical(place: Place) -> Task:
+    """MedNIST, 150 + 100 images a class, with pictures of a diffusion model that was trained on such images."""
+    encoder, classes, training, test = _archive(place, "mednist_subset.tar", "mednist")
+    classifier = text_classifier(encoder, tuple(map(image_archives.spoken, classes)), ("a {}.", "{}"))
+    pictures = draw(
+        place.data / "ddpm_mednist32",
+        place.cache / "mednist-synthetic",
+        classes,
+        CANDIDATES,
+        progress=place.progress,
+    )
+    drawn = place.encoded(image_folder(pictures, classes), encoder, "mednist-synthetic")
+    return Task(
+        "mednist",
+        classes,
+        classifier,
+        encoder.logit_scale,
+        drawn,
+        KEYS,
+        training,
+        test,
+        "lit_mnv2; text of class names; pictures of a diffusion model that saw 600 images a class, perhaps of these",
+        encoder,
+    )
+
+
+def _archive(
+    place: Place, archive: str, name: str
+) -> tuple[Encoder, tuple[str, ...], FeatureSet, FeatureSet]:
+    folder, classes = image_archives.unpack(place.data, archive, place.cache / f"{name}-images")
+    encoder = load_encoder("local-dir", local_dir=place.data / "lit_mnv2_openclip")
+    training, test = (
+        place.encoded(image_folder(folder / part, classes), encoder, f"{name}-{part}")
+        for part in ("train", "test")
+    )
+    return encoder, classes, training, test
+
+
+def clip(name: str) -> Callable[[Place, int], Task]:
+    return lambda place, seed: clip_features.task(place.data / clip_features.FOLDER, name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set by the name that ``--data`` takes, and the files without which it is skipped."""
+
+    name: str
+    load: Callable[[Place, int], Task]
+    needs: tuple[str, ...] = ()
+
+    def missing(self, data: Path) -> list[str]:
+        return [file for file in self.needs if not (data / file).exists()]
+
+
+SOURCES = (
+    Source("digits", digits),
+    *(
+        Source(
+            f"clip-{name}",
+            clip(name),
+            (
+                f"{clip_features.FOLDER}/{name}.npz",
+                *([f"{clip_features.FOLDER}/{clip_features.TEXT}"] if name == "caltech101" else []),
+            ),
+        )
+        for name in ("caltech101", "oxford_flowers", "oxford_pets", "dtd")
+    ),
+    Source(
+        "photos",
+        lambda place, seed: photos(place),
+        ("caltech101_small.tar", "lit_mnv2_openclip", "coop_splits/split_zhou_Caltech101.json"),
+    ),
+    Source(
+        "mednist",
+        lambda place, seed: medical(place),
+        ("mednist_subset.tar", "lit_mnv2_openclip", "ddpm_mednist32"),
+    ),
+)
+
+
+def without_encoder(task: Task) -> Task:
+    """The same task for methods that only see features."""
+    return replace(task, encoder=None)
