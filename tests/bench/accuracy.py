@@ -24,23 +24,23 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a file, from anywhere
 
-from tests.bench.rivals.drawing import draw  # noqa: E402
-from tests.bench.rivals.method import Kind, Method, Numbers, Outcome, choose, measured, timed  # noqa: E402
-from tests.bench.rivals.methods import METHODS  # noqa: E402
-from tests.bench.rivals.partitions import PARTITIONS, cut  # noqa: E402
-from tests.bench.rivals.results import FIGURES, Check, Row, Run, checks, rows_of, write_csv  # noqa: E402
-from tests.bench.rivals.sources import DATA, SOURCES, Place, Source  # noqa: E402
-from tests.bench.rivals.task import Cell, Task  # noqa: E402
+from tests.bench.rivals.drawing import draw
+from tests.bench.rivals.method import Method, Trained, choose, measured, train
+from tests.bench.rivals.methods import METHODS
+from tests.bench.rivals.partitions import PARTITIONS, cut
+from tests.bench.rivals.results import FIGURES, Check, Row, Run, checks, rows_of, write_csv
+from tests.bench.rivals.sources import DATA, SOURCES, Place, Source
+from tests.bench.rivals.task import Cell, Task
 
 
 def measure(source: Source, place: Place, seeds: int, bar: Progress) -> tuple[str, list[Row]]:
@@ -51,13 +51,24 @@ def measure(source: Source, place: Place, seeds: int, bar: Progress) -> tuple[st
     rows: list[Row] = []
     cells = {name: [cut(task, name, seed) for seed, task in enumerate(tasks)] for name in PARTITIONS}
     for method in methods:
-        kept: dict[int, tuple[Outcome, float]] = {}
+        central: list[Trained] = []
         for partition, drawn in cells.items():
-            numbers = choose(method, drawn[0])
-            runs = [_run(method, numbers, cell, kept) for cell in drawn]
-            rows += rows_of(tasks[0].name, partition, method, numbers, runs)
+            trained = central or _train(method, drawn)
+            if method.kind.ignores_partition:
+                central = trained
+            runs = [
+                Run(measured(each.outcome, cell), each.outcome.traffic, each.seconds)
+                for each, cell in zip(trained, drawn, strict=True)
+            ]
+            rows += rows_of(tasks[0].name, partition, method, trained[0].numbers, runs)
             bar.advance(work)
     return tasks[0].origin, sorted(rows, key=lambda row: list(PARTITIONS).index(row.partition))
+
+
+def _train(method: Method, cells: Sequence[Cell]) -> list[Trained]:
+    """The first seed's validation records choose the setting for all seeds."""
+    first = choose(method, cells[0])
+    return [first, *(train(method, cell, first.numbers) for cell in cells[1:])]
 
 
 def _tasks(source: Source, place: Place, seeds: int) -> list[Task]:
@@ -66,14 +77,6 @@ def _tasks(source: Source, place: Place, seeds: int) -> list[Task]:
         first if not seed or not first.seeds_of_their_own else source.load(place, seed)
         for seed in range(seeds)
     ]
-
-
-def _run(method: Method, numbers: Numbers, cell: Cell, kept: dict[int, tuple[Outcome, float]]) -> Run:
-    """A model that no partition changes is trained once a seed."""
-    if not method.kind.ignores_partition or cell.seed not in kept:
-        kept[cell.seed] = timed(method, cell, numbers)
-    outcome, seconds = kept[cell.seed]
-    return Run(measured(outcome, cell), outcome.traffic, seconds)
 
 
 def show(console: Console, rows: Sequence[Row], origin: str) -> None:
@@ -127,8 +130,6 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 190)
     with tempfile.TemporaryDirectory() as temporary:
         rows = _all(arguments, arguments.cache or Path(temporary), console)
-    if arguments.csv:
-        write_csv(arguments.csv, rows)
     if arguments.figure:
         draw(arguments.figure, rows)
     found = checks(rows)
@@ -151,16 +152,19 @@ def _all(arguments: argparse.Namespace, cache: Path, console: Console) -> list[R
             origin, measured_rows = measure(source, place, arguments.seeds, bar)
             show(console, measured_rows, origin)
             rows += measured_rows
+            if arguments.csv:
+                write_csv(arguments.csv, rows)  # a run that is cut off leaves what it has
     return rows
 
 
-def _reporter(bar: Progress):  # type: ignore[no-untyped-def]
-    tasks = {}
+def _reporter(bar: Progress) -> Callable[[int, int, str], None]:
+    """A bar of its own for each kind of preparation."""
+    bars: dict[str, TaskID] = {}
 
     def report(done: int, total: int, what: str) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done, total=total)
+        if what not in bars:
+            bars[what] = bar.add_task(what, total=total)
+        bar.update(bars[what], completed=done, total=total)
 
     return report
 

@@ -44,12 +44,12 @@ class Steps:
 
 OPTIONS = (
     Steps(),
-    Steps(steps_per_round=5),
-    Steps(steps_per_round=10, sampling_rate=0.2),
-    Steps(steps_per_round=10, sampling_rate=0.2, alpha=30.0, learning_rate=2.0),
-    Steps(steps_per_round=10, sampling_rate=0.2, learning_rate=2.0),
+    Steps(steps_per_round=20, sampling_rate=0.1, learning_rate=4.0),
+    Steps(steps_per_round=20, sampling_rate=0.1, learning_rate=2.0, alpha=30.0),
 )
-"""Number of local steps, their length, alpha: options of ``init``, tried on validation records."""
+"""Options of ``init``, tried on validation records: many short local steps on a tenth of the records, and alpha."""
+LOCAL_ONLY = 1
+"""The option of a silo alone, whatever validation says of the others."""
 CHOICES: Choices = tuple({"option": number} for number in range(len(OPTIONS)))
 
 
@@ -82,9 +82,9 @@ def private(cell: Cell, mechanism: MechanismName, epsilon: float) -> Outcome:
     return _outcome(cell, start(cell.task), section(cell, mechanism, epsilon, Steps()))
 
 
-def alone(cell: Cell, option: float = 0) -> Outcome:
+def alone(cell: Cell) -> Outcome:
     """Local only: every silo trains the public cache on its own records, and shares nothing."""
-    steps = OPTIONS[int(option)]
+    steps = OPTIONS[LOCAL_ONLY]
     model = start(cell.task, steps.alpha, steps.beta)
     privacy = section(cell, "none", math.inf, steps)
     trained = [train_together(model, [records], privacy, cell.seed) for records in cell.silos if len(records)]

@@ -22,20 +22,20 @@ from tests.bench.rivals.task import Task
 FOLDER, TEXT = "clip_vitb32_features", "detic_text_a_cname.npz"
 _SCALE = 100.0  # of OpenAI's CLIP
 SAME = {
-    **{"face": "human face", "motorbike": "motorcycle", "binocular": "binoculars", "car_side": "car"},
-    **{
-        "cellphone": "cellular telephone",
-        "cougar_body": "cougar",
-        "crayfish": "crawfish",
-        "dollar_bill": "dollar",
-    },
-    **{
-        "headphone": "headphones",
-        "octopus": "octopus (animal)",
-        "panda": "giant panda",
-        "rhino": "rhinoceros",
-    },
-    **{"rooster": "cock", "sea_horse": "seahorse"},
+    "face": "human face",
+    "motorbike": "motorcycle",
+    "binocular": "binoculars",
+    "car_side": "car",
+    "cellphone": "cellular telephone",
+    "cougar_body": "cougar",
+    "crayfish": "crawfish",
+    "dollar_bill": "dollar",
+    "headphone": "headphones",
+    "octopus": "octopus (animal)",
+    "panda": "giant panda",
+    "rhino": "rhinoceros",
+    "rooster": "cock",
+    "sea_horse": "seahorse",
 }
 """Names under which the text features know classes of Caltech101; one class for each name."""
 

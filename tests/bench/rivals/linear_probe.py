@@ -8,7 +8,7 @@ from tests.bench.rivals.federated import Parameters, Training, adamw, federated_
 from tests.bench.rivals.method import Choices, Outcome, float32_rounds
 from tests.bench.rivals.task import Cell
 
-GRID: Choices = tuple({"learning_rate": rate} for rate in (1e-3, 1e-4, 1e-2))
+GRID: Choices = tuple({"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2))
 
 
 def run(cell: Cell, learning_rate: float) -> Outcome:

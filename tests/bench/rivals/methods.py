@@ -24,13 +24,7 @@ LOCAL_ONLY = "local only"
 METHODS = (
     Method("zero-shot", Kind.REFERENCE, reference.zero_shot, "nothing to choose"),
     Method("synthetic cache, round 0", Kind.REFERENCE, reference.synthetic_cache, "product's defaults"),
-    Method(
-        LOCAL_ONLY,
-        Kind.ALONE,
-        cachefl.alone,
-        f"one of {len(cachefl.OPTIONS)} options by {_VALIDATED}",
-        cachefl.CHOICES,
-    ),
+    Method(LOCAL_ONLY, Kind.ALONE, cachefl.alone, "one of CacheFL's options, fixed beforehand"),
     Method(
         "Tip-Adapter, all records as keys",
         Kind.CENTRAL,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.rivals.method import Kind, Method, Numbers, Traffic
-from tests.bench.rivals.metrics import Quality
 from tests.bench.rivals.methods import LOCAL_ONLY, OURS
+from tests.bench.rivals.metrics import Quality
 
 FIGURES = ("top1", "macro_f1", "worst_silo", "calibration_error")
 MOST_LOST = 0.03
@@ -91,19 +91,18 @@ def _combined(models: Sequence[Quality], one: Callable[[Sequence[float]], float]
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Shares in [0, 1], bytes and CPU seconds."""
     names = [f"{figure}_{what}" for figure in FIGURES for what in ("mean", "spread")]
+    before, after = (
+        ("data", "partition", "method", "kind", "epsilon", "seeds"),
+        ("bytes_up", "bytes_down", "cpu_seconds", "settings", "origin"),
+    )
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(
-            ["data", "partition", "method", "kind", "epsilon", "seeds", *names]
-            + ["bytes_up", "bytes_down", "cpu_seconds", "settings", "origin"]
-        )
+        out.writerow((*before, *names, *after))
         for row in rows:
-            figures = [f"{value:.5f}" for name in FIGURES for value in (row.mean(name), row.spread(name))]
-            out.writerow(
-                [row.data, row.partition, row.method, row.kind, row.epsilon, len(row.figures), *figures]
-                + [row.traffic.up, row.traffic.down, f"{statistics.mean(row.seconds):.2f}"]
-                + [row.settings, row.origin]
-            )
+            figures = (f"{value:.5f}" for name in FIGURES for value in (row.mean(name), row.spread(name)))
+            what = (row.data, row.partition, row.method, row.kind, row.epsilon, len(row.figures))
+            cost = (row.traffic.up, row.traffic.down, f"{statistics.mean(row.seconds):.2f}")
+            out.writerow((*what, *figures, *cost, row.settings, row.origin))
 
 
 @dataclass(frozen=True, slots=True)
