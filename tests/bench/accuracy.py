@@ -4,17 +4,18 @@
     python tests/bench/accuracy.py --quick                  the embedded data, one seed
     python tests/bench/accuracy.py --csv FILE --figure FILE.png
 
-Data: the embedded handwriting, and what lies in ``$CACHEFL_SECURE_DATA`` (or ``../shared/data``); the rest is named and
-skipped. Five silos, dealt out at random and by Dirichlet(0.1) over labels. All methods have 20 rounds of one pass over
-the records of every silo, unless their line says otherwise. CacheFL "by validation" may take several passes.
+Data: the embedded handwriting, and what lies in ``$CACHEFL_SECURE_DATA`` (or ``../shared/data``); what is absent is named and
+skipped. Five silos, dealt out at random and by Dirichlet(0.1) over labels. 20 rounds; rivals pass once over a silo's
+records in each, as CacheFL does, PromptFL has fewer rounds (its file says how many).
 
-Nothing is chosen on test records. A tenth to a sixth of the training records are a validation split that no silo has;
-the first seed's choose each method's setting for all seeds, from a grid as short for ours as for others. Private lines
-have the product's own numbers, since choosing on private records would have to be charged.
+Nothing is chosen on test records. 15 % of the training records are a validation split that no silo has; of the first seed
+they choose each method's setting for all seeds, from two or three for ours and the rivals alike (and alpha and beta, or
+gamma, for those that search them anew for every seed). Private lines have the product's own numbers: to choose on private
+records would have to be charged.
 
-Spread is the standard deviation over seeds (of split, partition and noise). "Worst silo" is the accuracy that the
+Spread is the standard deviation over seeds (of split, partition, noise). "Worst silo" is the accuracy that the
 worst-served silo can expect with its own mix of classes. Bytes are what one silo sends and receives over all rounds.
-Ends with 1 if a goal is missed.
+Prints whether goals are met; ends with 1 if one is not.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from tests.bench.rivals.task import Cell, Task
 def measure(source: Source, place: Place, seeds: int, bar: Progress) -> tuple[str, list[Row]]:
     """All rows of a data set, and where its classifier and start come from."""
     tasks = _tasks(source, place, seeds)
-    methods = [each for each in METHODS if tasks[0].encoder is not None or not each.needs_text_tower]
+    methods = [each for each in METHODS if each.suits(tasks[0])]
     work = bar.add_task(tasks[0].name, total=len(methods) * len(PARTITIONS))
     rows: list[Row] = []
     cells = {name: [cut(task, name, seed) for seed, task in enumerate(tasks)] for name in PARTITIONS}

@@ -16,6 +16,7 @@ from cachefl_secure.cache.evaluate import predict
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.federation.comparison import train_together
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
 from cachefl_secure.privacy_plan import NoPrivacyPlan
 
 CLASSES, KEYS_A_CLASS, DIM, RECORDS = 6, 3, 24, 90
@@ -38,16 +39,34 @@ def task() -> tuple[CacheModel, FeatureSet]:
     return model, FeatureSet(functional.normalize(near, dim=1), drawn)
 
 
-def plan(rounds: int, steps: int, clip_norm: float = NO_CLIP) -> NoPrivacyPlan:
+def plan(rounds: int, steps: int, clip_norm: float = NO_CLIP) -> FederationPlan:
     """``learning_rate`` is the length of a step of gradients at the clip norm, hence the product."""
-    return NoPrivacyPlan(
-        clip_norm=clip_norm,
-        sampling_rate=1.0,
-        expected_records=RECORDS,
-        learning_rate=STEP * clip_norm,
-        rounds=rounds,
-        delta=1e-5,
-        steps_per_round=steps,
+    blank = "0" * 64
+    return FederationPlan(
+        federation_id=blank[:32],
+        name="one",
+        coordinator_public_key=blank,
+        classes=tuple(f"class {number}" for number in range(CLASSES)),
+        encoder=EncoderPlan(
+            model="local-dir",
+            weights_digest=blank,
+            preprocessing_digest=blank,
+            feature_dim=DIM,
+            templates=("{}",),
+        ),
+        cache=CachePlan(
+            images_per_class=KEYS_A_CLASS, alpha=5.0, beta=2.0, logit_scale=20.0, initial_digest=blank
+        ),
+        privacy=NoPrivacyPlan(
+            clip_norm=clip_norm,
+            sampling_rate=1.0,
+            expected_records=RECORDS,
+            learning_rate=STEP * clip_norm,
+            rounds=rounds,
+            delta=1e-5,
+            steps_per_round=steps,
+        ),
+        secure_sum=SecureSumPlan(),
     )
 
 

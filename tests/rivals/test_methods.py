@@ -13,7 +13,7 @@ from tests.bench.rivals.method import Kind, Method, Outcome, Traffic, choose, me
 from tests.bench.rivals.metrics import quality
 from tests.bench.rivals.partitions import PARTITIONS, cut
 from tests.bench.rivals.results import Row, Run, checks, rows_of
-from tests.bench.rivals.task import Cell, Task
+from tests.bench.rivals.task import Cell, Task, first_of_each_class
 from tests.small_federation import CLASSES, FEATURE_DIM, random_cache, random_features
 
 
@@ -49,7 +49,7 @@ def test_partitions_hold_out_the_same_records_and_lose_none() -> None:
 
 def test_tip_adapters_formula_is_the_products_cache_model() -> None:
     drawn, model = cell(), random_cache()
-    start = tip_adapter.first_of_each_class(drawn.pooled, 3)
+    start = first_of_each_class(drawn.pooled, 3)
     product = CacheModel(start.features, start.labels, model.text_classifier, 4.0, 2.0, 10.0)
     features = drawn.validation.features
     got = tip_adapter.scores(drawn, start.labels, start.features, 4.0, 2.0, features)

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import numpy as np
 
 from cachefl_secure.cache.features import FeatureSet
+from cachefl_secure.cache.heads import moved
 from cachefl_secure.cache.initial import initial_cache
-from cachefl_secure.cache.model import CacheModel, add_update, logits
+from cachefl_secure.cache.model import CacheModel, logits
 from cachefl_secure.federation.calibration import MechanismName, PrivacyChoices, Sizes, recalibrated
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
-from cachefl_secure.privacy.mechanism import step_mechanism
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
+from cachefl_secure.privacy.descent import descent_of
+from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.training import change_of_keys, train_privately
-from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 from tests.bench.rivals.method import Choices, Outcome, Scores, Traffic
 from tests.bench.rivals.task import Cell, Task
@@ -44,8 +46,8 @@ class Steps:
 
 OPTIONS = (
     Steps(),
-    Steps(steps_per_round=20, sampling_rate=0.1, learning_rate=4.0),
-    Steps(steps_per_round=20, sampling_rate=0.1, learning_rate=2.0, alpha=30.0),
+    Steps(steps_per_round=10, sampling_rate=0.1, learning_rate=6.0),
+    Steps(steps_per_round=10, sampling_rate=0.1, learning_rate=3.0, alpha=30.0),
 )
 """Options of ``init``, tried on validation records: many short local steps on a tenth of the records, and alpha."""
 LOCAL_ONLY = 1
@@ -73,68 +75,35 @@ def start_bytes(model: CacheModel) -> int:
 def without_noise(cell: Cell, option: float = 0) -> Outcome:
     """NOT PRIVATE. One of ``OPTIONS``."""
     steps = OPTIONS[int(option)]
-    model = start(cell.task, steps.alpha, steps.beta)
-    return _outcome(cell, model, section(cell, "none", math.inf, steps))
+    return _outcome(cell, plan_of(cell, "none", math.inf, steps), steps)
 
 
-def private(cell: Cell, mechanism: MechanismName, epsilon: float) -> Outcome:
+def private(cell: Cell, mechanism: MechanismName, epsilon: float, trained: Trained = "keys") -> Outcome:
     """The product's defaults, calibrated for an epsilon after all rounds: aggregate with distributed, local with local."""
-    return _outcome(cell, start(cell.task), section(cell, mechanism, epsilon, Steps()))
+    return _outcome(cell, plan_of(cell, mechanism, epsilon, Steps(), trained), Steps())
 
 
 def alone(cell: Cell) -> Outcome:
     """Local only: every silo trains the public cache on its own records, and shares nothing."""
     steps = OPTIONS[LOCAL_ONLY]
     model = start(cell.task, steps.alpha, steps.beta)
-    privacy = section(cell, "none", math.inf, steps)
-    trained = [train_together(model, [records], privacy, cell.seed) for records in cell.silos if len(records)]
-    return Outcome(tuple(map(_scores, trained)), Traffic(down=start_bytes(model)))
-
-
-def section(cell: Cell, mechanism: MechanismName, epsilon: float, steps: Steps) -> PrivacyPlan:
-    """The privacy section that ``init`` would write for these choices. Its local epsilon is not capped."""
-    draft = PrivacyChoices(
-        mechanism=mechanism,
-        epsilon=None if math.isinf(epsilon) else epsilon,
-        epsilon_local=1e4,
-        delta=DELTA,
-        rounds=steps.rounds,
-        sampling_rate=steps.sampling_rate,
-        steps_per_round=steps.steps_per_round,
-        clip_norm=steps.clip_norm,
-        expected_records=cell.expected_records,
-        learning_rate=steps.learning_rate if mechanism == "none" else None,
-    ).draft()
-    if mechanism == "none":
-        return draft
-    task = cell.task
-    sizes = Sizes(
-        number_of_keys=len(task.classes) * task.keys_per_class,
-        feature_dim=task.feature_dim,
-        cohort_size=len(cell.silos),
-        honest_survivors=SECURE_SUM.honest_survivors,
-    )
-    return recalibrated(draft, epsilon, sizes)
+    plan = plan_of(cell, "none", math.inf, steps)
+    models = [train_together(model, [records], plan, cell.seed) for records in cell.silos if len(records)]
+    return Outcome(tuple(map(_scores, models)), Traffic(down=start_bytes(model)))
 
 
 def train_together(
-    model: CacheModel, silos: Sequence[FeatureSet], privacy: PrivacyPlan, seed: int
+    model: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan, seed: int
 ) -> CacheModel:
-    """The cache after all rounds: the mean of the silos' updates is added, as in a round. Noise repeats with the seed."""
-    mechanism = step_mechanism(
-        privacy,
-        number_of_keys=model.number_of_keys,
-        feature_dim=model.feature_dim,
-        honest_survivors=SECURE_SUM.honest_survivors,
-    )
-    for number in range(privacy.rounds):
+    """``federation.comparison.train_together`` to the end, with noise that repeats with the seed."""
+    mechanism, descent = mechanism_of(plan), descent_of(plan)
+    for number in range(plan.privacy.rounds):
         updates = [
-            change_of_keys(
-                train_privately(model, records, mechanism, _streams(seed, number, silo)), mechanism
-            )
+            train_privately(model, records, mechanism, _streams(seed, number, silo), descent=descent)
             for silo, records in enumerate(silos)
         ]
-        model = add_update(model, np.mean(updates, axis=0))
+        mean = np.mean([change_of_keys(update, mechanism) for update in updates], axis=0)
+        model = moved(model, mean, plan.cache.trained)
     return model
 
 
@@ -142,26 +111,33 @@ def _streams(*label: int) -> RandomStreams:
     return RandomStreams.repeatable(" ".join(map(str, label)).encode())
 
 
-def _outcome(cell: Cell, model: CacheModel, privacy: PrivacyPlan) -> Outcome:
-    traffic = traffic_of(cell, model, privacy)
-    return Outcome((_scores(train_together(model, cell.silos, privacy, cell.seed)),), traffic)
+def _outcome(cell: Cell, plan: FederationPlan, steps: Steps) -> Outcome:
+    model = start(cell.task, steps.alpha, steps.beta)
+    trained = train_together(model, cell.silos, plan, cell.seed)
+    return Outcome((_scores(trained),), traffic_of(plan, start_bytes(model), len(cell.silos)))
 
 
 def _scores(model: CacheModel) -> Scores:
     return partial(logits, model)
 
 
-def traffic_of(cell: Cell, model: CacheModel, privacy: PrivacyPlan) -> Traffic:
+def traffic_of(plan: FederationPlan, start_of: int, silos: int) -> Traffic:
     """Packed masked updates up, sums down, by the round's own parameters; keys and certificates are left out."""
-    parameters = RoundParameters.derive(_plan(cell, privacy), len(cell.silos), len(cell.silos))
-    up, down = parameters.input_bytes + parameters.counter_bytes, parameters.sum_bytes
-    return Traffic(privacy.rounds * up, start_bytes(model) + privacy.rounds * down)
+    parameters, rounds = RoundParameters.derive(plan, silos, silos), plan.privacy.rounds
+    up = parameters.input_bytes + parameters.counter_bytes
+    return Traffic(rounds * up, start_of + rounds * parameters.sum_bytes)
 
 
-def _plan(cell: Cell, privacy: PrivacyPlan) -> FederationPlan:
-    """A plan of these sizes; digests and key are blank, since nobody signs it."""
+def plan_of(
+    cell: Cell, mechanism: MechanismName, epsilon: float, steps: Steps, trained: Trained = "keys"
+) -> FederationPlan:
+    """The plan that ``init`` would write for these choices, its local epsilon not capped.
+
+    Digests and key are blank, since nobody signs it.
+    """
     task, blank = cell.task, "0" * 64
-    return FederationPlan(
+    draft = _choices(cell, mechanism, epsilon, steps).draft()
+    plan = FederationPlan(
         federation_id=blank[:32],
         name="bench",
         coordinator_public_key=blank,
@@ -175,11 +151,31 @@ def _plan(cell: Cell, privacy: PrivacyPlan) -> FederationPlan:
         ),
         cache=CachePlan(
             images_per_class=task.keys_per_class,
-            alpha=ALPHA,
-            beta=BETA,
+            alpha=steps.alpha,
+            beta=steps.beta,
             logit_scale=task.logit_scale,
+            trained=trained,
             initial_digest=blank,
         ),
-        privacy=privacy,
+        privacy=draft,
         secure_sum=SECURE_SUM,
+    )
+    if mechanism == "none":
+        return plan
+    calibrated = recalibrated(draft, epsilon, Sizes.of(plan, len(cell.silos)))
+    return msgspec.structs.replace(plan, privacy=calibrated)
+
+
+def _choices(cell: Cell, mechanism: MechanismName, epsilon: float, steps: Steps) -> PrivacyChoices:
+    return PrivacyChoices(
+        mechanism=mechanism,
+        epsilon=None if math.isinf(epsilon) else epsilon,
+        epsilon_local=1e4,
+        delta=DELTA,
+        rounds=steps.rounds,
+        sampling_rate=steps.sampling_rate,
+        steps_per_round=steps.steps_per_round,
+        clip_norm=steps.clip_norm,
+        expected_records=cell.expected_records,
+        learning_rate=steps.learning_rate if mechanism == "none" else None,
     )

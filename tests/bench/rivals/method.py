@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from cachefl_secure.cache.features import FeatureSet
 from tests.bench.rivals.metrics import Quality, quality
-from tests.bench.rivals.task import Cell
+from tests.bench.rivals.task import Cell, Task
 
 Numbers = Mapping[str, float]
 Choices = Sequence[Numbers]
@@ -67,6 +67,14 @@ class Method:
     """Settings to choose from on validation records; a single one is taken as it is."""
     epsilon: str = ""
     needs_text_tower: bool = False
+    needs_several_keys: bool = False
+    """K > 1; with one key a class it is another method of the table."""
+
+    def suits(self, task: Task) -> bool:
+        """Whether the task has what it takes."""
+        if self.needs_text_tower and task.encoder is None:
+            return False
+        return task.keys_per_class > 1 or not self.needs_several_keys
 
 
 def float32_rounds(trained: Sequence[Tensor], rounds: int, *, start: Tensor | None = None) -> Traffic:

@@ -61,7 +61,7 @@ METHODS = (
         "PromptFL",
         Kind.MULTI_ROUND,
         promptfl.run,
-        f"as CoOp; learning rate by {_VALIDATED}",
+        f"as CoOp, with fewer rounds; learning rate by {_VALIDATED}",
         promptfl.GRID,
         needs_text_tower=True,
     ),
@@ -95,5 +95,13 @@ METHODS = (
         )
         for mechanism in ("distributed", "local")
         for epsilon in (8.0, 2.0)
+    ),
+    Method(
+        "CacheFL class residual, distributed, epsilon 2",
+        Kind.OURS_PRIVATE,
+        partial(cachefl.private, mechanism="distributed", epsilon=2.0, trained="class_residual"),
+        "product's defaults and calibration",
+        epsilon="2 aggregate",
+        needs_several_keys=True,
     ),
 )

@@ -24,6 +24,8 @@ GRID: Choices = tuple({"learning_rate": rate} for rate in (2e-3, 2e-2))
 """The first is CoOp's; PromptFL's own 1e-3 is for 5 epochs a round."""
 ROUNDS, BATCH = 10, 128
 """Half the rounds of the others, and larger batches: every step goes through the text tower, for all classes."""
+MANY_CLASSES, FEW_ROUNDS = 50, 3
+"""With so many classes, so few rounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +67,11 @@ class PromptTower:
         return normalize(ends @ model.text_projection, dim=1)
 
 
-def run(cell: Cell, learning_rate: float, rounds: int = ROUNDS) -> Outcome:
+def run(cell: Cell, learning_rate: float) -> Outcome:
     """SGD with momentum 0.9; vectors start as normals of standard deviation 0.02."""
     if cell.task.encoder is None:
         raise ValueError("PromptFL needs a text tower")
+    rounds = ROUNDS if len(cell.task.classes) < MANY_CLASSES else FEW_ROUNDS
     tower, scale = PromptTower.of(cell.task.encoder, cell.task.classes), cell.task.logit_scale
 
     def logits(parameters: Parameters, features: Tensor) -> Tensor:

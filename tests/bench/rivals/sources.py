@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -120,7 +120,7 @@ def photos(place: Place) -> Task:
 
 
 def medical(place: Place) -> Task:
-    """MedNIST, 150 + 100 images a class, with pictures of a diffusion model that was trained on such images."""
+    """MedNIST, few images a class, with pictures of a diffusion model that was trained on such images."""
     encoder, classes, training, test = _archive(place, "mednist_subset.tar", "mednist")
     classifier = text_classifier(encoder, tuple(map(image_archives.spoken, classes)), ("a {}.", "{}"))
     pictures = draw(
@@ -197,8 +197,3 @@ SOURCES = (
         ("mednist_subset.tar", "lit_mnv2_openclip", "ddpm_mednist32"),
     ),
 )
-
-
-def without_encoder(task: Task) -> Task:
-    """The same task for methods that only see features."""
-    return replace(task, encoder=None)

@@ -69,7 +69,5 @@ def rows(records: FeatureSet, positions: Tensor) -> FeatureSet:
 
 def first_of_each_class(records: FeatureSet, count: int) -> FeatureSet:
     """At most ``count`` records of each class, class by class, in their order."""
-    taken = [
-        (records.labels == label).nonzero().flatten()[:count] for label in records.labels.unique().tolist()
-    ]
-    return rows(records, torch.cat(taken))
+    labels = sorted(set(records.labels.tolist()))
+    return rows(records, torch.cat([(records.labels == each).nonzero().flatten()[:count] for each in labels]))
