@@ -96,7 +96,7 @@ def test_the_prompt_tower_is_the_encoders_own_text_tower() -> None:
     encoder = load_encoder("embedded", local_dir=CLIP_DIR)
     tower = PromptTower.of(encoder, CLASSES)
     words = " ".join(["x"] * tower.tokens)
-    tokens = encoder._tokenize([words])[0, 1 : 1 + tower.tokens]
+    tokens = encoder._tokenize()([words])[0, 1 : 1 + tower.tokens]
     vectors = encoder._model.token_embedding(tokens).detach()
     expected = encoder.encode_text([f"{words} {name}." for name in CLASSES])
     torch.testing.assert_close(tower.classifier(vectors), expected, rtol=1e-5, atol=1e-5)

@@ -45,11 +45,15 @@ class PromptTower:
     @classmethod
     def of(cls, encoder: Encoder, classes: tuple[str, ...]) -> PromptTower:
         """For these class names; "_" reads as a space."""
-        model, names = encoder._model, [name.replace("_", " ") for name in classes]
-        plain = encoder._tokenize([f"{name}." for name in names])
+        model, tokenize, names = (
+            encoder._model,
+            encoder._tokenize(),
+            [name.replace("_", " ") for name in classes],
+        )
+        plain = tokenize([f"{name}." for name in names])
         longest, context = int(plain.argmax(dim=1).max()) + 1, plain.shape[1]
         count = max(1, min(TOKENS, context - longest))
-        places = encoder._tokenize([" ".join(["x"] * count + [f"{name}."]) for name in names])
+        places = tokenize([" ".join(["x"] * count + [f"{name}."]) for name in names])
         with torch.no_grad():
             embedded = model.token_embedding(places).float()
         return cls(model, embedded[:, :1], embedded[:, 1 + count :], places.argmax(dim=1), count)

@@ -11,28 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cachefl_secure.cache.encoder import Encoder, load_encoder, text_classifier
-from cachefl_secure.cache.features import (
-    FeatureSet,
-    ImageList,
-    extract_features,
-    features_digest,
-    load_features,
-    save_features,
-)
+from cachefl_secure.cache.feature_set import FeatureSet
+from cachefl_secure.cache.features import extract_features, features_digest
 from cachefl_secure.cache.generator import load_generator
-from cachefl_secure.cache.images import image_folder
-from cachefl_secure.cache.synthesis import generate
+from cachefl_secure.cache.images import ImageList, image_folder
+from cachefl_secure.cache.manifest import BLANK, KEPT
+from cachefl_secure.cache.prompts import PAPER, template_prompts
+from cachefl_secure.cache.saved_features import load_features, save_features
+from cachefl_secure.cache.selection import select
+from cachefl_secure.cache.synthesis import draw_images
 from cachefl_secure.embedded import CLASSES, CLIP_DIR, GENERATOR_DIR, TEMPLATES
 from cachefl_secure.embedded.digits import HELD_OUT, silo_folders, write_image_folders
+from cachefl_secure.federation.synthetic_images import CANDIDATES_A_KEY
 from tests.bench.rivals import clip_features, image_archives
-from tests.bench.rivals.diffusion import draw
-from tests.bench.rivals.task import Task, joined
+from tests.bench.rivals.task import Task, joined, rows
 
 DATA = Path(os.environ.get("CACHEFL_SECURE_DATA") or Path(__file__).parents[4] / "shared" / "data")
-KEYS, CANDIDATES = 4, 8
-"""The product's own: K cache keys a class, chosen from so many pictures."""
+KEYS = 4
+"""Cache keys a class where pictures are drawn: the product's default."""
 PHOTO_TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "{}")
 
 Progress = Callable[[int, int, str], None]
@@ -59,46 +58,57 @@ class Place:
         save_features(file, features, digest)
         return features
 
+    def drawn(
+        self,
+        generator: Path,
+        classes: tuple[str, ...],
+        seed: int,
+        encoder: Encoder,
+        classifier: Tensor,
+        name: str,
+    ) -> FeatureSet:
+        """Pictures that a generator draws, chosen as ``init`` does: the kept ones of each class before the others."""
+        folder = self.cache / name
+        lines = draw_images(
+            load_generator(str(generator)),
+            classes,
+            template_prompts(classes, [PAPER]),
+            CANDIDATES_A_KEY * KEYS,
+            seed,
+            folder,
+            progress=lambda done, all_: self.progress(done, all_, f"draw {name}"),
+        )
+        files, labels = tuple(line.file for line in lines), tuple(line.label for line in lines)
+        features = self.encoded(ImageList(folder, files, labels, classes), encoder, name)
+        blank = [line.decision == BLANK for line in lines]
+        verdicts = select(features, classifier, files, blank, KEYS)
+        order = sorted(range(len(lines)), key=lambda row: verdicts[row].decision != KEPT)
+        return rows(features, torch.tensor(order))
+
 
 def digits(place: Place, seed: int) -> Task:
-    """The product's own start: pictures of the embedded generator, the surest of 8 a class. Held-out fifth by the seed."""
+    """The product's own start: pictures of the embedded generator. The held-out fifth is drawn by the seed."""
     encoder = load_encoder("embedded", local_dir=CLIP_DIR)
     classifier = text_classifier(encoder, CLASSES, TEMPLATES)
     folder = place.cache / f"digits-{seed}"
-    write_image_folders(folder / "images", seed)
-    drawn = generate(
-        load_generator(GENERATOR_DIR), CLASSES, "a photo of a {}.", CANDIDATES, seed, folder / "synthetic"
-    )
-    pictures = ImageList(
-        folder / "synthetic", tuple(i.file for i in drawn), tuple(i.label for i in drawn), CLASSES
-    )
-    sets = [
-        place.encoded(image_folder(silo, CLASSES), encoder, f"digits-{seed}-{name}")
-        for name, silo in silo_folders(folder / "images").items()
-    ]
+    write_image_folders(folder, seed)
+
+    def encoded(name: str) -> FeatureSet:
+        return place.encoded(image_folder(folder / name, CLASSES), encoder, f"digits-{seed}-{name}")
+
     return Task(
         "digits",
         CLASSES,
         classifier,
         encoder.logit_scale,
-        surest(place.encoded(pictures, encoder, f"digits-{seed}-synthetic"), classifier),
+        place.drawn(GENERATOR_DIR, CLASSES, seed, encoder, classifier, f"digits-{seed}-synthetic"),
         KEYS,
-        joined(sets),
-        place.encoded(
-            image_folder(folder / "images" / HELD_OUT, CLASSES), encoder, f"digits-{seed}-{HELD_OUT}"
-        ),
+        joined([encoded(str(name)) for name in silo_folders(folder)]),
+        encoded(HELD_OUT),
         "embedded CLIP; text of class names; generated pictures",
         encoder,
         seeds_of_their_own=True,
     )
-
-
-def surest(features: FeatureSet, classifier: torch.Tensor) -> FeatureSet:
-    """By zero-shot margin of the claimed class, as the product chooses among generated pictures."""
-    similarities, claimed = features.features @ classifier.T, features.labels.unsqueeze(1)
-    others = similarities.scatter(1, claimed, -torch.inf).amax(dim=1)
-    order = (similarities.gather(1, claimed).squeeze(1) - others).argsort(descending=True, stable=True)
-    return FeatureSet(features.features[order], features.labels[order])
 
 
 def photos(place: Place) -> Task:
@@ -123,14 +133,8 @@ def medical(place: Place) -> Task:
     """MedNIST, few images a class, with pictures of a diffusion model that was trained on such images."""
     encoder, classes, training, test = _archive(place, "mednist_subset.tar", "mednist")
     classifier = text_classifier(encoder, tuple(map(image_archives.spoken, classes)), ("a {}.", "{}"))
-    pictures = draw(
-        place.data / "ddpm_mednist32",
-        place.cache / "mednist-synthetic",
-        classes,
-        CANDIDATES,
-        progress=place.progress,
-    )
-    drawn = place.encoded(image_folder(pictures, classes), encoder, "mednist-synthetic")
+    model = place.data / "ddpm_mednist32"
+    drawn = place.drawn(model, classes, 0, encoder, classifier, "mednist-synthetic")
     return Task(
         "mednist",
         classes,
