@@ -48,7 +48,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         x=0.01,
         ha="left",
     )
-    _legend(picture)
+    _legend(picture, columns)
     picture.savefig(path, dpi=130)
 
 
@@ -77,8 +77,8 @@ def _panel(axes: Any, data: str, methods: Sequence[str], rows: Sequence[Row]) ->
     axes.spines[["right", "top"]].set_visible(False)
 
 
-def _legend(picture: Any) -> None:
+def _legend(picture: Any, columns: int) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(color=colour, label=kind.value) for kind, colour in COLOURS.items()]
-    picture.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
+    picture.legend(handles=patches, loc="outside lower center", ncols=3 * columns, fontsize=8, frameon=False)

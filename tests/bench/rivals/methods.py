@@ -61,7 +61,7 @@ METHODS = (
         "PromptFL",
         Kind.MULTI_ROUND,
         promptfl.run,
-        f"as CoOp, with fewer rounds; learning rate by {_VALIDATED}",
+        f"as CoOp, fewer rounds of many classes; learning rate by {_VALIDATED}",
         promptfl.GRID,
         needs_text_tower=True,
     ),

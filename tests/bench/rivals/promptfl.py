@@ -15,17 +15,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cachefl_secure.cache.encoder import Encoder
-from tests.bench.rivals.federated import Parameters, Training, federated_averaging, sgd
+from tests.bench.rivals.federated import ROUNDS, Parameters, Training, federated_averaging, sgd
 from tests.bench.rivals.method import Choices, Outcome, float32_rounds
 from tests.bench.rivals.task import Cell
 
 TOKENS = 16
 GRID: Choices = tuple({"learning_rate": rate} for rate in (2e-3, 2e-2))
 """The first is CoOp's; PromptFL's own 1e-3 is for 5 epochs a round."""
-ROUNDS, BATCH = 10, 128
-"""Half the rounds of the others, and larger batches: every step goes through the text tower, for all classes."""
-MANY_CLASSES, FEW_ROUNDS = 50, 3
-"""With so many classes, so few rounds."""
+MANY_CLASSES, FEW_ROUNDS, LARGE_BATCH = 50, 3, 128
+"""With so many classes every step through the text tower is slow: fewer rounds than the others, larger batches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,8 @@ def run(cell: Cell, learning_rate: float) -> Outcome:
     """SGD with momentum 0.9; vectors start as normals of standard deviation 0.02."""
     if cell.task.encoder is None:
         raise ValueError("PromptFL needs a text tower")
-    rounds = ROUNDS if len(cell.task.classes) < MANY_CLASSES else FEW_ROUNDS
+    many = len(cell.task.classes) >= MANY_CLASSES
+    rounds, batch = (FEW_ROUNDS, LARGE_BATCH) if many else (ROUNDS, 32)
     tower, scale = PromptTower.of(cell.task.encoder, cell.task.classes), cell.task.logit_scale
 
     def logits(parameters: Parameters, features: Tensor) -> Tensor:
@@ -83,7 +82,7 @@ def run(cell: Cell, learning_rate: float) -> Outcome:
 
     generator = torch.Generator().manual_seed(cell.seed)
     start = 0.02 * torch.randn(tower.tokens, tower.width, generator=generator)
-    training = Training(sgd, learning_rate, rounds=rounds, batch=BATCH)
+    training = Training(sgd, learning_rate, rounds=rounds, batch=batch)
     vectors = federated_averaging(logits, (start,), cell.silos, training, cell.seed)
     with torch.no_grad():
         learned = scale * tower.classifier(vectors[0])
