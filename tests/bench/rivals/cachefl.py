@@ -99,7 +99,7 @@ def train_together(
     model: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan, seed: int
 ) -> CacheModel:
     """``federation.comparison.train_together`` to the end, with noise that repeats with the seed."""
-    mechanism, descent = mechanism_of(plan), descent_of(plan)
+    mechanism, descent = mechanism_of(plan), descent_of(plan, model)
     if isinstance(mechanism, StatisticsMechanism):
         raise ValueError("a plan of one release trains nothing")
     for number in range(plan.privacy.rounds):
