@@ -96,12 +96,13 @@ def alone(cell: Cell) -> Outcome:
 
 
 def train_together(
-    model: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan, seed: int
+    initial: CacheModel, silos: Sequence[FeatureSet], plan: FederationPlan, seed: int
 ) -> CacheModel:
     """``federation.comparison.train_together`` to the end, with noise that repeats with the seed."""
-    mechanism, descent = mechanism_of(plan), descent_of(plan, model)
+    mechanism, descent = mechanism_of(plan), descent_of(plan, lambda: initial)
     if isinstance(mechanism, StatisticsMechanism):
         raise ValueError("a plan of one release trains nothing")
+    model = initial
     for number in range(plan.privacy.rounds):
         updates = [
             train_privately(model, records, mechanism, _streams(seed, number, silo), descent=descent)
