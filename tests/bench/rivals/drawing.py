@@ -81,4 +81,10 @@ def _legend(picture: Any, columns: int) -> None:
     from matplotlib.patches import Patch
 
     patches = [Patch(color=colour, label=kind.value) for kind, colour in COLOURS.items()]
-    picture.legend(handles=patches, loc="outside lower center", ncols=3 * columns, fontsize=8, frameon=False)
+    picture.legend(
+        handles=patches,
+        loc="outside lower center",
+        ncols=min(len(patches), 2 + 2 * columns),
+        fontsize=8,
+        frameon=False,
+    )
