@@ -178,7 +178,7 @@ class StatisticsPlan(
 
     @property
     def rounds(self) -> int:
-        """One, and no field: sums of the same records, released again, say nothing new."""
+        """One, and no field: a second release of the same records would be charged like a first, see decision 0036."""
         return 1
 
 

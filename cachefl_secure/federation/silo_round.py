@@ -298,7 +298,7 @@ class SiloService:
             return self._attempt.session.advertise()  # the same request again: the same reply
         self._check_willing()
         self._check_manifest(manifest, chain)
-        self._check_not_released(chain)
+        self._check_not_released(chain, manifest.round)
         try:
             parameters = RoundParameters.derive(plan, len(manifest.cohort), len(chain.roster.members))
         except ConfigError as error:
@@ -343,9 +343,16 @@ class SiloService:
         signed = signed_statement(self._files.state, round_number)
         return max(last_attempt(self._files.state, round_number), signed[0] if signed else 0)  # rule 5
 
-    def _check_not_released(self, chain: Chain) -> None:
-        """Sums of the same records a second time would cost as much again and say nothing new."""
-        if self._files.plan.is_one_release and chain.position.round > 0:
+    def _check_not_released(self, chain: Chain, round_number: int) -> None:
+        """With one release there is no second one, whatever budget is left, nor another after one that came to nothing."""
+        if not self._files.plan.is_one_release:
+            return
+        plan = plan_digest(self._files.plan)
+        may_have_left = any(
+            spend.plan_digest == plan and spend.round != round_number and spend.update_digest is not None
+            for spend in self._ledger.spends
+        )
+        if chain.position.round > 0 or may_have_left:
             raise Decline("update-already-released")
 
     def _check_budget(self, round_number: int) -> None:

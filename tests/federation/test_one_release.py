@@ -19,7 +19,7 @@ from cachefl_secure.cache.model import CacheModel, cache_digest, head_of, logits
 from cachefl_secure.errors import ConfigError, PeerError, RecordRejected, RoundAborted
 from cachefl_secure.federation import coordinator_round, letters
 from cachefl_secure.federation.budget import silo_budget
-from cachefl_secure.federation.chain import install_initial_cache
+from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_silo, open_chain
@@ -36,6 +36,7 @@ from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.mechanism import mechanism_of
 from cachefl_secure.privacy.statistics import integer_features
 from cachefl_secure.privacy_plan import StatisticsPlan
+from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.encoding import DecodedSum, decode_sum
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
@@ -288,11 +289,11 @@ def test_a_silo_declines_a_second_release_whatever_its_caps(
     genuine = SiloService._check_not_released
     declined: list[str] = []
 
-    def checked(self: SiloService, chain: object) -> None:
+    def checked(self: SiloService, chain: Chain, number: int) -> None:
         with pytest.MonkeyPatch.context() as honest:
             honest.setattr(type(federation.plan), "is_one_release", True)
             try:
-                genuine(self, chain)  # type: ignore[arg-type]
+                genuine(self, chain, number)
             except Exception as error:
                 declined.append(str(error))
                 raise
@@ -301,6 +302,38 @@ def test_a_silo_declines_a_second_release_whatever_its_caps(
     with pytest.raises(RoundAborted):
         run(federation)
     assert declined
+    assert {silo_budget(path).rounds_charged for path in federation.silos.values()} == {1}
+
+
+def test_a_coordinator_that_keeps_the_first_release_to_itself_gets_no_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No record, so nobody but the silos knows; the mean of two releases would have half the noise."""
+    federation = found(tmp_path, records=RECORDS, privacy=one_release(), epsilon_cap=40.0)
+    handle, kept, declined = SiloService.handle, list[SiloId](), list[object]()
+
+    def hiding(self: SiloService, phase: str, content: bytes) -> bytes:
+        reply = handle(self, phase, content)
+        if phase != letters.UNMASK:
+            return reply
+        kept.append(self.silo)
+        return wire.encode(letters.Reply(b"", "storage-failed"))
+
+    def noting(self: SiloService, phase: str, content: bytes) -> bytes:
+        reply = handle(self, phase, content)
+        if phase == letters.MANIFEST:
+            declined.append(wire.decode(reply, letters.Reply, limit_bytes=len(reply), peer="silo").declined)
+        return reply
+
+    with pytest.MonkeyPatch.context() as hides:
+        hides.setattr(SiloService, "handle", hiding)
+        with pytest.raises(RoundAborted):
+            run(federation)
+    assert len(kept) == len(RECORDS)
+    monkeypatch.setattr(SiloService, "handle", noting)
+    with pytest.raises(RoundAborted):
+        run(federation)
+    assert set(declined) == {"update-already-released"}
     assert {silo_budget(path).rounds_charged for path in federation.silos.values()} == {1}
 
 
