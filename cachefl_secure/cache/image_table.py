@@ -1,7 +1,7 @@
 """Labelled images in a table: CSV or Parquet with the columns ``path`` and ``label``; others are not looked at.
 
-Paths are relative to the table's folder and may lead out of it, since somebody wrote them down; a path named twice
-is refused, because one record counted twice would have twice the say that its privacy is accounted for. Labels
+Paths are relative to the table's folder and may lead out of it, since somebody wrote them down; a file named twice
+is refused, whatever its names, because one record counted twice would have twice the say that its privacy is accounted for. Labels
 are class names or numbers, the whole column one or the other: if every label is a name (whatever its case, spaces
 and underscores), names; else class numbers from 0.
 """
@@ -32,7 +32,8 @@ def image_table(table: Path, classes: Sequence[str]) -> ImageList:
     """
     paths, labels = _parquet(table) if table.suffix.lower() == PARQUET else _csv(table)
     names = [_relative(table, path, line) for line, path in enumerate(paths, 1)]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    files = Counter(os.path.realpath(table.parent / name) for name in names)
+    twice = [name for name in names if files[os.path.realpath(table.parent / name)] > 1]
     if twice:
         raise ConfigError(str(table), "path", f"named more than once: {quoted(twice)}")
     return ImageList(table.parent, tuple(names), _numbers(table, labels, classes), tuple(classes))

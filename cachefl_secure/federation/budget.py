@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.names import SiloId
+from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.accounting import Cost, charged, rounds_within
 from cachefl_secure.privacy.mechanism import View
 
@@ -28,7 +29,7 @@ class Budget:
     """What either epsilon may be claimed at; see ``LedgerReport.delta_of``."""
     caps: Cost
     rounds_left: int
-    """Rounds of the plan's mechanism that still fit under both caps."""
+    """Rounds of the plan's mechanism that still fit under both caps; none after a plan's one release."""
     projected: Cost
     """After ten more rounds, or after as many as still fit."""
     rounds_projected: int
@@ -49,7 +50,10 @@ def silo_budget(root: Path) -> Budget:
     earlier = [(spend.mechanism, 1) for spend in report.spends]
     delta, order = min(report.delta, terms.delta), report.rdp_order or terms.rdp_order
     left = 0
-    if not math.isinf(terms.caps.local):
+    released = files.plan.is_one_release and any(
+        s.plan_digest == plan_digest(files.plan) for s in report.spends
+    )
+    if not (math.isinf(terms.caps.local) or released):
         left = rounds_within(terms.mechanism, delta, terms.caps, earlier=earlier, rdp_order=order)
     ahead = min(_PROJECTION_ROUNDS, left)
     projected = charged([*earlier, (terms.mechanism, ahead)], delta, order) if ahead else report.spent

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import msgspec
 import numpy as np
@@ -156,17 +157,19 @@ def compare(
 
 
 def best_of(found: Comparison) -> list[tuple[float, float]]:
-    """(epsilon, gain) wherever one release is ahead of all rounds of training by more than chance explains.
+    """(epsilon, gain) wherever one release is ahead of all rounds of training by more than the images' chance explains.
 
-    Chance: one standard error of the difference of two accuracies on so many images. The gain is in [0, 1], of the
-    head fused or alone, whichever is better.
+    Of two equal models it says so in one table of twenty: by a normal difference of two accuracies on so many images,
+    one side, shared out over every comparison (Bonferroni). Chance in the noise of a run comes on top. The gain is in
+    [0, 1], of the head fused or alone, whichever is better.
     """
+    errors = NormalDist().inv_cdf(1.0 - 0.05 / (2 * len(found.releases)))
     training = [*(point.together for point in found.grid), found.non_private[-1]]
     ahead = []
     for release, trained in zip(found.releases, training, strict=True):
         best = max(release.fused, release.alone)
         spread = best * (1 - best) + trained * (1 - trained)
-        if best - trained > math.sqrt(spread / max(found.held_out, 1)):
+        if best - trained > errors * math.sqrt(spread / max(found.held_out, 1)):
             ahead.append((release.epsilon, best - trained))
     return ahead
 

@@ -61,6 +61,8 @@ class Joined:
     fingerprint: str
     coordinator_fingerprint: str
     request: Path
+    copies: int
+    """Records that are byte for byte another one again: what they say is protected once for each (limit N7)."""
     has_other_records: bool
     """The shared ledger has names of other records only. What both cost is added up all the same."""
 
@@ -223,6 +225,7 @@ def establish_silo(
         fingerprint=fingerprint(key.public_key),
         coordinator_fingerprint=fingerprint(PublicKeyHex(plan.coordinator_public_key)),
         request=root / REQUEST_FILE,
+        copies=len(features.file_digests) - len(set(features.file_digests)),
         has_other_records=owner is not None and commitment not in known,
     )
 

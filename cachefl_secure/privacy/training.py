@@ -138,18 +138,21 @@ def check_rows_alike(
     Raises:
         ConfigError: they do depend on it. Train on another device.
     """
-    shape = (cache.number_of_keys, cache.number_of_classes, cache.feature_dim)
+    labels = cache.key_labels.cpu().numpy().astype("<i8").tobytes()
+    shape = (labels, cache.number_of_classes, cache.feature_dim)
     if not _rows_alike(shape, _chunk_records(mechanism), device, descent.trained):
         reason = f"{device}: a record's gradient depends on its place in a batch here; choose another device"
         raise ConfigError("silo.toml", "training_device", reason)
 
 
 @lru_cache(16)
-def _rows_alike(shape: tuple[int, int, int], chunk: int, device: str, trained: Trained = "keys") -> bool:
-    keys, classes, dim = shape
+def _rows_alike(shape: tuple[bytes, int, int], chunk: int, device: str, trained: Trained = "keys") -> bool:
+    """With the keys' own classes in their own order, which decides how scores are summed."""
+    raw, classes, dim = shape
+    labels = torch.from_numpy(np.frombuffer(raw, "<i8").astype(np.int64))
+    keys = len(labels)
     random = torch.Generator().manual_seed(0)
     rows = normalize(torch.randn(keys + classes + chunk + 1, dim, generator=random), dim=1)
-    labels = torch.arange(keys) * classes // keys
     model = CacheModel(
         rows[:keys], labels, rows[keys : keys + classes], alpha=16.0, beta=5.5, logit_scale=100.0
     )

@@ -72,6 +72,16 @@ def test_a_record_named_twice_would_count_twice_and_is_refused(
 
 
 @both
+@pytest.mark.parametrize("kind", ["absolute", "link"])
+def test_a_file_under_another_name_is_the_same_record(write: Write, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    (tmp_path / "link.png").symlink_to("a.png")
+    other = str(tmp_path / "a.png") if kind == "absolute" else "link.png"
+    with pytest.raises(ConfigError, match="named more than once"):
+        image_table(write(tmp_path, [("a.png", "cat"), (other, "cat")]), CLASSES)
+
+
+@both
 def test_an_empty_path_is_refused(write: Write, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="empty in record 2"):
         image_table(write(tmp_path, [("a.png", "cat"), ("", "cat")]), CLASSES)

@@ -108,6 +108,17 @@ def test_a_round_trains_on_the_view_whose_turn_it_is(coordinator: Path, images: 
 
 
 @pytest.mark.usefixtures("encoder")
+def test_copies_of_a_picture_are_counted_for_the_operator(
+    coordinator: Path, images: Path, tmp_path: Path
+) -> None:
+    assert join(coordinator, tmp_path / "a", images).copies == 0
+    for number in range(2):
+        copy = images / NAMES[1] / f"copy-{number}.png"
+        copy.write_bytes((images / NAMES[0] / "0.png").read_bytes())
+    assert join(coordinator, tmp_path / "b", images).copies == 2
+
+
+@pytest.mark.usefixtures("encoder")
 def test_the_data_commitment_names_records_whatever_their_views(
     coordinator: Path, images: Path, tmp_path: Path
 ) -> None:

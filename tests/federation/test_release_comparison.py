@@ -123,7 +123,7 @@ def test_the_closed_form_is_recommended_where_its_figures_are_ahead_and_nowhere_
     assert "epsilon 2" in _advice(ahead)
     assert "10.0 points" in _advice(ahead)
     assert "--mechanism statistics" in _advice(ahead)
-    for behind in (comparison(0.80, 0.70, 1000), comparison(0.70, 0.71, 100)):  # worse, or by chance
+    for behind in (comparison(0.80, 0.70, 1000), comparison(0.70, 0.77, 100)):  # worse, or by chance
         assert not best_of(behind)
         assert "--mechanism statistics" not in _advice(behind)
     exact = replace(ahead.releases[1], alone=0.99)  # rounds without noise reach 0.9

@@ -126,7 +126,7 @@ class SimDisk:
                 del self.seen[path]
                 continue
             file = self.seen[path]
-            if file.content is not file.safe and file.content != file.safe:
+            if file.content != file.safe or file.untouched < len(file.safe):
                 file.content = self._torn(file)
             file.safe, file.lost, file.untouched = file.content, None, len(file.content)
         self.safe_folders = {f for f in self.safe_folders if not f.startswith(home)} | {
@@ -139,7 +139,7 @@ class SimDisk:
 
     def _torn(self, file: File) -> bytes:
         safe, content = file.safe, file.content
-        if not content.startswith(safe):
+        if not content.startswith(safe) or file.untouched < len(safe):
             # Not shorter than what was safe and is the same still, in the same place.
             cut = content[: self.rng.randint(file.untouched, len(content))]
             return self.rng.choice((safe, content, cut))

@@ -212,6 +212,13 @@ class Observer:
         few = smallest(rows, min(fewest, default=0) - len(chosen))
         if few is not None:
             raise Violation("I2", f"a combination of the updates of {[u.silo for u in few]} only is known")
+        for number in {attempt.manifest.round for attempt in self.attempts.values()}:
+            own = [row for row in rows if {c.round for c in row if isinstance(c, Update)} == {number}]
+            fewest = [
+                a.parameters.minimum_survivors for a in self.attempts.values() if a.manifest.round == number
+            ]
+            if (few := smallest(own, min(fewest) - len(chosen))) is not None:
+                raise Violation("I2", f"round {number}: the sum of {[u.silo for u in few]} only is known")
         rounds = {column.round for row in rows for column in row if isinstance(column, Update)}
         if len(rows) > len(rounds):
             raise Violation("I2", f"{len(rows)} sums over the updates of {len(rounds)} rounds are known")

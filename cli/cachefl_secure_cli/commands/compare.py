@@ -152,7 +152,7 @@ def _advice(found: Comparison) -> str:
     private = [(epsilon, gain) for epsilon, gain in ahead if math.isfinite(epsilon)]
     if not private:
         text = (
-            "Rounds of training are as good as one release of statistics or better at every epsilon above, as far as "
+            "One release of statistics is not ahead of rounds of training at any epsilon above, as far as "
             f"{found.held_out:,} images can tell."
         )
         return text + "".join(

@@ -232,6 +232,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
                 "records": joined.records,
                 "classes_present": joined.classes_present,
                 "skipped": list(joined.skipped),
+                "copies": joined.copies,
                 "epsilon_caps": {"local": joined.caps.local, "aggregate": joined.caps.aggregate},
                 "has_other_records": joined.has_other_records,
                 "delta": joined.plan.privacy.delta,
@@ -256,6 +257,10 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
     if len(carried) > 1:
         say(f"hand over {' and '.join(str(path) for path in carried)}")
     tell_skipped(joined.skipped)
+    if joined.copies:
+        say(
+            f"{joined.copies} records are copies of others: each copy weakens what is promised for its picture (N7)"
+        )
     if joined.has_other_records:
         say("the shared ledger names other records; their costs are added up as if they were the same")
     if expect is None:
