@@ -80,7 +80,8 @@ def replace_file(path: AnyPath, content: bytes, mode: int) -> None:
     Raises:
         OSError: the old content stands, or after a failed last sync either.
     """
-    folder, _, name = str(path).rpartition("/")
+    folder, slash, name = str(path).rpartition("/")
+    folder = folder or slash or "."  # a bare name lies in the working directory, not in the root
     draft = f"{folder}/.{name}.new"
     remove(draft)
     try:

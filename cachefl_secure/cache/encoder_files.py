@@ -50,7 +50,7 @@ def hub_folder(repository: str, *, offline: bool) -> Path:
         asked = "nothing is downloaded here;" if offline else ""
         reason = (
             f"hf-hub:{repository[:100]} {what} {asked} bring its {CONFIG_NAME} and {WEIGHT_NAMES[0]} in a folder and"
-            " name that as local_dir: --clip local-dir:FOLDER"
+            " name it: --clip local-dir:FOLDER"
         )
         raise ConfigError("encoder", "model", " ".join(reason.split())) from None
 
@@ -137,7 +137,11 @@ def check_architecture(model: str, pretrained: str, weights: Path | None) -> Map
     if weights is None and tag is not None:
         return tag
     if weights is None and not pretrained:
-        raise ConfigError("encoder", "pretrained", f"{model!r} without weights would be random")
+        raise ConfigError(
+            "encoder",
+            "pretrained",
+            f"{model!r} without weights would be random; give --pretrained with a tag of open_clip or a {_SAFETENSORS} file",
+        )
     if file.suffix != _SAFETENSORS:
         raise ConfigError("encoder", "pretrained", "neither a tag of open_clip nor a .safetensors file")
     if not file.is_file():

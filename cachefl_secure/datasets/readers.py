@@ -74,7 +74,11 @@ def read_data_set(data_set: DataSet, root: Path, *, skip_missing: bool = False) 
     missing = sum(map(len, rows)) - sum(map(len, present))
     if missing and not skip_missing:
         first = next(row[0] for part in rows for row in part if not os.path.isfile(images / row[0]))
-        raise ConfigError(str(images), first, f"absent, and {missing - 1} more images; {_layout(data_set)}")
+        raise ConfigError(
+            str(images),
+            first,
+            f"absent, and {missing - 1} more images; --skip-missing leaves them out; {_layout(data_set)}",
+        )
     train, val, test = (_image_list(images, part, classes) for part in present)
     return Split(data_set, train, val, test, listed_test_images=len(rows[2]), missing=missing)
 

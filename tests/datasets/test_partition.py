@@ -80,6 +80,14 @@ def test_a_partition_survives_its_file(tmp_path: Path, scheme: str) -> None:
     check_records(read, NAMES, LABELS)
 
 
+def test_a_bare_file_name_lies_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_partition(draw_partition(LABELS, "iid", 3, 0), Path("p.json"))
+    assert [found.name for found in tmp_path.iterdir()] == ["p.json"]
+
+
 def test_another_partition_is_not_written_over(tmp_path: Path) -> None:
     write_partition(draw_partition(LABELS, "iid", 3, 0), tmp_path / "p.json")
     write_partition(draw_partition(LABELS, "iid", 3, 0), tmp_path / "p.json")

@@ -256,10 +256,14 @@ def _classes(text: str, clip: str | None) -> tuple[str, ...]:
     from cachefl_secure.errors import ConfigError
 
     if text.startswith("@"):
-        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
+        parts = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+    else:
+        parts = text.split(",")
     if text:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        names = tuple(part.strip() for part in parts if part.strip())
+        if len(names) < 2:
+            raise ConfigError("--classes", "", f"two or more are needed, found {len(names)}")
+        return names
     if clip in (None, "embedded"):
         from cachefl_secure.embedded import CLASSES
 

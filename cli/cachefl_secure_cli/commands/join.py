@@ -110,7 +110,7 @@ def command(
         raise typer.Exit(2)
     if (root / "silo.toml").is_file() and StateDir(root).is_finished:
         _check_same(SiloFiles.open(root), read_invite(invite, expect=expect), name)
-        say(f"{root} has joined already")
+        say(f"{root} has joined already; its records are those it read then")
         _ask_again(root, engine)
         if json:
             print_json("join", {"silo": SiloFiles.open(root).silo, "joined": "before"})
