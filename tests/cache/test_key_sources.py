@@ -19,7 +19,7 @@ from cachefl_secure.embedded.glyphs import draw_glyphs, to_clip_image
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.clip_source import ClipSource
-from cachefl_secure.federation.founding import FoundingChoices, PictureChoices
+from cachefl_secure.federation.founding_choices import FoundingChoices, PictureChoices
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.synthetic_images import FirstKeys, first_keys
