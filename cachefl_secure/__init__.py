@@ -11,6 +11,10 @@ Where things are, and who may import whom (an arrow is "imports"):
 ``federation``  files, enrolment, order of work, signed round records
 ``transport``   bytes to peers
 ``embedded``    the default that needs no download: a tiny CLIP, a tiny generator, real handwriting
+``datasets``    public data sets by folder, and records dealt out to silos for experiments
+
+``plan`` has its sections in ``privacy_plan`` and ``server_plan``; ``updates`` goes from privacy to protocol, and
+``durable`` is how every file is written. The exact layers are import-linter's, in pyproject.toml.
 """
 
 __version__ = "0.1.0"

@@ -11,6 +11,7 @@ import numpy as np
 
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_attempt import Trainer
 from cachefl_secure.federation.silo_files import SiloFiles
@@ -30,9 +31,9 @@ NOISE_ONLY = Trainer(lambda *_: None, lambda *_: PrivateUpdate(np.random.default
 """Trains nothing, at once; another update each time."""
 
 
-def run(federation: SmallFederation, number: int = 1, said: list[str] | None = None) -> None:
+def run(federation: SmallFederation, number: int = 1, said: list[str] | None = None) -> list[RoundOutcome]:
     """Honest rounds."""
-    run_local_rounds(
+    return run_local_rounds(
         federation.coordinator,
         list(federation.silos.values()),
         number,

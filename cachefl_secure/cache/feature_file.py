@@ -1,8 +1,8 @@
 """Features that were made elsewhere: ``features`` (n, C) and ``labels`` (n,) in a ``.npz`` or ``.safetensors`` file.
 
-Whoever made them answers for the encoder: there are no images here to make them again from. No pickle is read.
-Rows must have unit norm already; they are not normalised here, because rows that are not would be the features of
-something else (logits, another layer), and nobody would be told.
+A silo's records, or public candidates for cache keys. Whoever made them answers for the encoder: there are no images
+here to make them again from. No pickle is read. Rows must have unit norm already; they are not normalised here,
+because rows that are not would be the features of something else (logits, another layer), and nobody would be told.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def read_feature_file(path: Path, *, number_of_classes: int, feature_dim: int) -
     if features.dtype not in _FLOATS or features.ndim != 2:
         raise ConfigError(str(path), "features", f"{_what(features)}; expected floating point (n, C)")
     if features.shape[1] != feature_dim:
-        raise ConfigError(
-            str(path), "features", f"{features.shape[1]}-d, but the plan's encoder is {feature_dim}-d"
-        )
+        raise ConfigError(str(path), "features", f"{features.shape[1]}-d, but the encoder is {feature_dim}-d")
     if labels.dtype not in _INTEGERS or labels.shape != features.shape[:1]:
         raise ConfigError(str(path), "labels", f"{_what(labels)}; expected {len(features)} integers")
     features, labels = features.float().contiguous(), labels.long()
@@ -80,7 +78,7 @@ def _check_norms(path: Path, features: Tensor) -> None:
     wrong = int(((features.norm(dim=1) - 1).abs() > UNIT_TOLERANCE).sum())
     if wrong:
         reason = (
-            f"{wrong} of {len(features)} rows have not unit norm; if they are the image features of the plan's"
+            f"{wrong} of {len(features)} rows have not unit norm; if they are the image features of the"
             " encoder, save features / norm(features) instead"
         )
         raise ConfigError(str(path), "features", reason)

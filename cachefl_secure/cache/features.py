@@ -166,14 +166,6 @@ def extract_features(
     return extract(images, encoder, batch_size=batch_size, progress=progress).view(0)
 
 
-def extract_readable_features(
-    images: ImageList, encoder: ImageEncoder, *, batch_size: int = BATCH, progress: Progress | None = None
-) -> tuple[FeatureSet, tuple[str, ...]]:
-    """As ``extract_features`` without the images that cannot be read; their relative paths come second."""
-    found = extract(images, encoder, skip_unreadable=True, batch_size=batch_size, progress=progress)
-    return found.view(0), found.skipped
-
-
 def batch_size_on(device: torch.device) -> int:
     """Images at a time that keep the device busy."""
     return BATCH if device.type == "cpu" else _GPU_BATCH

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from cachefl_secure.cache.encoder import Encoder
+from cachefl_secure.cache.feature_file import read_feature_file
 from cachefl_secure.cache.features import FeatureSet, extract_features
 from cachefl_secure.cache.generator import Generator
 from cachefl_secure.cache.images import ImageList, image_folder, open_image
 from cachefl_secure.cache.manifest import BLANK, DRAWN, SyntheticImage
 from cachefl_secure.cache.pipeline_files import card_of, licence_of
 from cachefl_secure.cache.prompts import Prompts
-from cachefl_secure.cache.public_features import read_public_features
 from cachefl_secure.cache.synthesis import draw_images, is_blank
 from cachefl_secure.errors import ConfigError
 
@@ -143,19 +143,19 @@ class Features:
     def candidates(
         self, classes: Sequence[str], encoder: Encoder, folder: Path, report: Report
     ) -> Candidates:
-        found = read_public_features(self.path, len(classes), encoder.feature_dim)
-        labels = found.labels.tolist()
+        found = read_feature_file(self.path, number_of_classes=len(classes), feature_dim=encoder.feature_dim)
+        labels = found.records.labels.tolist()
         lines = [
             SyntheticImage(
                 label=label,
                 class_name=classes[label],
                 index=row,
-                sha256=hashlib.sha256(found.features[row].numpy().tobytes()).hexdigest(),
+                sha256=digest,
                 licence=self.licence,
             )
-            for row, label in enumerate(labels)
+            for row, (label, digest) in enumerate(zip(labels, found.record_digests, strict=True))
         ]
-        return Candidates(found, lines)
+        return Candidates(found.records, lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Orchestration: files, enrolment and the order of work; what protocol and privacy may not touch.
 
 ``founding``           init: encode, build the cache, calibrate, write the plan and the invite
+``founding_choices``   what its operator chose
 ``synthetic_images``   the first cache keys: candidates, the best of them, and a record of it all
 ``coordinator_files``  a coordinator's directory; admit
 ``calibration``        noise and step length for an epsilon, from public numbers

@@ -8,9 +8,9 @@ Nothing private exists yet, so everything here is public and may be made again f
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,20 +18,19 @@ from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import (
     OPTIONS,
-    PrivacyChoices,
-    ServerName,
     Sizes,
     checked,
     server_section,
 )
-from cachefl_secure.federation.clip_source import ClipSource, load_source
+from cachefl_secure.federation.clip_source import load_source
 from cachefl_secure.federation.enrolment import (
     write_invite,
 )
+from cachefl_secure.federation.founding_choices import FoundingChoices
 from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.server_plan import FEDAVG, ServerPlan
@@ -42,57 +41,6 @@ if TYPE_CHECKING:
     from cachefl_secure.federation.synthetic_images import FirstKeys
 
 INVITE_FILE = "invite.toml"
-
-
-AlphaBetaSource = Literal["given", "leave-one-out"]
-"""The two fields above it, or chosen on the synthetic cache. Never on private or test records."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PictureChoices:
-    """How pictures are made; None is the generator's own default."""
-
-    prompts: str = "paper"
-    """``paper``, ``dataset`` (the plan's templates) or ``file:PATH``."""
-    candidates_per_class: int | None = None
-    """None: four for each key."""
-    steps: int | None = None
-    guidance: float | None = None
-    revision: str | None = None
-    licence: str = ""
-    """As the operator states it, where no card does."""
-    offload: bool = False
-    offline: bool = False
-    """Download nothing: neither the generator nor the encoder that reads its pictures."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundingChoices:
-    """What the coordinator's operator chose."""
-
-    name: str
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
-    clip: ClipSource
-    generator: str
-    """What ``--generator`` takes: a diffusers pipeline, ``folder:``, ``features:`` or ``text``."""
-    pictures: PictureChoices = field(default_factory=PictureChoices)
-    images_per_class: int = 4
-    alpha: float = 10.0
-    alpha_norm: Literal["sum", "mean"] = "sum"
-    beta: float = 3.0
-    alpha_beta: AlphaBetaSource = "given"
-    trained: Trained = "keys"
-    rng_seed: int = 0
-    server: ServerName = "mean"
-    server_rate: float | None = None
-    """None: as ``calibration.server_section`` chooses it."""
-    server_momentum: float = 0.9
-    privacy: PrivacyChoices | ReleaseChoices
-    secure_sum: SecureSumPlan
-    device: str = "cpu"
-    engine: str = ""
-    """URL of what will carry messages; empty: all parties are on one machine."""
 
 
 @dataclass(frozen=True, slots=True)

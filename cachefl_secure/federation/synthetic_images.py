@@ -24,7 +24,7 @@ from cachefl_secure.federation.state_dir import StateDir
 if TYPE_CHECKING:
     from cachefl_secure.cache.encoder import Encoder
     from cachefl_secure.cache.key_sources import Candidates, KeySource
-    from cachefl_secure.federation.founding import FoundingChoices
+    from cachefl_secure.federation.founding_choices import FoundingChoices
 
 FOLDER, FEATURES, TEXT = "folder:", "features:", "text"
 CANDIDATES_A_KEY = 4

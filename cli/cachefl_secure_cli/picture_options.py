@@ -9,7 +9,7 @@ import typer
 from cachefl_secure_cli.failures import say
 
 if TYPE_CHECKING:
-    from cachefl_secure.federation.founding import PictureChoices
+    from cachefl_secure.federation.founding_choices import PictureChoices
     from cachefl_secure.federation.synthetic_images import FirstKeys
 
 DEFAULT_GENERATOR = "black-forest-labs/FLUX.2-klein-4B"
@@ -82,7 +82,7 @@ def picture_source(
     offline: bool,
 ) -> tuple[str, PictureChoices]:
     """What to load, and how to draw with it."""
-    from cachefl_secure.federation.founding import PictureChoices
+    from cachefl_secure.federation.founding_choices import PictureChoices
 
     embedded = clip in (None, "embedded")
     source = generator or ("embedded" if embedded else DEFAULT_GENERATOR)

@@ -40,6 +40,7 @@ from cachefl_secure.cache.evaluate import evaluate, zero_shot
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.leave_one_out import choose_alpha_beta
 from cachefl_secure.cache.model import CacheModel
+from cachefl_secure.datasets.schemes import dirichlet_by_class
 from cachefl_secure.federation.calibration import PrivacyChoices, ServerName, Sizes, server_section
 from cachefl_secure.federation.comparison import train_together
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
@@ -106,14 +107,9 @@ def _dirichlet(labels: np.ndarray[Any, Any], seed: int, concentration: float) ->
     """Each class to five silos by a Dirichlet draw; none gets fewer than 20 records."""
     for attempt in range(1000):
         rng = np.random.default_rng((seed, attempt))
-        silos: list[list[int]] = [[] for _ in range(SILOS)]
-        for label in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == label))
-            cuts = np.rint(np.cumsum(rng.dirichlet([concentration] * SILOS))[:-1] * len(members)).astype(int)
-            for silo, part in zip(silos, np.split(members, cuts), strict=True):
-                silo += part.tolist()
+        silos = dirichlet_by_class(labels, np.arange(len(labels)), SILOS, concentration, rng)
         if min(map(len, silos)) >= 20:
-            return [np.sort(silo) for silo in silos]
+            return silos
     raise ValueError("no such partition")
 
 
@@ -137,7 +133,8 @@ def _digits() -> tuple[torch.Tensor, np.ndarray[Any, Any], CacheModel]:
     from cachefl_secure.embedded.digits import load_scans
     from cachefl_secure.embedded.glyphs import to_clip_image
     from cachefl_secure.federation.clip_source import ClipSource, load_source
-    from cachefl_secure.federation.founding import FoundingChoices, found_federation
+    from cachefl_secure.federation.founding import found_federation
+    from cachefl_secure.federation.founding_choices import FoundingChoices
 
     scans, labels = load_scans()
     clip = ClipSource.parse("embedded", "")

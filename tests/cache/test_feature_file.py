@@ -72,7 +72,7 @@ def test_the_digest_is_over_the_file_and_each_record_has_its_own(save: Save, tmp
     [
         ({"features": unit_rows() * 1.01}, r"4 of 4 rows have not unit norm.*norm\(features\)"),
         ({"features": np.full((4, 3), np.nan, dtype=np.float32)}, "not finite"),
-        ({"features": unit_rows(dimension=5)}, "5-d, but the plan's encoder is 3-d"),
+        ({"features": unit_rows(dimension=5)}, "5-d, but the encoder is 3-d"),
         ({"features": unit_rows()[0]}, r"expected floating point \(n, C\)"),
         ({"features": np.ones((4, 3), dtype=np.int64)}, "expected floating point"),
         ({"labels": np.array([0, 1, 2])}, "expected 4 integers"),

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cachefl_secure.cache.features import (
     FeatureSet,
+    extract,
     extract_features,
-    extract_readable_features,
     features_digest,
     image_folder,
     load_features,
@@ -144,11 +144,9 @@ def test_a_truncated_image_is_named(folder: Path) -> None:
 def test_unreadable_images_are_skipped_only_when_asked_and_then_listed(folder: Path) -> None:
     (folder / "Cat" / "a.png").write_bytes(b"")
     (folder / "sea_horse" / "a.png").write_bytes(b"x")
-    features, skipped = extract_readable_features(
-        image_folder(folder, CLASSES), ColourEncoder(), batch_size=1
-    )
-    assert skipped == ("Cat/a.png", "sea_horse/a.png")
-    assert features.labels.tolist() == [0, 0]
+    found = extract(image_folder(folder, CLASSES), ColourEncoder(), skip_unreadable=True, batch_size=1)
+    assert found.skipped == ("Cat/a.png", "sea_horse/a.png")
+    assert found.labels.tolist() == [0, 0]
 
 
 def test_a_16_bit_radiograph_is_refused_instead_of_read_as_white(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +14,12 @@ from cachefl_secure.cache.encoder import Encoder, load_encoder, text_classifier
 from cachefl_secure.cache.key_sources import Collected, Features, KeySource, Texts, text_keys
 from cachefl_secure.cache.manifest import BLANK, read_manifest
 from cachefl_secure.cache.origin import KINDS
-from cachefl_secure.cache.public_features import read_public_features
 from cachefl_secure.embedded import CLIP_DIR, TEMPLATES
 from cachefl_secure.embedded.glyphs import draw_glyphs, to_clip_image
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.clip_source import ClipSource
-from cachefl_secure.federation.founding import FoundingChoices, PictureChoices
+from cachefl_secure.federation.founding_choices import FoundingChoices, PictureChoices
 from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.synthetic_images import FirstKeys, first_keys
@@ -123,7 +121,7 @@ def test_text_keys_are_a_template_each_and_no_two_are_equal(encoder: Encoder, tm
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_public_features_become_keys(encoder: Encoder, tmp_path: Path, suffix: str) -> None:
     images = [to_clip_image(glyph) for glyph in draw_glyphs(np.arange(12) % 3, 5)]
-    features, labels = 3 * encoder.encode_images(images).numpy(), np.arange(12) % 3
+    features, labels = encoder.encode_images(images).numpy(), np.arange(12) % 3
     path = tmp_path / f"set.{suffix}"
     if suffix == "npz":
         np.savez(path, features=features.astype(np.float16), labels=labels)
@@ -131,49 +129,17 @@ def test_public_features_become_keys(encoder: Encoder, tmp_path: Path, suffix: s
         save_file({"features": features, "labels": labels}, path)
     keys = _keys(tmp_path, encoder, f"features:{path}")
     assert (keys.origin.kind, keys.origin.name, keys.origin.licence) == ("features", path.name, "unknown")
-    assert torch.allclose(keys.features.features.norm(dim=1), torch.ones(6), atol=1e-5)
-    best = (keys.features.features @ torch.from_numpy(features.T) / 3).amax(dim=1)
+    assert torch.allclose(keys.features.features.norm(dim=1), torch.ones(6), atol=1e-3)
+    best = (keys.features.features @ torch.from_numpy(features.T)).amax(dim=1)
     assert float(best.min()) > 0.999
 
 
-GOOD: dict[str, Any] = {"features": np.ones((2, 4), np.float32), "labels": np.array([0, 2])}
-
-
-@pytest.mark.parametrize(
-    ("changed", "field"),
-    [
-        ({"features": np.ones((2, 5), np.float32)}, "features"),
-        ({"features": np.ones((2, 4), np.int64)}, "features"),
-        ({"features": np.full((2, 4), np.nan, np.float32)}, "features"),
-        ({"features": np.zeros((2, 4), np.float32)}, "features"),
-        ({"labels": np.array([0, 3])}, "labels"),
-        ({"labels": np.array([-1, 0])}, "labels"),
-        ({"labels": np.array([0.0, 1.0])}, "labels"),
-        ({"labels": np.array([0])}, "labels"),
-        ({"labels": np.array([{}, {}], dtype=object)}, ""),
-    ],
-)
-def test_a_feature_file_that_does_not_fit_is_refused(
-    tmp_path: Path, changed: dict[str, Any], field: str
-) -> None:
-    np.savez(tmp_path / "good.npz", **GOOD)
-    assert len(read_public_features(tmp_path / "good.npz", 3, 4)) == 2
-    np.savez(tmp_path / "bad.npz", **{**GOOD, **changed})
-    with pytest.raises(ConfigError) as caught:
-        read_public_features(tmp_path / "bad.npz", 3, 4)
-    assert caught.value.field == field
-
-
-def test_other_files_are_refused_and_a_pickle_is_never_read(tmp_path: Path) -> None:
-    for name in ("a.npz", "a.safetensors"):
-        with pytest.raises(ConfigError, match="no such file"):
-            read_public_features(tmp_path / name, 3, 4)
-        (tmp_path / name).write_bytes(b"\x80\x04cposix\nsystem\n")
-        with pytest.raises(ConfigError, match=r"neither a .npz nor a .safetensors"):
-            read_public_features(tmp_path / name, 3, 4)
-    save_file({"features": GOOD["features"]}, tmp_path / "b.safetensors")
-    with pytest.raises(ConfigError, match="'features' and 'labels'"):
-        read_public_features(tmp_path / "b.safetensors", 3, 4)
+def test_public_features_of_another_norm_are_refused_as_a_silos_are(encoder: Encoder, tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "set.npz", features=np.ones((3, encoder.feature_dim), np.float32), labels=np.arange(3)
+    )
+    with pytest.raises(ConfigError, match="3 of 3 rows have not unit norm"):
+        _keys(tmp_path, encoder, f"features:{tmp_path / 'set.npz'}")
 
 
 @pytest.mark.parametrize("text", ["", "files:x", "file:", "paper "])

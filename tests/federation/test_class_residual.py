@@ -10,15 +10,13 @@ import pytest
 
 from cachefl_secure.errors import PeerError
 from cachefl_secure.federation.calibration import PrivacyChoices
-from cachefl_secure.federation.chain import Chain, install_initial_cache
+from cachefl_secure.federation.chain import install_initial_cache
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.ports import silent
-from cachefl_secure.federation.roster_files import read_history
-from cachefl_secure.federation.silo_files import SiloFiles
+from cachefl_secure.federation.inspection import open_chain
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.privacy.mechanism import DistributedMechanism, mechanism_of
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.transport.local_federation import run_local_rounds
+from tests.driven import run
 from tests.small_federation import (
     CLASSES,
     FEATURE_DIM,
@@ -33,20 +31,8 @@ from tests.small_federation import (
 def played(root: Path, choices: PrivacyChoices, rounds: int) -> SmallFederation:
     privacy = small_privacy(choices, "class_residual")
     federation = found(root, privacy=privacy, trained="class_residual")
-    run_local_rounds(
-        federation.coordinator,
-        list(federation.silos.values()),
-        rounds,
-        deadline_seconds=60.0,
-        progress=silent,
-        tell=lambda _: None,
-    )
+    run(federation, rounds)
     return federation
-
-
-def silo_chain(root: Path) -> Chain:
-    files = SiloFiles.open(root)
-    return Chain(files.state, files.plan, read_history(files.state, files.plan))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +49,7 @@ def test_all_parties_end_with_one_cache_whose_keys_moved_with_their_class(
     federation = played(tmp_path, choices, 2)
     chain = CoordinatorFiles.open(federation.coordinator).chain()
     ends = {chain.position.cache_digest}
-    ends |= {silo_chain(path).position.cache_digest for path in federation.silos.values()}
+    ends |= {open_chain(path).position.cache_digest for path in federation.silos.values()}
     assert len(ends) == 1
     change = chain.model().cache_keys.double() - chain.initial_model().cache_keys.double()
     by_class = change.view(CLASSES, KEYS_A_CLASS, FEATURE_DIM)

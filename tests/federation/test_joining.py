@@ -238,7 +238,7 @@ def test_a_feature_file_joins_without_any_encoder(coordinator: Path, tmp_path: P
             coordinator / "invite.toml", tmp_path / "b", dataclasses.replace(choices, name="b", views=2)
         )
     np.savez(tmp_path / "wide.npz", features=np.eye(5, dtype=np.float32), labels=np.arange(5) % CLASSES)
-    with pytest.raises(ConfigError, match=f"5-d, but the plan's encoder is {FEATURE_DIM}-d"):
+    with pytest.raises(ConfigError, match=f"5-d, but the encoder is {FEATURE_DIM}-d"):
         join_federation(
             coordinator / "invite.toml",
             tmp_path / "b",

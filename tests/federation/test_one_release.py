@@ -21,10 +21,8 @@ from cachefl_secure.federation import coordinator_round, letters
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_silo, open_chain
 from cachefl_secure.federation.one_release import ReleaseChoices
-from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
@@ -42,8 +40,8 @@ from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate
 from cachefl_secure.server_plan import MomentumServer
 from cachefl_secure.statistics_layout import CLASS_SUMS, FEATURE_BITS, GRAM, UNIT
-from cachefl_secure.transport.local_federation import run_local_rounds
 from tests import small_federation
+from tests.driven import run
 from tests.small_federation import (
     CLASSES,
     FEATURE_DIM,
@@ -69,17 +67,6 @@ def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
             """Nothing is added."""
 
     monkeypatch.setattr(statistics, "DiscreteGaussian", Silent)
-
-
-def run(federation: SmallFederation, number: int = 1) -> list[RoundOutcome]:
-    return run_local_rounds(
-        federation.coordinator,
-        list(federation.silos.values()),
-        number,
-        deadline_seconds=60.0,
-        progress=silent,
-        tell=lambda said: None,
-    )
 
 
 def latest(directory: Path) -> CacheModel:

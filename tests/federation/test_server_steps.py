@@ -10,15 +10,11 @@ import pytest
 
 from cachefl_secure.cache.model import cache_digest
 from cachefl_secure.federation.calibration import NOISE_ON_A_KEY, PrivacyChoices, Sizes, adam_rate
-from cachefl_secure.federation.chain import Chain
-from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.ports import silent
-from cachefl_secure.federation.roster_files import read_history
+from cachefl_secure.federation.inspection import open_chain
 from cachefl_secure.federation.server_steps import Moments, server_step
-from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.server_plan import FEDAVG, AdamServer, MomentumServer, ServerPlan
-from cachefl_secure.transport.local_federation import run_local_rounds
-from tests.small_federation import SmallFederation, found, small_privacy
+from tests.driven import run
+from tests.small_federation import found, small_privacy
 
 SERVERS: tuple[ServerPlan, ...] = (FEDAVG, MomentumServer(momentum=0.7, rate=0.4), AdamServer(rate=0.05))
 
@@ -53,22 +49,6 @@ def test_every_optimizer_is_its_paper_s_number_by_number(section: ServerPlan) ->
         assert np.array_equal(mean, before)
 
 
-def chain_of(root: Path) -> Chain:
-    files = SiloFiles.open(root) if (root / "silo.toml").exists() else CoordinatorFiles.open(root)
-    return Chain(files.state, files.plan, read_history(files.state, files.plan))
-
-
-def play(federation: SmallFederation, rounds: int) -> None:
-    run_local_rounds(
-        federation.coordinator,
-        list(federation.silos.values()),
-        rounds,
-        deadline_seconds=60.0,
-        progress=silent,
-        tell=lambda _: None,
-    )
-
-
 @pytest.mark.claim("C20")
 @pytest.mark.parametrize("section", SERVERS[1:], ids=lambda s: type(s).__name__)
 def test_all_parties_recompute_the_same_steps_also_after_a_restart(
@@ -76,9 +56,9 @@ def test_all_parties_recompute_the_same_steps_also_after_a_restart(
 ) -> None:
     privacy = small_privacy(PrivacyChoices(rounds=4, expected_records=15))
     federation = found(tmp_path, privacy=privacy, server=section)
-    play(federation, 2)
-    play(federation, 1)  # every party starts anew: what the optimizer remembers must come back from the sums
-    chains = [chain_of(path) for path in (federation.coordinator, *federation.silos.values())]
+    run(federation, 2)
+    run(federation, 1)  # every party starts anew: what the optimizer remembers must come back from the sums
+    chains = [open_chain(path) for path in (federation.coordinator, *federation.silos.values())]
     assert {chain.position.round for chain in chains} == {3}
     assert len({cache_digest(chain.model()) for chain in chains}) == 1
     *_, (_, last) = chains[0].models()

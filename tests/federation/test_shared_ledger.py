@@ -10,10 +10,8 @@ from cachefl_secure.errors import CohortExhausted, ConfigError, LedgerRolledBack
 from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
-from cachefl_secure.federation.coordinator_round import RoundOutcome
 from cachefl_secure.federation.inspection import audit_silo, status
 from cachefl_secure.federation.joining import Joined
-from cachefl_secure.federation.ports import silent
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.witnesses import witnessed_heads
@@ -21,7 +19,7 @@ from cachefl_secure.names import SiloId
 from cachefl_secure.privacy.accounting import Cost, charged, cost_of
 from cachefl_secure.privacy.mechanism import View, mechanism_of
 from cachefl_secure.privacy_plan import PrivacyPlan
-from cachefl_secure.transport.local_federation import run_local_rounds
+from tests.driven import run
 from tests.small_federation import (
     SmallFederation,
     found,
@@ -70,17 +68,6 @@ def second_of(
     files = CoordinatorFiles.open(coordinator)
     files.admit(files.candidates([path / "join-request.toml" for path in silos.values()]))
     return SmallFederation(coordinator, silos), joined
-
-
-def run(federation: SmallFederation, number: int = 1, said: list[str] | None = None) -> list[RoundOutcome]:
-    return run_local_rounds(
-        federation.coordinator,
-        list(federation.silos.values()),
-        number,
-        deadline_seconds=60.0,
-        progress=silent,
-        tell=(said if said is not None else []).append,
-    )
 
 
 def test_rounds_of_both_federations_add_up(first: SmallFederation, tmp_path: Path) -> None:

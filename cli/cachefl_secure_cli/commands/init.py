@@ -29,6 +29,7 @@ from cachefl_secure_cli.training_options import (
 )
 
 if TYPE_CHECKING:
+    from cachefl_secure.federation.founding import Founded
     from cachefl_secure.plan import FederationPlan
     from cachefl_secure.privacy.accounting import Cost
 
@@ -120,12 +121,11 @@ def command(
     Example: cachefl-secure init coordinator --classes cat,dog,horse --generator ./my-generator --clip RN50
     --pretrained openai
     """
-    from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.errors import ConfigError
     from cachefl_secure.federation.clip_source import ClipSource
-    from cachefl_secure.federation.founding import FoundingChoices, found_federation
+    from cachefl_secure.federation.founding import found_federation
+    from cachefl_secure.federation.founding_choices import FoundingChoices
     from cachefl_secure.plan import SecureSumPlan
-    from cachefl_secure.privacy.terms import planned_cost_of
     from cachefl_secure.transport.engines import check_engine, prepare_coordinator
 
     if mechanism is MechanismChoice.none and not not_private:
@@ -186,40 +186,51 @@ def command(
         founded = found_federation(directory, choices, progress)
     prepare_coordinator(directory)
     pictures.tell_of_keys(founded.first_keys)
-    origin, plan = founded.first_keys.origin, founded.plan
-    without_picture = sum(founded.first_keys.without_picture.values())
-    planned = planned_cost_of(plan.privacy)
     if json:
-        print_json(
-            "init",
-            {
-                "federation_id": plan.federation_id,
-                "fingerprint": founded.fingerprint,
-                "invite": str(founded.invite),
-                "engine": engine,
-                "alpha": plan.cache.alpha,
-                "beta": plan.cache.beta,
-                "noise_multiplier": plan.privacy.noise_multiplier,
-                "learning_rate": getattr(plan.privacy, "learning_rate", None),
-                "mechanism": plan.privacy.mechanism,
-                "epsilon_local": planned.local,
-                "epsilon_aggregate": planned.aggregate,
-                "delta": plan.privacy.delta,
-                "synthetic_images": plan.number_of_keys - without_picture,
-                "keys_without_picture": without_picture,
-                "misread_pictures": founded.first_keys.misread,
-                "origin": {"kind": origin.kind, "name": origin.name, "licence": origin.licence},
-            },
-        )
-        return
+        print_json("init", _summary(founded, engine))
+    else:
+        _tell(founded, engine)
+
+
+def _summary(founded: Founded, engine: str) -> dict[str, object]:
+    from cachefl_secure.privacy.terms import planned_cost_of
+
+    keys, plan = founded.first_keys, founded.plan
+    planned, without_picture = planned_cost_of(plan.privacy), sum(keys.without_picture.values())
+    return {
+        "federation_id": plan.federation_id,
+        "fingerprint": founded.fingerprint,
+        "invite": str(founded.invite),
+        "engine": engine,
+        "alpha": plan.cache.alpha,
+        "beta": plan.cache.beta,
+        "noise_multiplier": plan.privacy.noise_multiplier,
+        "learning_rate": getattr(plan.privacy, "learning_rate", None),
+        "mechanism": plan.privacy.mechanism,
+        "epsilon_local": planned.local,
+        "epsilon_aggregate": planned.aggregate,
+        "delta": plan.privacy.delta,
+        "synthetic_images": plan.number_of_keys - without_picture,
+        "keys_without_picture": without_picture,
+        "misread_pictures": keys.misread,
+        "origin": {"kind": keys.origin.kind, "name": keys.origin.name, "licence": keys.origin.licence},
+    }
+
+
+def _tell(founded: Founded, engine: str) -> None:
+    from cachefl_secure.crypto.spoken import in_words
+    from cachefl_secure.privacy.terms import planned_cost_of
+
+    keys, plan = founded.first_keys, founded.plan
+    pictures_kept = plan.number_of_keys - sum(keys.without_picture.values())
     rows = [
-        ("pictures kept for the cache", str(plan.number_of_keys - without_picture)),
-        ("they come from", f"{origin.name} ({origin.licence})"),
+        ("pictures kept for the cache", str(pictures_kept)),
+        ("they come from", f"{keys.origin.name} ({keys.origin.licence})"),
         ("alpha and beta", f"{plan.cache.alpha:g} and {plan.cache.beta:g}"),
         ("numbers a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         *_what_is_made(plan),
-        *_privacy_rows(plan, planned),
+        *_privacy_rows(plan, planned_cost_of(plan.privacy)),
         *([("messages go by", engine)] if engine else []),
         ("fingerprint", founded.fingerprint),
         ("the same in words", in_words(founded.fingerprint)),

@@ -1,0 +1,61 @@
+"""What the coordinator's operator chooses when a federation is founded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cachefl_secure.federation.calibration import PrivacyChoices, ServerName
+from cachefl_secure.federation.clip_source import ClipSource
+from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.plan import SecureSumPlan, Trained
+
+AlphaBetaSource = Literal["given", "leave-one-out"]
+"""The two fields above it, or chosen on the synthetic cache. Never on private or test records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureChoices:
+    """How pictures are made; None is the generator's own default."""
+
+    prompts: str = "paper"
+    """``paper``, ``dataset`` (the plan's templates) or ``file:PATH``."""
+    candidates_per_class: int | None = None
+    """None: four for each key."""
+    steps: int | None = None
+    guidance: float | None = None
+    revision: str | None = None
+    licence: str = ""
+    """As the operator states it, where no card does."""
+    offload: bool = False
+    offline: bool = False
+    """Download nothing: neither the generator nor the encoder that reads its pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundingChoices:
+    """What the coordinator's operator chose."""
+
+    name: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    clip: ClipSource
+    generator: str
+    """What ``--generator`` takes: a diffusers pipeline, ``folder:``, ``features:`` or ``text``."""
+    pictures: PictureChoices = field(default_factory=PictureChoices)
+    images_per_class: int = 4
+    alpha: float = 10.0
+    alpha_norm: Literal["sum", "mean"] = "sum"
+    beta: float = 3.0
+    alpha_beta: AlphaBetaSource = "given"
+    trained: Trained = "keys"
+    rng_seed: int = 0
+    server: ServerName = "mean"
+    server_rate: float | None = None
+    """None: as ``calibration.server_section`` chooses it."""
+    server_momentum: float = 0.9
+    privacy: PrivacyChoices | ReleaseChoices
+    secure_sum: SecureSumPlan
+    device: str = "cpu"
+    engine: str = ""
+    """URL of what will carry messages; empty: all parties are on one machine."""
