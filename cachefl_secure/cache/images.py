@@ -136,4 +136,6 @@ def decode_image(raw: bytes, path: Path) -> Image.Image:
             image = image.convert("RGBA")
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        raise ConfigError(str(path), "", "cannot be read as an image") from None
+        raise ConfigError(
+            str(path), "", "cannot be read as an image (--skip-unreadable leaves such files out)"
+        ) from None

@@ -222,6 +222,7 @@ def _tell(founded: Founded, engine: str) -> None:
     from cachefl_secure.privacy.terms import planned_cost_of
 
     keys, plan = founded.first_keys, founded.plan
+    planned = planned_cost_of(plan.privacy)
     pictures_kept = plan.number_of_keys - sum(keys.without_picture.values())
     rows = [
         ("pictures kept for the cache", str(pictures_kept)),
@@ -230,14 +231,32 @@ def _tell(founded: Founded, engine: str) -> None:
         ("numbers a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         *_what_is_made(plan),
-        *_privacy_rows(plan, planned_cost_of(plan.privacy)),
+        *_privacy_rows(plan, planned),
         *([("messages go by", engine)] if engine else []),
         ("fingerprint", founded.fingerprint),
         ("the same in words", in_words(founded.fingerprint)),
         ("invite", str(founded.invite)),
     ]
     console().print(table(f"federation {plan.name!r}", ("", ""), rows))
+    _tell_of_tighter_local(plan)
     say("send the invite to every silo; read the fingerprint to them over another channel")
+
+
+def _tell_of_tighter_local(plan: FederationPlan) -> None:
+    """Where the bound on the local epsilon asks for more noise than the aggregate one did."""
+    from cachefl_secure.privacy.accounting import cost_of
+    from cachefl_secure.privacy.mechanism import mechanism_of
+    from cachefl_secure.privacy_plan import DistributedPlan, StatisticsPlan
+
+    section = plan.privacy
+    if not isinstance(section, DistributedPlan | StatisticsPlan):
+        return
+    reached = cost_of([(mechanism_of(plan), section.rounds)], section.delta).aggregate
+    if reached < 0.99 * section.epsilon_aggregate:
+        say(
+            f"the bound on the local epsilon asks for more noise: the aggregate one will be {reached:.3g} after all "
+            f"rounds, not {section.epsilon_aggregate:g}; raise --epsilon-local for the latter"
+        )
 
 
 def _what_is_made(plan: FederationPlan) -> list[tuple[str, str]]:

@@ -111,6 +111,10 @@ def command(
     if (root / "silo.toml").is_file() and StateDir(root).is_finished:
         _check_same(SiloFiles.open(root), read_invite(invite, expect=expect), name)
         say(f"{root} has joined already; its records are those it read then")
+        if data is not None:
+            say(
+                f"--data {data} is not read again: for other records join in a new directory, with --ledger {root}"
+            )
         _ask_again(root, engine)
         if json:
             print_json("join", {"silo": SiloFiles.open(root).silo, "joined": "before"})
