@@ -59,6 +59,7 @@ Delta = Annotated[
     ),
 ]
 DEFAULT_ROUNDS = 20
+DEFAULT_CLIP_NORM, DEFAULT_GAMMA = 0.1, 8.0
 Rounds = Annotated[int, typer.Option(help="Rounds the noise is calibrated for.")]
 SamplingRate = Annotated[float, typer.Option(help="1 is full batch; below, Poisson sampling.")]
 StepsPerRound = Annotated[
@@ -145,6 +146,7 @@ def privacy_choices(
     gamma: float,
 ) -> PrivacyChoices | ReleaseChoices:
     """What was chosen, with the defaults that depend on other choices."""
+    from cachefl_secure.errors import ConfigError
     from cachefl_secure.federation.calibration import PrivacyChoices, default_delta
 
     if mechanism is MechanismChoice.statistics:
@@ -158,12 +160,16 @@ def privacy_choices(
             unused={
                 "--rounds": rounds not in (1, DEFAULT_ROUNDS),
                 "--sampling-rate": sampling_rate != 1.0,
+                "--clip-norm": clip_norm != DEFAULT_CLIP_NORM,
                 "--steps-per-round": steps_per_round != 1,
                 "--learning-rate": learning_rate is not None,
                 "--proximal": proximal != 0.0,
                 "--replay-weight": replay_weight != 0.0,
             },
         )
+    for option, other in (("--head", head is not HeadChoice.gda), ("--gamma", gamma != DEFAULT_GAMMA)):
+        if other:
+            raise ConfigError(option, "", "is of one release: it goes with --mechanism statistics")
     return PrivacyChoices(
         mechanism=cast("MechanismName", mechanism.value),
         epsilon=epsilon,

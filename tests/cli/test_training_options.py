@@ -52,6 +52,10 @@ def test_init_writes_every_training_option_into_the_plan(tmp_path: Path) -> None
         (["--server-rate", "0.5"], "has no rate"),
         (["--server", "adam", "--server-momentum", "1"], "momentum"),
         (["--server", "momentum", "--server-rate", "0"], "rate"),
+        (["--gamma", "2"], "goes with --mechanism statistics"),
+        (["--head", "ridge"], "goes with --mechanism statistics"),
+        (["--mechanism", "statistics", "--clip-norm", "1"], "is about training"),
+        (["--mechanism", "statistics", "--server", "adam"], "is about training"),
     ],
 )
 def test_an_option_without_effect_is_refused_before_pictures_are_made(

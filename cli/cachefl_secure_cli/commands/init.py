@@ -85,10 +85,10 @@ def command(
     rounds: options.Rounds = options.DEFAULT_ROUNDS,
     sampling_rate: options.SamplingRate = 1.0,
     steps_per_round: options.StepsPerRound = 1,
-    clip_norm: options.ClipNorm = 0.1,
+    clip_norm: options.ClipNorm = options.DEFAULT_CLIP_NORM,
     expected_records: options.ExpectedRecords = 250,
     head: options.Head = HeadChoice.gda,
-    gamma: options.Gamma = 8.0,
+    gamma: options.Gamma = options.DEFAULT_GAMMA,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
