@@ -140,6 +140,9 @@ def run(arguments: list[str], paths: Paths, number: int, faults: Faults) -> None
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    # In the background of a shell, and under nohup, these are ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if faults.own_network:
         without_network()
     if faults.listener:
