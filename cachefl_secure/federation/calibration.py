@@ -252,6 +252,9 @@ def _rounds_of_noise(rounds: int, server: ServerPlan) -> float:
 
 ServerName = Literal["mean", "momentum", "adam"]
 
+USUAL_MOMENTUM = 0.9
+"""Of a server that has one."""
+
 
 def server_section(
     name: ServerName, rate: float | None, momentum: float, *, rounds: int, feature_dim: int
@@ -267,6 +270,10 @@ def server_section(
         case "mean":
             if rate is not None:
                 raise ConfigError(OPTIONS, "server_rate", "the mean is added as it is: it has no rate")
+            if momentum != USUAL_MOMENTUM:
+                raise ConfigError(
+                    OPTIONS, "server_momentum", "the mean is added as it is: use --server momentum"
+                )
             return FEDAVG
         case "momentum":
             usual = 1.0 - momentum if rate is None else rate

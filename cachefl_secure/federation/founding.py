@@ -18,6 +18,7 @@ from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import (
     OPTIONS,
+    USUAL_MOMENTUM,
     Sizes,
     checked,
     server_section,
@@ -94,8 +95,8 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
 
 def _server(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
     if isinstance(choices.privacy, ReleaseChoices):
-        if choices.server != "mean":
-            raise ConfigError("init", "server", "is about training; with one release there is none")
+        if (choices.server, choices.server_rate, choices.server_momentum) != ("mean", None, USUAL_MOMENTUM):
+            raise ConfigError(OPTIONS, "server", "is about training; with one release there is none")
         return FEDAVG
     return server_section(
         choices.server,
@@ -110,7 +111,7 @@ def _privacy(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> 
     honest = choices.secure_sum.honest_survivors
     if isinstance(choices.privacy, ReleaseChoices):
         if choices.trained != "keys":
-            raise ConfigError("init", "trained", "is about training; with one release there is none")
+            raise ConfigError(OPTIONS, "trained", "is about training; with one release there is none")
         return choices.privacy.plan(
             number_of_classes=len(choices.classes), feature_dim=feature_dim, honest_survivors=honest
         )

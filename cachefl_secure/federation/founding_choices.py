@@ -5,10 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cachefl_secure.federation.calibration import PrivacyChoices, ServerName
+from cachefl_secure.federation.calibration import USUAL_MOMENTUM, PrivacyChoices, ServerName
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.plan import SecureSumPlan, Trained
+
+FOLDER, FEATURES, TEXT = "folder:", "features:", "text"
+"""What ``--generator`` takes beside a diffusers pipeline."""
+
+
+def is_drawn(generator: str) -> bool:
+    """Whether pictures are drawn, or taken from elsewhere, or there are none."""
+    return generator != TEXT and not generator.startswith((FOLDER, FEATURES))
+
 
 AlphaBetaSource = Literal["given", "leave-one-out"]
 """The two fields above it, or chosen on the synthetic cache. Never on private or test records."""
@@ -53,7 +62,7 @@ class FoundingChoices:
     server: ServerName = "mean"
     server_rate: float | None = None
     """None: as ``calibration.server_section`` chooses it."""
-    server_momentum: float = 0.9
+    server_momentum: float = USUAL_MOMENTUM
     privacy: PrivacyChoices | ReleaseChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"

@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import checked, upward
+from cachefl_secure.federation.calibration import OPTIONS, checked, upward
 from cachefl_secure.privacy.accounting import Cost, cost_of, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import View, statistics_mechanism
@@ -50,7 +50,7 @@ class ReleaseChoices:
         """
         if self.epsilon > LARGEST_EPSILON:
             reason = f"{self.epsilon:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
-            raise ConfigError("init", "epsilon", reason)
+            raise ConfigError(OPTIONS, "epsilon", reason)
         return checked(
             lambda: StatisticsPlan(
                 noise_multiplier=1.0,

@@ -18,6 +18,7 @@ from cachefl_secure.cache.origin import CacheOrigin
 from cachefl_secure.cache.prompts import PAPER, Prompts, file_prompts, template_prompts
 from cachefl_secure.cache.selection import select
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.founding_choices import FEATURES, FOLDER, TEXT
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.state_dir import StateDir
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from cachefl_secure.cache.key_sources import Candidates, KeySource
     from cachefl_secure.federation.founding_choices import FoundingChoices
 
-FOLDER, FEATURES, TEXT = "folder:", "features:", "text"
 CANDIDATES_A_KEY = 4
 
 

@@ -81,9 +81,27 @@ def picture_source(
     offload: bool,
     offline: bool,
 ) -> tuple[str, PictureChoices]:
-    """What to load, and how to draw with it."""
-    from cachefl_secure.federation.founding_choices import PictureChoices
+    """What to load, and how to draw with it.
 
+    Raises:
+        ConfigError: an option of drawing, with a source that draws nothing.
+    """
+    from cachefl_secure.errors import ConfigError
+    from cachefl_secure.federation.founding_choices import PictureChoices, is_drawn
+
+    of_drawing = {
+        "--prompts": prompts != "paper",
+        "--candidates": candidates is not None,
+        "--steps": steps is not None,
+        "--guidance": guidance is not None,
+        "--generator-revision": revision is not None,
+        "--offload": offload,
+    }
+    for option, given in of_drawing.items():
+        if given and generator is not None and not is_drawn(generator):
+            raise ConfigError(
+                option, "", f"is about drawing pictures; with --generator {generator} none are drawn"
+            )
     embedded = clip in (None, "embedded")
     source = generator or ("embedded" if embedded else DEFAULT_GENERATOR)
     if source == "embedded":

@@ -15,6 +15,7 @@ import torch
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.origin import CacheOrigin
 from cachefl_secure.embedded import GENERATOR_DIR, GENERATOR_STEPS
+from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.synthetic_images import FirstKeys
 from cachefl_secure_cli.picture_options import DEFAULT_GENERATOR, picture_source, tell_of_keys
 from tests.claims import REPOSITORY
@@ -31,6 +32,26 @@ USUAL: dict[str, Any] = {
 }
 NOTHING = FeatureSet(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
 SILENT = FirstKeys(NOTHING, CacheOrigin("diffusers", "a model", "apache-2.0", "ab" * 32), 0, {})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("prompts", "dataset"),
+        ("candidates", 9),
+        ("steps", 5),
+        ("guidance", 0.0),
+        ("revision", "main"),
+        ("offload", True),
+    ],
+)
+@pytest.mark.parametrize("source", ["text", "folder:pictures", "features:some.npz"])
+def test_an_option_of_drawing_is_refused_where_nothing_is_drawn(
+    source: str, option: str, value: object
+) -> None:
+    with pytest.raises(ConfigError, match="none are drawn"):
+        picture_source(source, None, **{**USUAL, option: value})
+    assert picture_source(source, None, **USUAL)[0] == source
 
 
 def test_the_embedded_generator_goes_with_the_embedded_clip_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,8 @@ def test_init_writes_every_training_option_into_the_plan(tmp_path: Path) -> None
         (["--mechanism", "local", "--proximal", "0.1"], "between the steps"),
         (["--server-rate", "0.5"], "has no rate"),
         (["--server", "adam", "--server-momentum", "1"], "momentum"),
+        (["--server-momentum", "0.5"], "use --server momentum"),
+        (["--mechanism", "statistics", "--server-rate", "0.5"], "is about training"),
         (["--server", "momentum", "--server-rate", "0"], "rate"),
         (["--gamma", "2"], "goes with --mechanism statistics"),
         (["--head", "ridge"], "goes with --mechanism statistics"),
