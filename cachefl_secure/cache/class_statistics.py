@@ -110,7 +110,8 @@ def record_counts(statistics: ClassStatistics) -> Matrix:
     noise_variance, mean = statistics.noise_std**2 * float(ones @ ones), float(counts.mean())
     if noise_variance:
         variance = float(((counts - mean) ** 2).mean())
-        counts = mean + (counts - mean) * max(0.0, 1.0 - noise_variance / variance)
+        told = 1.0 - noise_variance / variance if variance > noise_variance else 0.0
+        counts = mean + (counts - mean) * told
     counts = np.maximum(counts, 0.0)
     total = float(counts.sum())
     return counts * (records / total) if total > 0 else np.full(classes, records / classes)

@@ -244,3 +244,10 @@ def test_what_is_none_is_refused() -> None:
         ClassStatistics(good.class_sums * np.nan, good.gram)
     with pytest.raises(ValueError, match="noise_std"):
         ClassStatistics(good.class_sums, good.gram, float("nan"))
+
+
+def test_classes_whose_noised_sums_are_the_same_have_as_many_records_each() -> None:
+    """What nobody's noise would give and a coordinator may publish."""
+    row = np.linspace(-1.0, 1.0, 8)
+    counts = record_counts(ClassStatistics(np.stack([row] * 4), np.eye(8) * 3.0, noise_std=1.0))
+    assert np.allclose(counts, 24.0 / 4)
