@@ -57,13 +57,17 @@ class RandomStream:
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """``count`` independent uniform words, little endian on every machine."""
+        drawn = np.empty(count, dtype="<u8")
+        self.fill(drawn)
+        return drawn.astype(np.uint64, copy=False)
+
+    def fill(self, words: NDArray[np.uint64]) -> None:
+        """The next words into an array of little-endian ones, contiguous: as ``words``, in memory that is there."""
         if self._fork != _forks and not self._repeatable:
             self._start(StreamKey(os.urandom(StreamKey.length_bytes)))
-        drawn = np.empty(count, dtype="<u8")
-        for start in range(0, count, _CHUNK):
-            part = drawn[start : start + _CHUNK]
+        for start in range(0, len(words), _CHUNK):
+            part = words[start : start + _CHUNK]
             self._cipher.update_into(_ZEROS[: part.nbytes], part.view(np.uint8).data)
-        return drawn.astype(np.uint64, copy=False)
 
     def coins(self, count: int, probability: float) -> NDArray[np.bool_]:
         """Independent coins; heads with ``probability`` rounded down to a multiple of 2**-53."""

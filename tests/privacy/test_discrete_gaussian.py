@@ -250,10 +250,10 @@ class Words(RandomStream):
         super().__init__()
         self._words, self._then, self.asked = list(words), then, 0
 
-    def words(self, count: int) -> NDArray[np.uint64]:
-        self.asked += count
-        given, self._words = self._words[:count], self._words[count:]
-        return np.array(given + [self._then] * (count - len(given)), dtype=np.uint64)
+    def fill(self, words: NDArray[np.uint64]) -> None:
+        self.asked += len(words)
+        given, self._words = self._words[: len(words)], self._words[len(words) :]
+        words[:] = np.array(given + [self._then] * (len(words) - len(given)), dtype=np.uint64)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0, 2.0**22])
