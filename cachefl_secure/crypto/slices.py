@@ -18,11 +18,13 @@ T = TypeVar("T")
 
 def threads_for(entries: int) -> int:
     """As many as there are processors to run on, at most four, and one where the vector is short."""
+    if entries < 2 * _WORTH_A_THREAD:
+        return 1  # without asking the system
     try:
         processors = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         processors = os.cpu_count() or 1
-    return max(1, min(processors, MAX_THREADS, entries // _WORTH_A_THREAD))
+    return min(processors, MAX_THREADS, entries // _WORTH_A_THREAD)
 
 
 def slices(entries: int, threads: int, unit: int) -> list[tuple[int, int]]:
