@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,34 @@ class PrivateUpdate:
 
     def __repr__(self) -> str:  # never print an update
         return f"PrivateUpdate(<{self.values.size} values>)"
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class ScaledUpdate:
+    """A ``PrivateUpdate`` whose values are whole numbers of one public length, which take half of the memory.
+
+    ``integers`` is int32 or int64 of shape (d,), noise included. Read-only; the array is taken over.
+    """
+
+    integers: NDArray[np.signedinteger[Any]]
+    step: float
+    """What an integer is worth."""
+
+    def __post_init__(self) -> None:
+        if self.integers.dtype not in (np.int32, np.int64) or self.integers.ndim != 1:
+            raise ValueError("a scaled update is a vector of int32 or int64")
+        if not math.isfinite(self.step):
+            raise ValueError("an update must be finite")
+        self.integers.setflags(write=False)
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """(d,) float64, anew."""
+        values: NDArray[np.float64] = self.integers * np.float64(self.step)
+        return values
+
+    def __repr__(self) -> str:  # never print an update
+        return f"ScaledUpdate(<{self.integers.size} integers>)"
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -66,5 +96,5 @@ class NoisedSums:
         return f"NoisedSums(<{self.integers.size} integers>)"
 
 
-NoisedUpdate = PrivateUpdate | IntegerUpdate | NoisedSums
+NoisedUpdate = PrivateUpdate | ScaledUpdate | IntegerUpdate | NoisedSums
 """What a silo releases, by mechanism."""

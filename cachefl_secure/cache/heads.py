@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cachefl_secure.cache.model import (
     CacheModel,
+    KeyRows,
     add_residual,
     add_update,
     affinity_gradient,
@@ -35,11 +36,11 @@ def row_of_key(model: CacheModel, trained: Trained) -> Tensor | None:
 
 
 def rank_one_gradient(
-    model: CacheModel, features: Tensor, labels: Tensor, trained: Trained, cache_keys: Tensor | None = None
+    model: CacheModel, features: Tensor, labels: Tensor, trained: Trained, key_rows: KeyRows | None = None
 ) -> Tensor:
-    """The ``a`` (b, rows) of each record's gradient ``a f^T`` with respect to what is trained; ``cache_keys`` stand in."""
+    """The ``a`` (b, rows) of each record's gradient ``a f^T`` with respect to what is trained; ``key_rows`` stand in."""
     gradient = affinity_gradient if trained == "keys" else residual_gradient
-    return gradient(model, features, labels, cache_keys)
+    return gradient(model, features, labels, key_rows)
 
 
 def moved(model: CacheModel, update: NDArray[np.float64] | Tensor, trained: Trained) -> CacheModel:

@@ -17,6 +17,7 @@ Functions of a model compute in the dtype and on the device of the features.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -157,16 +158,29 @@ def logits(model: CacheModel, features: Tensor) -> Tensor:
     return _activations_and_logits(model, features)[2]
 
 
+KeyRows = Callable[[slice], Tensor]
+"""Some rows (n, C) of cache keys that stand nowhere in memory together."""
+
+_BLOCK_ENTRIES = 1 << 17
+
+
+def row_blocks(matrix: Tensor) -> list[slice]:
+    """Rows that are made or read a few at a time: half a MiB of float32, a multiple of 64 rows where there are so many."""
+    rows = max(1, _BLOCK_ENTRIES // matrix.shape[1])
+    rows = rows // _LANES * _LANES or rows
+    return [slice(start, min(start + rows, len(matrix))) for start in range(0, len(matrix), rows)]
+
+
 def affinity_gradient(
-    model: CacheModel, features: Tensor, labels: Tensor, cache_keys: Tensor | None = None
+    model: CacheModel, features: Tensor, labels: Tensor, key_rows: KeyRows | None = None
 ) -> Tensor:
     """The ``a`` (b, NK) of each record's gradient ``a f^T`` of cross-entropy with respect to the cache keys.
 
     a_j = alpha * beta * A_j * (p_c - y_c) with c the class of key j, p the softmax of the logits, y one-hot.
     The gradient of a batch's summed loss is ``a.T @ features``; the norm of one record's is ||a|| * ||f||.
-    ``cache_keys`` (NK, C) stand in for the model's: gradients along a way need no model at every step of it.
+    ``key_rows`` stand in for the model's keys: gradients along a way need no model, nor all keys, at every step of it.
     """
-    activations, _, scores = _activations_and_logits(model, features, cache_keys)
+    activations, _, scores = _activations_and_logits(model, features, key_rows)
     errors = _errors(model, scores, labels)
     if (images := _images_per_class(model)) is not None:
         activations.view(len(features), model.number_of_classes, images).mul_(errors.unsqueeze(2))
@@ -175,13 +189,13 @@ def affinity_gradient(
 
 
 def residual_gradient(
-    model: CacheModel, features: Tensor, labels: Tensor, cache_keys: Tensor | None = None
+    model: CacheModel, features: Tensor, labels: Tensor, key_rows: KeyRows | None = None
 ) -> Tensor:
     """The ``a`` (b, N) of each record's gradient ``a f^T`` with respect to a residual R (N, C), see ``add_residual``.
 
     a_c is the sum of ``affinity_gradient`` over the keys of class c: R_c moves them all, so it is rank one still.
     """
-    _, by_class, scores = _activations_and_logits(model, features, cache_keys)
+    _, by_class, scores = _activations_and_logits(model, features, key_rows)
     return _errors(model, scores, labels).mul_(by_class)
 
 
@@ -193,13 +207,10 @@ def _errors(model: CacheModel, scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _activations_and_logits(
-    model: CacheModel, features: Tensor, cache_keys: Tensor | None = None
+    model: CacheModel, features: Tensor, key_rows: KeyRows | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A (b, NK), its sums by class (b, N), and the logits (b, N)."""
-    keys = (model.cache_keys if cache_keys is None else cache_keys).to(features)
-    # -beta + beta * affinity, then exp: two passes over b * NK numbers.
-    offset = features.new_tensor(-model.beta)
-    activations = torch.addmm(offset, features, keys.T, alpha=model.beta).exp_()
+    activations = _activations(model, features, key_rows)
     text_logits = _inner_products(features, model.text_classifier.to(features)).mul_(model.logit_scale)
     if (images := _images_per_class(model)) is not None:
         by_class = activations.view(len(features), model.number_of_classes, images).sum(dim=2)
@@ -211,6 +222,18 @@ def _activations_and_logits(
     if model.sums is not None:
         scores = fused(scores, head_of(model), features, model.sums.gamma)
     return activations, by_class, scores
+
+
+def _activations(model: CacheModel, features: Tensor, key_rows: KeyRows | None) -> Tensor:
+    """(b, NK): exp(-beta (1 - affinity)), in two passes over as many numbers."""
+    offset = features.new_tensor(-model.beta)
+    if key_rows is None:
+        return torch.addmm(offset, features, model.cache_keys.to(features).T, alpha=model.beta).exp_()
+    activations = features.new_empty(len(features), model.number_of_keys)
+    for rows in row_blocks(model.cache_keys):
+        keys = key_rows(rows).to(features)
+        torch.addmm(offset, features, keys.T, alpha=model.beta, out=activations[:, rows])
+    return activations.exp_()
 
 
 @lru_cache(maxsize=4)

@@ -20,13 +20,20 @@ from cachefl_secure.names import Digest, digest_of
 from cachefl_secure.protocol.encoding import Encoding, IntegerEncoding, RoundingSeed, sums_encoding
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import Unmasked
-from cachefl_secure.updates import IntegerUpdate, NoisedSums, NoisedUpdate, PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, NoisedSums, NoisedUpdate, PrivateUpdate, ScaledUpdate
 
 _PURPOSE = "cachefl-secure/sealed-update/1"
 _DIGEST_LABEL = "cachefl-secure/update-digest/1"
 _NAME = "update.sealed"
-_LAYOUTS = {b"float64\0": "<f8", b"int32\0\0\0": "<i4", b"sums64\0\0": "<i8"}
-_FLOATS, _INTEGERS, _SUMS = _LAYOUTS  # a PrivateUpdate, an IntegerUpdate, NoisedSums
+_LAYOUTS = {
+    b"float64\0": "<f8",
+    b"int32\0\0\0": "<i4",
+    b"sums64\0\0": "<i8",
+    b"scaled32": "<i4",
+    b"scaled64": "<i8",
+}
+_FLOATS, _INTEGERS, _SUMS, _SCALED, _SCALED_LONG = _LAYOUTS
+_STEP_BYTES = 8  # float64, before the integers of a ScaledUpdate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +56,7 @@ class SealedUpdate:
                 return IntegerEncoding(self.update, parameters)
             case NoisedSums():
                 return sums_encoding(self.update, parameters)
-            case PrivateUpdate():
+            case PrivateUpdate() | ScaledUpdate():
                 return Encoding(self.update, parameters, self.rounding)
 
 
@@ -64,7 +71,8 @@ def seal_update(state: StateDir, round_number: int, update: NoisedUpdate, plan: 
         ConfigError: not written.
     """
     kind, values = _layout(update)
-    content = RoundingSeed.generate().reveal() + kind + values.astype(_LAYOUTS[kind]).tobytes()
+    step = np.array([update.step], "<f8").tobytes() if isinstance(update, ScaledUpdate) else b""
+    content = RoundingSeed.generate().reveal() + kind + step + values.astype(_LAYOUTS[kind]).tobytes()
     sealed = seal_at_rest(state.storage_key(), _purpose(plan, round_number), content)
     state.write(round_file(round_number, _NAME), sealed, private=True)
 
@@ -81,19 +89,27 @@ def open_update(state: StateDir, round_number: int, plan: Digest) -> SealedUpdat
         raise ConfigError(str(state.path(name)), "", str(error)) from None
     at, end = RoundingSeed.length_bytes, RoundingSeed.length_bytes + len(_FLOATS)
     seed, kind = RoundingSeed(content[:at]), content[at:end]
-    values = np.frombuffer(content, _LAYOUTS[kind], offset=end)
-    makers: dict[bytes, type[NoisedUpdate]] = {
+    return SealedUpdate(_update(kind, content, end), seed, digest_of(_DIGEST_LABEL, content))
+
+
+def _update(kind: bytes, content: bytes, start: int) -> NoisedUpdate:
+    if kind in (_SCALED, _SCALED_LONG):
+        (step,) = np.frombuffer(content, "<f8", count=1, offset=start)
+        return ScaledUpdate(np.frombuffer(content, _LAYOUTS[kind], offset=start + _STEP_BYTES), float(step))
+    makers: dict[bytes, type[PrivateUpdate | IntegerUpdate | NoisedSums]] = {
         _FLOATS: PrivateUpdate,
         _INTEGERS: IntegerUpdate,
         _SUMS: NoisedSums,
     }
-    return SealedUpdate(makers[kind](values), seed, digest_of(_DIGEST_LABEL, content))
+    return makers[kind](np.frombuffer(content, _LAYOUTS[kind], offset=start))
 
 
 def _layout(update: NoisedUpdate) -> tuple[bytes, NDArray[Any]]:
     match update:
         case PrivateUpdate():
             return _FLOATS, update.values
+        case ScaledUpdate():
+            return _SCALED if update.integers.dtype == np.int32 else _SCALED_LONG, update.integers
         case IntegerUpdate():
             return _INTEGERS, update.integers
         case NoisedSums():

@@ -24,7 +24,7 @@ from cachefl_secure.lattice import Lattice
 from cachefl_secure.privacy.noise import RandomStream
 
 _EXACT = 1 << 24  # float32 holds every integer up to here
-_BLOCK_ENTRIES = 1 << 18  # of the product that is in memory at once, beside the sum
+_BLOCK_ENTRIES = 1 << 17  # of the product that is in memory at once, beside the sum
 _BLOCK_COINS = 1 << 17  # stay in the processor's cache
 _MOST_RECORDS = 256
 _SHORTER = 0.99

@@ -1,4 +1,4 @@
-"""DP-SGD on the cache keys: the only file that knows Opacus.
+"""DP-SGD on the cache keys. With ``optimizers`` the only file that knows Opacus.
 
 Opacus gives the engine: its ``PrivacyEngine`` prepares the module, its ``DPOptimizer`` runs clip, noise,
 scale and accounting hook in that order, its accountant counts. Three things are ours:
@@ -22,7 +22,6 @@ post-processing of what is released here: they cost nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -31,28 +30,21 @@ import torch
 from numpy.typing import NDArray
 from opacus import PrivacyEngine
 from opacus.accountants import create_accountant
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.heads import rank_one_gradient, row_of_key, trained_rows
-from cachefl_secure.cache.model import CacheModel
+from cachefl_secure.cache.model import CacheModel, KeyRows, row_blocks
 from cachefl_secure.errors import ConfigError, LocalProtocolError
 from cachefl_secure.plan import Trained
 from cachefl_secure.privacy.descent import KEYS_ALONE, Descent
-from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
-from cachefl_secure.privacy.integer_gradients import (
-    IntegerSum,
-    coins_from,
-    integer_factors,
-    records_at_once,
-)
-from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanism, NoMechanism, StepMechanism
+from cachefl_secure.privacy.integer_gradients import records_at_once
+from cachefl_secure.privacy.mechanism import DistributedMechanism, NoMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
-from cachefl_secure.updates import IntegerUpdate, NoisedUpdate, PrivateUpdate
+from cachefl_secure.privacy.optimizers import IntegerDPOptimizer, RankOneDPOptimizer, RankOneGradients
+from cachefl_secure.updates import NoisedUpdate, PrivateUpdate, ScaledUpdate
 
-_BLOCK_ENTRIES = 1 << 16
 _CHUNK_RECORDS = 128
 """Without privacy: records whose ``a`` (as many numbers as rows are trained) and affinities (NK) are in memory at once."""
 
@@ -102,13 +94,12 @@ def train_privately(
     counted = engine.accountant.history
     if counted != [(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps)]:
         raise LocalProtocolError(f"Opacus counted {counted}, which is not the mechanism that was charged")
-    trained.forget_position()
     return optimizer.released()
 
 
 def change_of_keys(update: NoisedUpdate, mechanism: StepMechanism) -> NDArray[np.float64]:
     """(rows * C,): what one silo's update does to what is trained, by itself."""
-    if isinstance(update, PrivateUpdate):
+    if isinstance(update, PrivateUpdate | ScaledUpdate):
         return update.values
     if not isinstance(mechanism, DistributedMechanism):
         raise ValueError("an integer update of another mechanism")
@@ -157,8 +148,9 @@ def _rows_alike(shape: tuple[bytes, int, int], chunk: int, device: str, trained:
         rows[:keys], labels, rows[keys : keys + classes], alpha=16.0, beta=5.5, logit_scale=100.0
     )
     features, wanted = rows[keys + classes :].to(device), (torch.arange(chunk + 1) % classes).to(device)
-    first = rank_one_gradient(model, features[:-1], wanted[:-1], trained)
-    shifted = rank_one_gradient(model, features[1:], wanted[1:], trained)
+    key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
+    first = rank_one_gradient(model, features[:-1], wanted[:-1], trained, key_rows)
+    shifted = rank_one_gradient(model, features[1:], wanted[1:], trained, key_rows)
     return torch.equal(first[1:], shifted[:-1])
 
 
@@ -189,35 +181,6 @@ def _chunk_records(mechanism: StepMechanism) -> int:
     return _CHUNK_RECORDS if isinstance(mechanism, NoMechanism) else records_at_once(mechanism.lattice)
 
 
-@dataclass(eq=False)
-class RankOneGradients:
-    """Per-record gradients ``a_i f_i^T`` of one chunk, never multiplied out. ``a`` (b, rows), ``f`` (b, C).
-
-    Records with a non-finite number are set to zero on entry.
-    """
-
-    a: Tensor
-    f: Tensor
-
-    def __post_init__(self) -> None:
-        # A sum is finite only if all its terms are; a test of every number costs as much as ten sums.
-        if not bool((self.a.sum(dim=1) + self.f.sum(dim=1)).isfinite().all()):
-            finite = self.a.isfinite().all(dim=1) & self.f.isfinite().all(dim=1)
-            # both factors, since 0 * inf is NaN
-            self.a = torch.where(finite.unsqueeze(1), self.a, 0.0)
-            self.f = torch.where(finite.unsqueeze(1), self.f, 0.0)
-
-    def __len__(self) -> int:
-        return len(self.a)
-
-    def clipped_sum(self, clip_norm: float) -> Tensor:
-        """(rows, C) float64: sum of the gradients, each scaled to a norm of at most ``clip_norm``. Without privacy."""
-        a, f = self.a.double(), self.f.double()
-        norms = a.norm(dim=1) * f.norm(dim=1)
-        factors = (clip_norm / (norms + 1e-6)).clamp(max=1.0)  # as in DPOptimizer, and never below the norm
-        return torch.mm((a * factors.unsqueeze(1)).T, f)
-
-
 class _KeyChange(nn.Module):
     """What is trained: how far the cache keys, or the residuals of the classes, have moved, float64, from zero.
 
@@ -228,7 +191,8 @@ class _KeyChange(nn.Module):
     def __init__(self, cache: CacheModel, descent: Descent, device: str, *, moves: bool) -> None:
         super().__init__()
         self._cache, self._descent, self._trained = cache, descent, descent.trained
-        self._start = self._keys = cache.cache_keys.to(device)
+        self._start = cache.cache_keys.to(device)
+        self._keys: KeyRows = self._start.__getitem__
         row_of = row_of_key(cache, descent.trained)
         self._row_of_key = None if row_of is None else row_of.to(device)
         shape = (trained_rows(cache, descent.trained), cache.feature_dim)
@@ -237,7 +201,7 @@ class _KeyChange(nn.Module):
 
     @torch.no_grad()
     def take_gradients_after(self, optimizer: RankOneDPOptimizer) -> None:
-        """Fixes the cache keys that the next step's gradients are taken at."""
+        """Says where the cache keys are that the next step's gradients are taken at: made a few rows at a time."""
         self._keys = optimizer.moved(self._start, self._row_of_key)
 
     @torch.no_grad()
@@ -253,190 +217,21 @@ class _KeyChange(nn.Module):
         if descent.replayed is None:
             return pull
         features, labels = (
-            descent.replayed.features.to(self._keys),
-            descent.replayed.labels.to(self._keys.device),
+            descent.replayed.features.to(self._start),
+            descent.replayed.labels.to(self._start.device),
         )
         weight = descent.replay_weight * mechanism.learning_rate / (mechanism.clip_norm * len(labels))
-        for rows in _row_blocks(features):
+        for rows in row_blocks(features):
             a = rank_one_gradient(self._cache, features[rows], labels[rows], self._trained, self._keys)
             gradients = RankOneGradients(a, features[rows])
             pull -= weight * gradients.clipped_sum(mechanism.clip_norm).to(pull.device)
         return pull
-
-    def forget_position(self) -> None:
-        """After the last step: the release needs the memory."""
-        self._keys = self._start
 
     @torch.no_grad()
     def forward(self, features: Tensor, labels: Tensor) -> None:
         """Leaves the gradients where Opacus looks for them. No autograd: they have a closed form."""
         a = rank_one_gradient(self._cache, features, labels, self._trained, self._keys)
         self.change.grad_sample = RankOneGradients(a, features)  # type: ignore[attr-defined]  # set by Opacus
-
-
-class RankOneDPOptimizer(DPOptimizer):  # type: ignore[misc]  # Opacus is untyped
-    """Opacus' optimizer for gradients that stay factored. Without noise; see ``IntegerDPOptimizer``.
-
-    Skip queue, order of work, scaling and hook are inherited.
-    """
-
-    @property
-    def accumulated_iterations(self) -> int:
-        """One batch a step: the accountant multiplies the sampling rate by this."""
-        return 1
-
-    def _get_flat_grad_sample(self, parameter: nn.Parameter) -> RankOneGradients:
-        gradients: object = parameter.grad_sample  # type: ignore[attr-defined]
-        if not isinstance(gradients, RankOneGradients):
-            raise LocalProtocolError("a step without the records' gradients")
-        return gradients
-
-    def clip_and_accumulate(self) -> None:
-        """Adds the chunk's clipped sum, and takes its gradients away so that none is counted twice."""
-        (parameter,) = self.params
-        clipped = self._get_flat_grad_sample(parameter).clipped_sum(self.max_grad_norm)
-        parameter.summed_grad = clipped if parameter.summed_grad is None else parameter.summed_grad + clipped
-        parameter.grad_sample = None
-
-    def add_noise(self) -> None:
-        """There is none to add."""
-        (parameter,) = self.params
-        parameter.grad, parameter.summed_grad = parameter.summed_grad, None
-
-    def change(self) -> Tensor:
-        """(rows, C) float64, a copy: what the steps so far add up to."""
-        (parameter,) = self.params
-        copy: Tensor = parameter.detach().clone()
-        return copy
-
-    def drift(self, public: Tensor | None) -> None:
-        """Adds what no record has to do with, after a step."""
-        if public is not None:
-            (parameter,) = self.params
-            parameter.data.add_(public)
-
-    def moved(self, start: Tensor, row_of_key: Tensor | None) -> Tensor:
-        """float32: cache keys that stood at ``start``, after the steps so far; each moves by its own or by this row."""
-        (parameter,) = self.params
-        change = parameter if row_of_key is None else parameter[row_of_key]
-        moved: Tensor = (start.double() + change).float()
-        return moved
-
-    def released(self) -> NoisedUpdate:
-        """What all steps so far did."""
-        (parameter,) = self.params
-        return PrivateUpdate(parameter.detach().cpu().numpy())
-
-
-class IntegerDPOptimizer(RankOneDPOptimizer):
-    """Sums integer gradients, adds discrete Gaussian noise, and adds up the noised sums of all steps.
-
-    No parameter moves: where the keys stand follows from that total, which is the release.
-    """
-
-    def __init__(
-        self,
-        *,
-        mechanism: LocalMechanism | DistributedMechanism,
-        streams: RandomStreams,
-        records: int,
-        **arguments: Any,
-    ) -> None:
-        super().__init__(**arguments)
-        self._mechanism, self._records = mechanism, records
-        self._coins, self._stream = coins_from(streams.rounding), streams.noise
-        self._noise = DiscreteGaussian(mechanism.noise_scale)
-        most = mechanism.sum_bound + self._noise.limit
-        if most >= 1 << 31:
-            raise ValueError("more noise than 32 bits hold")
-        self._total_dtype = torch.int32 if mechanism.steps * most < 1 << 31 else torch.int64
-        self._sum: IntegerSum | None = None
-        self._total: Tensor | None = None
-        self._moved: Tensor | None = None
-        self._public: Tensor | None = None  # float64: what was added beside the noised sums
-
-    def clip_and_accumulate(self) -> None:
-        """Adds the chunk's integer gradients, none longer than the unit, and takes them away."""
-        (parameter,) = self.params
-        gradients = self._get_flat_grad_sample(parameter)
-        if self._sum is None:
-            self._sum = IntegerSum(
-                tuple(parameter.shape), self._mechanism.lattice, self._records, parameter.device
-            )
-        self._sum.add(
-            integer_factors(
-                gradients.a, gradients.f, self._mechanism.clip_norm, self._mechanism.lattice, self._coins
-            )
-        )
-        parameter.grad_sample = None
-
-    def add_noise(self) -> None:
-        """Noise of standard deviation noise_multiplier * unit, once for the whole batch."""
-        if self._sum is None:
-            raise LocalProtocolError("noise for a step that summed nothing")
-        noised = self._sum.clamped(self._mechanism.sum_bound)
-        self._noise.add_to(noised.numpy().reshape(-1), self._stream)
-        if self._total is None:
-            self._total, self._sum = noised.to(self._total_dtype), None  # perhaps in the same memory
-        else:
-            self._total += noised
-
-    def scale_grad(self) -> None:
-        """There is no gradient to scale: what an integer is worth is public, and applied where it is read."""
-
-    def step(self, closure: Any = None) -> Any:
-        """Clip, noise and accounting hook in Opacus' order; there is no parameter to move."""
-        return self.pre_step()
-
-    def change(self) -> Tensor:
-        """As ``RankOneDPOptimizer.change``, on the processor."""
-        (parameter,) = self.params
-        if self._total is None:
-            return torch.zeros(parameter.shape, dtype=torch.float64)
-        change = self._total.double().mul_(-self._value)
-        return change if self._public is None else change.add_(self._public)
-
-    def drift(self, public: Tensor | None) -> None:
-        """As ``RankOneDPOptimizer.drift``: beside the integers, which stay what was noised."""
-        if public is not None:
-            self._public = public if self._public is None else self._public.add_(public)
-
-    def moved(self, start: Tensor, row_of_key: Tensor | None) -> Tensor:
-        """As ``RankOneDPOptimizer.moved``, rounded twice: a function of what is released, whatever its rounding.
-
-        The same memory at every step.
-        """
-        if self._total is None:
-            return start
-        if self._moved is None:
-            self._moved = torch.empty_like(start)
-        for rows in _row_blocks(start):
-            mine = rows if row_of_key is None else row_of_key[rows].to(self._total.device)
-            torch.add(start[rows], self._total[mine].to(start), alpha=-self._value, out=self._moved[rows])
-            if self._public is not None:
-                self._moved[rows] += self._public[mine].to(start)
-        return self._moved
-
-    def released(self) -> NoisedUpdate:
-        """The noised sums of all steps, negated as descent steps are."""
-        if self._total is None:
-            raise LocalProtocolError("nothing was noised")
-        if isinstance(self._mechanism, DistributedMechanism):
-            return IntegerUpdate(self._total.neg_().numpy().reshape(-1))
-        self._moved = self._sum = None  # makes room
-        change = self._total.numpy() * np.float64(-self._value)
-        return PrivateUpdate(change if self._public is None else change + self._public.numpy())
-
-    @property
-    def _value(self) -> float:
-        """What an integer moves a cache key by."""
-        return self._mechanism.step_length * self._mechanism.integer_value
-
-
-def _row_blocks(matrix: Tensor) -> list[slice]:
-    """A few rows at a time: what is made of them stays in the processor's cache."""
-    rows = max(1, _BLOCK_ENTRIES // matrix.shape[1])
-    return [slice(start, start + rows) for start in range(0, len(matrix), rows)]
 
 
 class CachePrivacyEngine(PrivacyEngine):  # type: ignore[misc]  # Opacus is untyped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from cachefl_secure.crypto.expand import Keystream, StreamSeed
 from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, Counters, EncodedUpdate, ReadEntries, Words
-from cachefl_secure.updates import IntegerUpdate, NoisedSums, PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, NoisedSums, PrivateUpdate, ScaledUpdate
 
 _CHUNK = 1 << 16  # entries
 _FRACTION_BITS = 16
@@ -51,7 +52,7 @@ class Encoding:
 
     def __init__(
         self,
-        update: PrivateUpdate,
+        update: PrivateUpdate | ScaledUpdate,
         parameters: RoundParameters,
         rounding: RoundingSeed,
         vectors: Mapping[str, NDArray[np.int64]] | None = None,
@@ -61,21 +62,28 @@ class Encoding:
         Raises:
             LocalProtocolError: the update has another dimension, or the vectors are as ``with_integers`` says.
         """
-        if update.values.size != parameters.dimension:
-            raise LocalProtocolError(f"update of {update.values.size} entries, {parameters.dimension} due")
-        self._values, self._parameters, self._rounding = update.values, parameters, rounding
+        self._numbers, self._step = _numbers(update)
+        if self._numbers.size != parameters.dimension:
+            raise LocalProtocolError(f"update of {self._numbers.size} entries, {parameters.dimension} due")
+        self._parameters, self._rounding = parameters, rounding
         self.counters: Counters = np.zeros(parameters.counters, "<u8")
         self.others = _checked(vectors or {}, parameters)
 
     def __repr__(self) -> str:
-        return f"Encoding(<{self._values.size} values>)"
+        return f"Encoding(<{self._numbers.size} values>)"
 
     def check(self, parameters: RoundParameters) -> None:
         if parameters != self._parameters:
             raise ValueError("encoded for other parameters")
 
     def entries_from(self, start: int) -> ReadEntries:
-        return _Rounding(self._values[start:], self._parameters, Keystream(self._rounding, 2 * start))
+        coins = Keystream(self._rounding, 2 * start)
+        return _Rounding(self._numbers[start:], self._step, self._parameters, coins)
+
+
+def _numbers(update: PrivateUpdate | ScaledUpdate) -> tuple[NDArray[Any], float | None]:
+    """(d,) numbers, and what one of them is worth; None: they are the values."""
+    return (update.integers, update.step) if isinstance(update, ScaledUpdate) else (update.values, None)
 
 
 class IntegerEncoding:
@@ -146,7 +154,7 @@ def encode(update: PrivateUpdate, parameters: RoundParameters, rounding: Roundin
         raise LocalProtocolError(f"update of {update.values.size} entries, {parameters.dimension} due")
     words = np.empty(parameters.dimension, parameters.word)
     counters = np.zeros(parameters.counters, "<u8")
-    read = _Rounding(update.values, parameters, Keystream(rounding))
+    read = _Rounding(update.values, None, parameters, Keystream(rounding))
     counters[0] = read(words)
     return EncodedUpdate(words, counters)
 
@@ -221,8 +229,10 @@ class _Rounding:
     for each 2^-16 of the fraction. Bits of the value below that are cut off, towards 0.
     """
 
-    def __init__(self, values: NDArray[np.float64], parameters: RoundParameters, coins: Keystream) -> None:
-        self._left, self._clamp, self._coins = values, parameters.clamp, coins
+    def __init__(
+        self, numbers: NDArray[Any], step: float | None, parameters: RoundParameters, coins: Keystream
+    ) -> None:
+        self._left, self._step, self._clamp, self._coins = numbers, step, parameters.clamp, coins
         self._scale = 2.0**_FRACTION_BITS / parameters.grid_step
         # 2^15 steps and a coin fill 31 bits; more than 2^31 steps do not occur, so 64 bits always do.
         self._lane = np.dtype("<i4" if parameters.entry_bound <= 1 << (31 - _FRACTION_BITS) else "<i8")
@@ -237,6 +247,8 @@ class _Rounding:
 
     def _round(self, out: Words) -> int:
         values, self._left = self._left[: out.size], self._left[out.size :]
+        if self._step is not None:
+            values = values * np.float64(self._step)
         fixed, coin = self._fixed[: out.size], self._coin[: out.size]
         # Two passes in memory that is there anyway, or one that needs none.
         scaled = fixed.view("<f8") if self._lane.itemsize == 8 else None

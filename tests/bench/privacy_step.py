@@ -132,12 +132,12 @@ def a_batch(size: Size) -> Any:
 
 def ours(size: Size, kind: str, noise: str) -> Callable[[], object]:
     from cachefl_secure.lattice import Lattice
-    from cachefl_secure.privacy import training
+    from cachefl_secure.privacy import optimizers, training
     from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanism, NoMechanism
 
     if noise != "exact noise":
         sampler = TorchNoise if noise == "torch noise" else WithoutNoise
-        vars(training)["DiscreteGaussian"] = sampler
+        vars(optimizers)["DiscreteGaussian"] = sampler
     model, batch = a_model(size), a_batch(size)
     lattice = Lattice.of(model.number_of_keys, size.dim)
     public: dict[str, Any] = {

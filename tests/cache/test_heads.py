@@ -71,12 +71,38 @@ def test_a_residuals_gradient_is_the_sum_of_those_of_its_keys_at_other_keys_too(
     model, generator = model_of(3, shuffled=True), torch.Generator().manual_seed(5)
     elsewhere = model.cache_keys + 0.1 * torch.randn(18, 11, generator=generator)
     features, labels = unit_rows(generator, 7, 11).double(), torch.randint(0, 6, (7,), generator=generator)
-    by_key = rank_one_gradient(model, features, labels, "keys", elsewhere)
+    by_key = rank_one_gradient(model, features, labels, "keys", elsewhere.__getitem__)
     summed = torch.stack([by_key[:, model.key_labels == c].sum(1) for c in range(6)], 1)
-    residual = rank_one_gradient(model, features, labels, "class_residual", elsewhere)
+    residual = rank_one_gradient(model, features, labels, "class_residual", elsewhere.__getitem__)
     torch.testing.assert_close(residual, summed, rtol=1e-12, atol=1e-12)
     there = with_keys(model, elsewhere)
     assert torch.equal(residual, rank_one_gradient(there, features, labels, "class_residual"))
+
+
+@pytest.mark.parametrize("trained", BOTH)
+def test_keys_that_come_a_few_at_a_time_give_the_gradient_of_all_together(trained: Trained) -> None:
+    generator = torch.Generator().manual_seed(6)
+    labels = torch.arange(130).repeat_interleave(8)  # 1,040 keys of 256 numbers: three blocks
+    model = CacheModel(
+        unit_rows(generator, 1040, 256),
+        labels,
+        unit_rows(generator, 130, 256),
+        alpha=3.0,
+        beta=5.5,
+        logit_scale=10.0,
+    )
+    asked: list[slice] = []
+
+    def some(rows: slice) -> Tensor:
+        asked.append(rows)
+        return model.cache_keys[rows]
+
+    features, wanted = unit_rows(generator, 9, 256), torch.arange(9)
+    whole = rank_one_gradient(model, features, wanted, trained)
+    torch.testing.assert_close(
+        rank_one_gradient(model, features, wanted, trained, some), whole, rtol=1e-4, atol=1e-7
+    )
+    assert [(rows.start, rows.stop) for rows in asked] == [(0, 512), (512, 1024), (1024, 1040)]
 
 
 def test_a_residual_moves_all_keys_of_its_class_and_is_rounded_once() -> None:

@@ -15,7 +15,7 @@ from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.heads import rank_one_gradient
 from cachefl_secure.cache.model import with_keys
 from cachefl_secure.plan import Trained
-from cachefl_secure.privacy import training
+from cachefl_secure.privacy import optimizers
 from cachefl_secure.privacy.descent import Descent
 from cachefl_secure.privacy.mechanism import LocalMechanism, NoMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
@@ -109,14 +109,14 @@ def test_what_leaves_follows_from_the_noised_sums_and_public_numbers(
     trained: Trained, proximal: float, weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sums: list[NDArray[np.int64]] = []
-    genuine = training.IntegerDPOptimizer.add_noise
+    genuine = optimizers.IntegerDPOptimizer.add_noise
 
     def recording(self: Any) -> None:
         before = 0 if self._total is None else self._total.clone().numpy().astype(np.int64)
         genuine(self)
         sums.append(self._total.numpy().astype(np.int64) - before)
 
-    monkeypatch.setattr(training.IntegerDPOptimizer, "add_noise", recording)
+    monkeypatch.setattr(optimizers.IntegerDPOptimizer, "add_noise", recording)
     mechanism = local(**ENTRIES[trained], steps=4, noise_multiplier=1.5, learning_rate=2.0)
     how = descent(trained, proximal, weight)
     released = change_of_keys(

@@ -17,14 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, affinity_gradient
 from cachefl_secure.errors import LocalProtocolError
-from cachefl_secure.privacy import training
+from cachefl_secure.privacy import optimizers, training
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.integer_gradients import coins_from, integer_factors, records_at_once
 from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanism, NoMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
+from cachefl_secure.privacy.optimizers import RankOneGradients
 from cachefl_secure.privacy.training import (
     CachePrivacyEngine,
-    RankOneGradients,
     change_of_keys,
     train_privately,
 )
@@ -257,7 +257,7 @@ def test_opacus_counts_the_same_history_as_in_its_own_training(monkeypatch: pyte
 
 @pytest.mark.claim("C7")
 def test_training_that_opacus_counts_otherwise_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.RankOneDPOptimizer, "accumulated_iterations", 2)
+    monkeypatch.setattr(optimizers.RankOneDPOptimizer, "accumulated_iterations", 2)
     with pytest.raises(LocalProtocolError, match="not the mechanism that was charged"):
         update(records_of(5), local(sampling_rate=0.25))
 

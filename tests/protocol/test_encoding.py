@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from cachefl_secure.errors import LocalProtocolError, PeerError
 from cachefl_secure.protocol.encoding import Encoding, IntegerEncoding, RoundingSeed, decode_sum, encode
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import AggregateSum, EncodedUpdate, MaskedUpdate
-from cachefl_secure.updates import IntegerUpdate, PrivateUpdate
+from cachefl_secure.updates import IntegerUpdate, PrivateUpdate, ScaledUpdate
 from tests.protocol.rounds import (
     a_plan,
     distributed_plan,
@@ -123,6 +124,34 @@ def test_cut_anywhere_an_encoding_has_the_same_entries(
         clamped += encoding.entries_from(start)(out)
         assert np.array_equal(out, whole.words[start:stop])
     assert clamped == whole.counters[0] > 0 or dimension < 20
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_whole_numbers_of_one_length_are_encoded_as_their_values_are(
+    kind: type[np.signedinteger[Any]],
+) -> None:
+    chosen = parameters(70_001, noise_multiplier=4.0)
+    whole = np.random.default_rng(3).normal(0, 1e6, chosen.dimension).astype(kind)
+    update = ScaledUpdate(whole, -chosen.clamp / 2.5e6)
+    expected, encoding = encode_values(update.values, chosen), Encoding(update, chosen, SEED)
+    words = np.empty(chosen.dimension, chosen.word)
+    assert encoding.entries_from(0)(words) == expected.counters[0] > 0
+    assert np.array_equal(words, expected.words)
+    half = np.empty(1000, chosen.word)
+    encoding.entries_from(69_000)(half)
+    assert np.array_equal(half, expected.words[69_000:70_000])
+
+
+@pytest.mark.parametrize(
+    ("integers", "step"),
+    [(np.zeros(3), 1.0), (np.zeros((1, 3), np.int32), 1.0), (np.zeros(3, np.int32), np.nan)],
+)
+def test_a_scaled_update_is_a_vector_of_integers_and_a_finite_length(
+    integers: NDArray[Any], step: float
+) -> None:
+    with pytest.raises(ValueError, match=r"vector of int32|must be finite"):
+        ScaledUpdate(integers, step)
+    assert repr(ScaledUpdate(np.arange(3, dtype=np.int32), 1.0)) == "ScaledUpdate(<3 integers>)"
 
 
 def test_an_exact_multiple_of_the_grid_step_is_not_rounded() -> None:
