@@ -14,7 +14,7 @@ from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
 from cachefl_secure_cli.training_options import (
-    AlphaBeta,
+    GIVEN,
     AlphaBetaOption,
     AlphaNorm,
     AlphaNormOption,
@@ -26,6 +26,7 @@ from cachefl_secure_cli.training_options import (
     ServerRate,
     Trained,
     TrainedOption,
+    alpha_beta_source,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def command(
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
     beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
     alpha_norm: AlphaNormOption = AlphaNorm.sum,
-    alpha_beta: AlphaBetaOption = AlphaBeta.given,
+    alpha_beta: AlphaBetaOption = GIVEN,
     trained: TrainedOption = Trained.keys,
     mechanism: options.Mechanism = MechanismChoice.distributed,
     not_private: Annotated[
@@ -89,6 +90,8 @@ def command(
     expected_records: options.ExpectedRecords = 250,
     head: options.Head = HeadChoice.gda,
     gamma: options.Gamma = options.DEFAULT_GAMMA,
+    alphas: options.Alphas = options.DEFAULT_ALPHAS,
+    betas: options.Betas = options.DEFAULT_BETAS,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
@@ -153,7 +156,7 @@ def command(
         alpha=alpha,
         beta=beta,
         alpha_norm=alpha_norm.value,
-        alpha_beta=alpha_beta.value,
+        alpha_beta=alpha_beta_source(alpha_beta),
         trained=trained.in_plan,
         server=server.value,
         server_rate=server_rate,
@@ -171,6 +174,8 @@ def command(
             expected_records=expected_records,
             head=head,
             gamma=gamma,
+            alphas=alphas,
+            betas=betas,
             learning_rate=learning_rate,
             proximal=proximal,
             replay_weight=replay_weight,
@@ -246,10 +251,10 @@ def _tell_of_tighter_local(plan: FederationPlan) -> None:
     """Where the bound on the local epsilon asks for more noise than the aggregate one did."""
     from cachefl_secure.privacy.accounting import cost_of
     from cachefl_secure.privacy.mechanism import mechanism_of
-    from cachefl_secure.privacy_plan import DistributedPlan, StatisticsPlan
+    from cachefl_secure.privacy_plan import DistributedPlan, ReleasePlan
 
     section = plan.privacy
-    if not isinstance(section, DistributedPlan | StatisticsPlan):
+    if not isinstance(section, DistributedPlan | ReleasePlan):
         return
     reached = cost_of([(mechanism_of(plan), section.rounds)], section.delta).aggregate
     if reached < 0.99 * section.epsilon_aggregate:
@@ -260,8 +265,13 @@ def _tell_of_tighter_local(plan: FederationPlan) -> None:
 
 
 def _what_is_made(plan: FederationPlan) -> list[tuple[str, str]]:
-    from cachefl_secure.privacy_plan import StatisticsPlan
+    from cachefl_secure.privacy_plan import GridPlan, StatisticsPlan
 
+    if isinstance(plan.privacy, GridPlan):
+        alphas, betas = (
+            ", ".join(f"{x:g}" for x in values) for values in (plan.privacy.alphas, plan.privacy.betas)
+        )
+        return [("alphas and betas to try", f"{alphas} and {betas}")]
     if isinstance(plan.privacy, StatisticsPlan):
         return [("linear head", f"{plan.privacy.head}, gamma {plan.privacy.gamma:g}")]
     return [("learning rate", f"{plan.privacy.learning_rate:g}")]
