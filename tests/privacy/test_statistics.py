@@ -110,6 +110,15 @@ def test_as_little_is_cut_off_as_it_takes() -> None:
                 assert squared(row) + 2 * int(np.abs(row[taken]).max()) + 1 > 4**bits
 
 
+@pytest.mark.parametrize("dim", [13, 16, 512])
+def test_a_records_integers_are_the_same_alone_and_among_others_however_they_lie_in_memory(dim: int) -> None:
+    rows = 1e3 * records_of(300, dim=dim).features
+    alone = np.concatenate([integer_features(row[None], 12) for row in rows])
+    for layout in (rows, rows.T.contiguous().T, rows.repeat(1, 2)[:, :dim]):
+        assert np.array_equal(integer_features(layout, 12), alone)
+        assert np.array_equal(integer_features(layout[1::2], 12), alone[1::2])
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 0.0])
 def test_a_feature_that_is_none_counts_as_absent(broken: float) -> None:
     poisoned = records_of(9)
