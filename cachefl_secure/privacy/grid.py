@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -159,8 +160,11 @@ def _by_beta(pairs: Pairs) -> list[tuple[float, list[tuple[int, float]]]]:
     return list(grouped.items())
 
 
+@lru_cache(maxsize=16)
 def _table(beta: float) -> NDArray[np.int64]:
     """By ``math.exp``, one at a time: a vector routine may round the same number otherwise at another place."""
     most = 4**_FEATURE_BITS >> _COARSER_BITS
     values = (math.exp(-beta * (1.0 - place / most)) for place in range(-most, most + 1))
-    return np.fromiter((round(value * 2.0**_VALUE_BITS) for value in values), np.int64, 2 * most + 1)
+    table = np.fromiter((round(value * 2.0**_VALUE_BITS) for value in values), np.int64, 2 * most + 1)
+    table.setflags(write=False)
+    return table
