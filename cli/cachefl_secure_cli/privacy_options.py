@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -115,9 +116,12 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     from cachefl_secure.errors import ConfigError
 
     try:
-        return tuple(sorted({float(part) for part in text.split(",")}))
+        numbers = {float(part) for part in text.split(",")}
     except ValueError:
-        raise ConfigError(option, "", f"{text!r}: write numbers separated by commas") from None
+        numbers = {math.nan}
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(option, "", f"{text!r}: write numbers separated by commas")
+    return tuple(sorted(numbers))
 
 
 def grid_choices(

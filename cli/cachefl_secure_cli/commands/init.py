@@ -194,7 +194,7 @@ def command(
     if json:
         print_json("init", _summary(founded, engine))
     else:
-        _tell(founded, engine)
+        _tell(founded, engine, after_grid=isinstance(choices.alpha_beta, Path))
 
 
 def _summary(founded: Founded, engine: str) -> dict[str, object]:
@@ -222,7 +222,7 @@ def _summary(founded: Founded, engine: str) -> dict[str, object]:
     }
 
 
-def _tell(founded: Founded, engine: str) -> None:
+def _tell(founded: Founded, engine: str, *, after_grid: bool) -> None:
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.privacy.terms import planned_cost_of
 
@@ -245,6 +245,20 @@ def _tell(founded: Founded, engine: str) -> None:
     console().print(table(f"federation {plan.name!r}", ("", ""), rows))
     _tell_of_tighter_local(plan)
     say("send the invite to every silo; read the fingerprint to them over another channel")
+    _tell_of_shared_budget(plan, after_grid=after_grid)
+
+
+def _tell_of_shared_budget(plan: FederationPlan, *, after_grid: bool) -> None:
+    """What silos must know where a grid and a training are charged to one ledger."""
+    if plan.privacy.mechanism == "grid":
+        say(
+            "silos that are to train with what it chooses join this one with --epsilon-cap and --epsilon-cap-aggregate "
+            "that leave room for the training: the caps of the first ledger bind"
+        )
+    if after_grid:
+        say(
+            "silos that took part in the grid join with `--ledger DIRECTORY_OF_THE_GRID`: both are charged to one budget"
+        )
 
 
 def _tell_of_tighter_local(plan: FederationPlan) -> None:
