@@ -31,14 +31,18 @@ def step_of(pairs: int, unit: int = UNIT) -> int:
     return step
 
 
-def count_bound(pairs: int, expected_records: int) -> int:
-    """What the declared records can add up to in an entry of one silo; it is clamped to that before noise."""
-    return records_bound(step_of(pairs), expected_records)
+_TIMES_EXPECTED = 16
+"""A silo may have so many times the declared records before its counts stop telling pairs apart. Costs 4 bits a count."""
+
+
+def count_bound(step: int, expected_records: int) -> int:
+    """Most that an entry of one silo may be before noise; it is clamped to that."""
+    return records_bound(step, _TIMES_EXPECTED * expected_records)
 
 
 def entry_bound(pairs: int, expected_records: int, noise_multiplier: float) -> int:
     """Largest absolute value of one silo's noised entry."""
-    return count_bound(pairs, expected_records) + noise_bound(noise_multiplier * UNIT)
+    return count_bound(step_of(pairs), expected_records) + noise_bound(noise_multiplier * UNIT)
 
 
 def best_of(counts: list[int]) -> int:

@@ -152,7 +152,8 @@ class _OneRelease(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True,
     rdp_order: Order
     """Order of the Renyi filter that decides once sampled steps of other federations add up in a ledger."""
     expected_records: Count
-    """A declared number of records a silo: sums are clamped to what so many can add up to. Never a silo's own count."""
+    """A declared number of records a silo: sums are clamped to what so many can add up to, with ``grid`` sixteen times
+    as many. Never a silo's own count."""
     delta: Delta
     """At most a tenth of one over the number of records of any silo; a silo checks that with its own number."""
 

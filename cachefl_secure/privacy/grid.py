@@ -33,11 +33,11 @@ from torch import Tensor
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel
+from cachefl_secure.grid_layout import count_bound
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.mechanism import GridMechanism
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.statistics import integer_features
-from cachefl_secure.statistics_layout import records_bound
 
 Pairs = Sequence[tuple[float, float]]
 """(alpha, beta) of the cache model."""
@@ -72,15 +72,15 @@ def release_grid(
 ) -> NDArray[np.int64]:
     """(G,) noised counts in steps: (epsilon, delta)-DP by add or remove one record, at the cost that ``accounting`` gives.
 
-    Reserve that in the ledger first. Counts beyond the declared number of records are clamped before the noise; that moves
-    no two of them apart. ``randomness`` is for tests.
+    Reserve that in the ledger first. Counts far beyond the declared number of records are clamped before the noise; that
+    moves no two of them apart. ``randomness`` is for tests.
 
     Raises:
         ValueError: a label beyond the classes, or as ``check_grid``.
     """
     check_grid(model, pairs, mechanism)
     counts = right_answers(model, records, pairs).sum(axis=0, dtype=np.int64) * mechanism.step
-    bound = records_bound(mechanism.step, mechanism.expected_records)
+    bound = count_bound(mechanism.step, mechanism.expected_records)
     drawn = np.zeros(len(pairs), np.int32)
     stream = (randomness or RandomStreams.from_system()).noise
     DiscreteGaussian(mechanism.noise_scale).add_to(drawn, stream)

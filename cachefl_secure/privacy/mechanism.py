@@ -243,7 +243,7 @@ class GridMechanism:
     dimension: int
     """G: pairs."""
     expected_records: int
-    """Declared records of a silo: counts are clamped to it. Never a silo's own count."""
+    """Declared records of a silo: counts are clamped to sixteen times it. Never a silo's own count."""
 
     def __post_init__(self) -> None:
         _check_noise(self.noise_multiplier)

@@ -193,14 +193,15 @@ def test_a_feature_that_is_none_counts_as_absent(broken: float) -> None:
     assert np.array_equal(release(poisoned), release(without(poisoned, 4)))
 
 
-def test_records_beyond_the_declared_number_are_clamped_and_move_no_two_counts_apart() -> None:
-    one = FeatureSet(cache_of().text_classifier[:1], torch.zeros(1, dtype=torch.int64))
-    same = FeatureSet(one.features.repeat(90, 1), one.labels.repeat(90))
+def test_counts_far_beyond_the_declared_records_are_clamped_and_move_no_two_of_them_apart() -> None:
+    one, most = FeatureSet(cache_of().text_classifier[:1], torch.zeros(1, dtype=torch.int64)), 16 * 60
+    same = FeatureSet(one.features.repeat(most + 30, 1), one.labels.repeat(most + 30))
     noise, mechanism = release(records_of(0)), mechanism_for()
-    for fewer in (30, 59, 60, 89):
+    for fewer in (59, most - 1, most, most + 29):
         before, after = (release(FeatureSet(same.features[:n], same.labels[:n])) for n in (fewer, fewer + 1))
         assert squared(after - before) <= mechanism.unit**2
-    assert int((release(same) - noise).max()) == 60 * mechanism.step
+        assert bool((after - before).any()) == (fewer < most)
+    assert int((release(same) - noise).max()) == most * mechanism.step
 
 
 # --- noise, and what it costs
@@ -220,7 +221,7 @@ def test_without_records_a_release_is_noise_of_the_mechanisms_scale() -> None:
 def test_no_draw_of_noise_passes_the_bound_that_parties_agree_on(noise_multiplier: float) -> None:
     mechanism = replace(mechanism_for(), noise_multiplier=noise_multiplier)
     limit = DiscreteGaussian(mechanism.noise_scale).limit
-    assert 60 * mechanism.step + limit <= entry_bound(len(PAIRS), 60, noise_multiplier)
+    assert 16 * 60 * mechanism.step + limit <= entry_bound(len(PAIRS), 60, noise_multiplier)
 
 
 def test_two_releases_differ() -> None:
