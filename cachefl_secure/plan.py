@@ -20,7 +20,7 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.fields import ClassName, Count, Hex64, Positive, Strict
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, digest_of
-from cachefl_secure.privacy_plan import PrivacyPlan, StatisticsPlan
+from cachefl_secure.privacy_plan import GridPlan, PrivacyPlan, ReleasePlan
 from cachefl_secure.server_plan import FEDAVG, ServerPlan
 from cachefl_secure.statistics_layout import entries
 
@@ -74,7 +74,11 @@ class CachePlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def model_alpha(self) -> float:
         """The alpha of the cache model, which sums."""
-        return self.alpha if self.alpha_norm == "sum" else self.alpha / self.images_per_class
+        return self.in_model(self.alpha)
+
+    def in_model(self, alpha: float) -> float:
+        """The same for another alpha than the plan's."""
+        return alpha if self.alpha_norm == "sum" else alpha / self.images_per_class
 
 
 class SecureSumPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -139,15 +143,17 @@ class FederationPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def number_of_parameters(self) -> int:
-        """What a silo sends, in ring elements: d = rows * C, or the entries of class sums and Gram matrix."""
+        """What a silo sends, in ring elements: d = rows * C, the entries of class sums and Gram matrix, or one a pair."""
+        if isinstance(self.privacy, GridPlan):
+            return len(self.privacy.pairs)
         if self.is_one_release:
             return sum(entries(len(self.classes), self.encoder.feature_dim).values())
         return self.trained_rows * self.encoder.feature_dim
 
     @property
     def is_one_release(self) -> bool:
-        """Whether one round of sums is all there is (mechanism ``statistics``), and no training."""
-        return isinstance(self.privacy, StatisticsPlan)
+        """Whether one round of sums is all there is (mechanisms ``statistics`` and ``grid``), and no training."""
+        return isinstance(self.privacy, ReleasePlan)
 
     @property
     def lattice(self) -> Lattice:

@@ -6,11 +6,13 @@ One class for each mechanism, told apart by ``mechanism``; nothing in them depen
 from __future__ import annotations
 
 import math
+from itertools import pairwise, product
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from cachefl_secure.fields import Count, Positive, Strict, Unit
+from cachefl_secure.grid_layout import MOST_PAIRS
 
 Part = Annotated[float, Meta(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Meta(ge=0.0, le=1000.0)]
@@ -140,21 +142,9 @@ def _check_proximal(proximal: float, steps_per_round: int) -> None:
         raise ValueError("proximal pulls between the steps of a round, and there is one")
 
 
-class StatisticsPlan(
-    Strict,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    tag_field="mechanism",
-    tag="statistics",
-):
-    """One release of noised class sums and Gram matrix, from which everybody solves the same kind of head.
+class _OneRelease(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="mechanism"):
+    """One round of noised integer sums, and no training."""
 
-    Cache keys stay as they are. Head, regulariser and gamma say what is made of the sums: post-processing.
-    """
-
-    noise_multiplier: Annotated[float, Meta(gt=0.0, le=256.0)]
-    """Standard deviation of the noise that one silo adds to each of the two, in norms of one feature."""
     epsilon_local: Epsilon
     """Local epsilon of a silo after the release; also its default cap."""
     epsilon_aggregate: Epsilon
@@ -162,18 +152,14 @@ class StatisticsPlan(
     rdp_order: Order
     """Order of the Renyi filter that decides once sampled steps of other federations add up in a ledger."""
     expected_records: Count
-    """A declared number of records a silo: sums are clamped to what so many can add up to. Never a silo's own count."""
+    """A declared number of records a silo: sums are clamped to what so many can add up to, with ``grid`` sixteen times
+    as many. Never a silo's own count."""
     delta: Delta
     """At most a tenth of one over the number of records of any silo; a silo checks that with its own number."""
-    head: Literal["gda", "ridge"]
-    regulariser: Positive
-    """Of ridge regression, in records; noise adds to it."""
-    gamma: Positive
-    """How many times as loud as text classifier and cache the head is."""
 
     @property
     def mechanism(self) -> str:
-        """``statistics``."""
+        """``statistics`` or ``grid``."""
         return str(self.__struct_config__.tag)
 
     @property
@@ -182,6 +168,52 @@ class StatisticsPlan(
         return 1
 
 
+class StatisticsPlan(_OneRelease, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="statistics"):
+    """One release of noised class sums and Gram matrix, from which everybody solves the same kind of head.
+
+    Cache keys stay as they are. Head, regulariser and gamma say what is made of the sums: post-processing.
+    """
+
+    noise_multiplier: Annotated[float, Meta(gt=0.0, le=256.0)]
+    """Standard deviation of the noise that one silo adds to each of the two, in norms of one feature."""
+    head: Literal["gda", "ridge"]
+    regulariser: Positive
+    """Of ridge regression, in records; noise adds to it."""
+    gamma: Positive
+    """How many times as loud as text classifier and cache the head is."""
+
+
+class GridPlan(_OneRelease, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="grid"):
+    """One release of how many records each pair of alpha and beta classifies rightly; the best pair is the cache's after it.
+
+    Cache keys stay as they are. The pairs are public and fixed before any record is looked at.
+    """
+
+    noise_multiplier: Annotated[float, Meta(gt=0.0, le=1024.0)]
+    """Standard deviation of the noise that one silo adds to each count, in what one record can change all of them by."""
+    alphas: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=MOST_PAIRS)]
+    """As ``cache.alpha``, rising."""
+    betas: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=MOST_PAIRS)]
+    """As ``cache.beta``, rising."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("alphas", self.alphas), ("betas", self.betas)):
+            if not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} must be finite")
+            if any(low >= high for low, high in pairwise(values)):
+                raise ValueError(f"{name} must rise, each once")
+        if not 2 <= len(self.alphas) * len(self.betas) <= MOST_PAIRS:
+            raise ValueError(f"alphas and betas must make 2 to {MOST_PAIRS} pairs")
+
+    @property
+    def pairs(self) -> tuple[tuple[float, float], ...]:
+        """(alpha, beta) in the order of the counts: all betas of the first alpha come first."""
+        return tuple(product(self.alphas, self.betas))
+
+
 StepsPlan = DistributedPlan | LocalPlan | NoPrivacyPlan
 """Rounds of training."""
-PrivacyPlan = StepsPlan | StatisticsPlan
+ReleasePlan = StatisticsPlan | GridPlan
+"""One release."""
+PrivacyPlan = StepsPlan | ReleasePlan

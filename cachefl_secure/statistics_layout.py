@@ -30,6 +30,11 @@ def records_bound(unit: int, expected_records: int) -> int:
     return expected_records * unit
 
 
+def noise_bound(noise_scale: float) -> int:
+    """What no draw of noise passes."""
+    return math.ceil(_NOISE_SCALES * noise_scale)
+
+
 def entry_bound(unit: int, expected_records: int, noise_multiplier: float) -> int:
     """Largest absolute value of one silo's noised entry."""
-    return records_bound(unit, expected_records) + math.ceil(_NOISE_SCALES * noise_multiplier * unit)
+    return records_bound(unit, expected_records) + noise_bound(noise_multiplier * unit)

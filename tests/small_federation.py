@@ -6,7 +6,7 @@ For tests of what comes after encoding. The path from images is tested with the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,13 @@ from cachefl_secure.federation.calibration import PrivacyChoices, Sizes
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.coordinator_files import INVITE_FILE, CoordinatorFiles
 from cachefl_secure.federation.enrolment import write_invite
+from cachefl_secure.federation.grid_choices import GridChoices
 from cachefl_secure.federation.joining import Features, JoinChoices, Joined, establish_silo
 from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
-from cachefl_secure.privacy_plan import PrivacyPlan, StatisticsPlan
+from cachefl_secure.privacy_plan import GridPlan, PrivacyPlan, StatisticsPlan
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, Unmasked
 from cachefl_secure.server_plan import FEDAVG, ServerPlan
@@ -101,8 +102,10 @@ def found_coordinator(
     engine: str = "",
     trained: Trained = "keys",
     server: ServerPlan = FEDAVG,
+    alpha_beta: tuple[float, float] = (10.0, 5.0),
 ) -> Path:
     state, model = StateDir.create(root), random_cache()
+    model = replace(model, alpha=alpha_beta[0], beta=alpha_beta[1])
     plan = FederationPlan(
         federation_id="0123456789abcdef0123456789abcdef",
         name="small",
@@ -148,6 +151,11 @@ def one_release(choices: ReleaseChoices | None = None) -> StatisticsPlan:
     return (choices or ReleaseChoices(expected_records=15)).plan(
         number_of_classes=CLASSES, feature_dim=FEATURE_DIM, honest_survivors=2
     )
+
+
+def over_grid(choices: GridChoices | None = None) -> GridPlan:
+    """The same for a grid over alpha and beta, at an aggregate epsilon of 1 unless chosen otherwise."""
+    return (choices or GridChoices(expected_records=20)).plan(honest_survivors=2)
 
 
 def join_with_random_features(

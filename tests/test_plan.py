@@ -21,6 +21,7 @@ from cachefl_secure.plan import (
     plan_digest,
     read_toml,
 )
+from cachefl_secure.privacy_plan import GridPlan
 from cachefl_secure.server_plan import AdamServer, MeanServer
 
 FIELDS: dict[str, Any] = {
@@ -208,6 +209,50 @@ def test_every_mechanism_has_a_section_of_its_own(mechanism: str) -> None:
     assert plan.privacy.mechanism == mechanism
     assert decode_toml(encode_toml(plan), FederationPlan, file="plan.toml") == plan
     assert plan_digest(plan) != plan_digest(decoded(FIELDS))
+
+
+def plan_of_a_grid(**changes: Any) -> dict[str, Any]:
+    """The fields of a plan of one release of counts: None takes one away."""
+    fields = {**plan_with("cache.trained", "keys")}
+    del fields["server"]
+    kept = ("noise_multiplier", "epsilon_local", "rdp_order", "expected_records", "delta")
+    section = {name: fields["privacy"][name] for name in kept}
+    section |= {
+        "mechanism": "grid",
+        "epsilon_aggregate": 1.0,
+        "alphas": [1.0, 10.0],
+        "betas": [1.0, 3.0, 5.5],
+    }
+    fields["privacy"] = {name: value for name, value in (section | changes).items() if value is not None}
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        *(({name: None}, name) for name in ("alphas", "betas", "epsilon_aggregate", "noise_multiplier")),
+        ({"alphas": [10.0, 1.0]}, "alphas must rise"),
+        ({"alphas": []}, "alphas"),
+        ({"betas": [3.0, 3.0]}, "betas must rise"),
+        ({"betas": [-1.0, 3.0]}, "betas"),
+        ({"betas": [1.0, float("inf")]}, "betas"),
+        ({"alphas": [1.0], "betas": [1.0]}, "2 to 256 pairs"),
+        ({"alphas": [float(x) for x in range(1, 130)], "betas": [1.0, 2.0]}, "2 to 256 pairs"),
+        ({"noise_multiplier": 0.0}, "noise_multiplier"),
+        ({"rounds": 2}, "rounds"),
+        ({"steps_per_round": 1}, "steps_per_round"),
+        ({"head": "gda"}, "head"),
+        ({"sampling_rate": 0.5}, "sampling_rate"),
+    ],
+    ids=str,
+)
+def test_a_grid_says_what_it_tries_and_nothing_of_training(change: dict[str, Any], reason: str) -> None:
+    whole = decoded(plan_of_a_grid())
+    assert isinstance(whole.privacy, GridPlan)
+    assert whole.privacy.pairs[:4] == ((1.0, 1.0), (1.0, 3.0), (1.0, 5.5), (10.0, 1.0))
+    assert (whole.privacy.rounds, whole.number_of_parameters, whole.is_one_release) == (1, 6, True)
+    assert decode_toml(encode_toml(whole), FederationPlan, file="plan.toml") == whole
+    assert reason in str(refusal(msgspec.toml.encode(plan_of_a_grid(**change))))
 
 
 @pytest.mark.claim("C8")

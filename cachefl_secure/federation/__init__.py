@@ -5,7 +5,8 @@
 ``synthetic_images``   the first cache keys: candidates, the best of them, and a record of it all
 ``coordinator_files``  a coordinator's directory; admit
 ``calibration``        noise and step length for an epsilon, from public numbers
-``one_release``        the same for a release of statistics
+``one_release``        the same for a release of statistics; ``grid_choices``: for a grid over alpha and beta
+``chosen_pair``        the alpha and beta that such a grid chose
 ``enrolment``          invites, join requests and the signed roster
 ``joining``            join: check the invite, encode, make keys and a ledger
 ``silo_files``         a silo's directory, opened and checked
@@ -14,7 +15,7 @@
 ``letters``            what is said around the messages of CF-SecAgg/1
 ``server_steps``       from a round's mean update to the change of the cache: plain, with momentum, or FedAdam
 ``records``, ``chain``  verified rounds on disk, and the caches that follow from them
-``applying``           what a sum makes of the cache: moved keys, or sums of a release beside them
+``applying``           what a sum makes of the cache: moved keys, sums of a release beside them, or another alpha and beta
 ``coordinator_round``  one round at the coordinator: hello, sync, the six exchanges of CF-SecAgg/1, record
 ``silo_round``         the same at a silo: check, reserve, train, seal, mask, answer, verify
 ``rounds``             the loop over rounds, for any transport

@@ -1,4 +1,4 @@
-"""What a round's sum makes of the cache: another step of its keys, or the sums of a release beside them.
+"""What a round's sum makes of the cache: another step of its keys, the sums of a release beside them, or another alpha and beta.
 
 Post-processing of a sum that everybody has: costs no privacy. Bit for bit the same at every party.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from cachefl_secure.cache.heads import moved
 from cachefl_secure.cache.model import CacheModel, with_sums
 from cachefl_secure.cache.released_sums import ReleasedSums
 from cachefl_secure.federation.server_steps import Moments, server_step
-from cachefl_secure.plan import FederationPlan
-from cachefl_secure.privacy_plan import StatisticsPlan
+from cachefl_secure.grid_layout import GRID, best_of
+from cachefl_secure.plan import CachePlan, FederationPlan
+from cachefl_secure.privacy_plan import GridPlan, StatisticsPlan
 from cachefl_secure.protocol.encoding import DecodedSum
 from cachefl_secure.statistics_layout import CLASS_SUMS, GRAM, UNIT
 
@@ -28,14 +30,26 @@ def apply_aggregate(
 ) -> tuple[CacheModel, Moments]:
     """The cache after the step that the mean update of the survivors leads to, and what the next step needs to know.
 
-    With ``statistics`` the cache with their sums: there is no step.
+    With ``statistics`` the cache with their sums, with ``grid`` the one with the pair that won: there is no step.
     """
+    if isinstance(plan.privacy, GridPlan):
+        alpha, beta = plan.privacy.pairs[best_of(decoded.integers[GRID].tolist())]
+        return replace(model, alpha=plan.cache.in_model(alpha), beta=beta), moments
     if isinstance(plan.privacy, StatisticsPlan):
         noise_std = plan.privacy.noise_multiplier * math.sqrt(survivors)
         sums = released_sums(plan.privacy, decoded.integers, classes=len(plan.classes), noise_std=noise_std)
         return with_sums(model, sums), moments
     change, moments = server_step(plan.server, moments, decoded.values / survivors)
     return moved(model, change, plan.cache.trained), moments
+
+
+def chosen_pair(model: CacheModel, cache: CachePlan, section: GridPlan) -> tuple[float, float]:
+    """(alpha, beta), as the plan writes them, of the cache after a grid's round."""
+    return next(
+        (alpha, beta)
+        for alpha, beta in section.pairs
+        if (cache.in_model(alpha), beta) == (model.alpha, model.beta)
+    )
 
 
 def released_sums(

@@ -17,7 +17,14 @@ from cachefl_secure.plan import CachePlan, FederationPlan, SecureSumPlan
 from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, StatisticsPlan, StepsPlan
+from cachefl_secure.privacy_plan import (
+    DistributedPlan,
+    GridPlan,
+    LocalPlan,
+    NoPrivacyPlan,
+    StatisticsPlan,
+    StepsPlan,
+)
 from cachefl_secure.server_plan import FEDAVG, AdamServer, MeanServer, MomentumServer, ServerPlan
 
 OPTIONS = "options"
@@ -44,7 +51,9 @@ def default_delta(expected_records: int) -> float:
 
 MechanismName = Literal["distributed", "local", "none"]
 
-_Made = TypeVar("_Made", StepsPlan, StatisticsPlan, ServerPlan, CachePlan, SecureSumPlan, FederationPlan)
+_Made = TypeVar(
+    "_Made", StepsPlan, StatisticsPlan, GridPlan, ServerPlan, CachePlan, SecureSumPlan, FederationPlan
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

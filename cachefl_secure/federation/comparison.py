@@ -36,13 +36,13 @@ from cachefl_secure.federation.server_steps import Moments, server_step
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.descent import descent_of
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
-from cachefl_secure.privacy.mechanism import StatisticsMechanism, mechanism_of
+from cachefl_secure.privacy.mechanism import ReleaseMechanism, mechanism_of
 from cachefl_secure.privacy.training import change_of_keys, train_privately
 from cachefl_secure.privacy_plan import (
     DistributedPlan,
     NoPrivacyPlan,
     PrivacyPlan,
-    StatisticsPlan,
+    ReleasePlan,
     StepsPlan,
 )
 
@@ -90,7 +90,7 @@ def train_together(
 ) -> Iterator[CacheModel]:
     """The cache after each round of these silos, which follows from the mean of their updates as in a round."""
     mechanism, descent = mechanism_of(plan), descent_of(plan, lambda: start)
-    if isinstance(mechanism, StatisticsMechanism):
+    if isinstance(mechanism, ReleaseMechanism):
         raise ValueError("a plan of one release trains nothing")
     model, moments = start, Moments()
     for _ in range(plan.privacy.rounds):
@@ -175,7 +175,7 @@ def best_of(found: Comparison) -> list[tuple[float, float]]:
 
 
 def _steps_of(plan: PrivacyPlan) -> StepsPlan:
-    if not isinstance(plan, StatisticsPlan):
+    if not isinstance(plan, ReleasePlan):
         return plan
     return PrivacyChoices(delta=plan.delta, expected_records=plan.expected_records).draft()
 

@@ -10,12 +10,20 @@ from cachefl_secure.privacy.accounting import Cost, cost_of, rounds_within
 from cachefl_secure.privacy.mechanism import (
     Mechanism,
     View,
+    grid_mechanism,
     mechanism_of,
     statistics_mechanism,
     step_mechanism,
 )
 from cachefl_secure.privacy.terms import planned_cost_of
-from cachefl_secure.privacy_plan import NoPrivacyPlan, PrivacyPlan, StatisticsPlan, StepsPlan
+from cachefl_secure.privacy_plan import (
+    GridPlan,
+    NoPrivacyPlan,
+    PrivacyPlan,
+    ReleasePlan,
+    StatisticsPlan,
+    StepsPlan,
+)
 
 _AHEAD = 10
 
@@ -83,6 +91,12 @@ def forecast_release(
     return forecast_for(mechanism, section, secure_sum)
 
 
+def forecast_grid(section: GridPlan, secure_sum: SecureSumPlan) -> Forecast:
+    """Of a calibrated grid over alpha and beta."""
+    mechanism = grid_mechanism(section, honest_survivors=secure_sum.honest_survivors)
+    return forecast_for(mechanism, section, secure_sum)
+
+
 def forecast_for(mechanism: Mechanism, section: PrivacyPlan, secure_sum: SecureSumPlan) -> Forecast:
     """Of rounds of this mechanism, which the section prescribes."""
     private = not isinstance(section, NoPrivacyPlan)
@@ -95,7 +109,7 @@ def forecast_for(mechanism: Mechanism, section: PrivacyPlan, secure_sum: SecureS
         colluders=secure_sum.colluders,
         points=tuple(
             CostPoint(rounds, cost_of([(mechanism, rounds)], section.delta))
-            for rounds in ([1] if isinstance(section, StatisticsPlan) else _shown(section.rounds))
+            for rounds in ([1] if isinstance(section, ReleasePlan) else _shown(section.rounds))
         ),
         caps=caps,
         most_rounds=rounds_within(mechanism, section.delta, caps) if private else 0,

@@ -28,6 +28,7 @@ from cachefl_secure.federation.enrolment import (
     write_invite,
 )
 from cachefl_secure.federation.founding_choices import FoundingChoices
+from cachefl_secure.federation.grid_choices import GridChoices
 from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
@@ -76,6 +77,7 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     choices.privacy.draft()
     _server(choices, 1)
     encoder = load_source(choices.clip, device=choices.device, offline=choices.pictures.offline)
+    choices = _with_chosen_pair(choices, encoder)  # also before minutes are spent
     server = _server(choices, encoder.feature_dim)
     privacy = _privacy(choices, encoder.feature_dim, server)
     state = StateDir.create(root)
@@ -94,7 +96,7 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
 
 
 def _server(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
-    if isinstance(choices.privacy, ReleaseChoices):
+    if isinstance(choices.privacy, ReleaseChoices | GridChoices):
         if (choices.server, choices.server_rate, choices.server_momentum) != ("mean", None, USUAL_MOMENTUM):
             raise ConfigError(OPTIONS, "server", "is about training; with one release there is none")
         return FEDAVG
@@ -109,9 +111,11 @@ def _server(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
 
 def _privacy(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> PrivacyPlan:
     honest = choices.secure_sum.honest_survivors
-    if isinstance(choices.privacy, ReleaseChoices):
+    if isinstance(choices.privacy, ReleaseChoices | GridChoices):
         if choices.trained != "keys":
             raise ConfigError(OPTIONS, "trained", "is about training; with one release there is none")
+        if isinstance(choices.privacy, GridChoices):
+            return choices.privacy.plan(honest_survivors=honest)
         return choices.privacy.plan(
             number_of_classes=len(choices.classes), feature_dim=feature_dim, honest_survivors=honest
         )
@@ -161,6 +165,23 @@ def _initial_model(
     )
 
 
+def _with_chosen_pair(choices: FoundingChoices, encoder: Encoder) -> FoundingChoices:
+    """The choices with alpha and beta of the federation that they name, if they name one."""
+    if not isinstance(choices.alpha_beta, Path):
+        return choices
+    from cachefl_secure.federation.chosen_pair import chosen_pair_of
+
+    pair = chosen_pair_of(choices.alpha_beta)
+    pair.check_same_cache(
+        weights_digest=encoder.weights_digest,
+        preprocessing_digest=encoder.preprocessing_digest,
+        templates=choices.templates,
+        classes=choices.classes,
+    )
+    alpha = pair.alpha_for(choices.images_per_class, choices.alpha_norm)
+    return replace(choices, alpha=alpha, beta=pair.beta)
+
+
 def _cache_plan(choices: FoundingChoices, model: CacheModel) -> CachePlan:
     """With alpha and beta as they were asked for; the digest is still that of nothing."""
     section = CachePlan(
@@ -172,7 +193,7 @@ def _cache_plan(choices: FoundingChoices, model: CacheModel) -> CachePlan:
         trained=choices.trained,
         initial_digest="0" * 64,
     )
-    if choices.alpha_beta == "given":
+    if choices.alpha_beta != "leave-one-out":
         return section
     from cachefl_secure.cache.leave_one_out import choose_alpha_beta
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from cachefl_secure.federation.calibration import USUAL_MOMENTUM, PrivacyChoices, ServerName
 from cachefl_secure.federation.clip_source import ClipSource
+from cachefl_secure.federation.grid_choices import GridChoices
 from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.plan import SecureSumPlan, Trained
 
@@ -19,8 +21,9 @@ def is_drawn(generator: str) -> bool:
     return generator != TEXT and not generator.startswith((FOLDER, FEATURES))
 
 
-AlphaBetaSource = Literal["given", "leave-one-out"]
-"""The two fields above it, or chosen on the synthetic cache. Never on private or test records."""
+AlphaBetaSource = Literal["given", "leave-one-out"] | Path
+"""The two fields above it, or chosen on the synthetic cache, or by another federation, with mechanism ``grid``, of which
+the path is the directory of a party: there private records chose, and were charged for it. Never by test records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ class FoundingChoices:
     server_rate: float | None = None
     """None: as ``calibration.server_section`` chooses it."""
     server_momentum: float = USUAL_MOMENTUM
-    privacy: PrivacyChoices | ReleaseChoices
+    privacy: PrivacyChoices | ReleaseChoices | GridChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
     engine: str = ""

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError, RecordRejected
+from cachefl_secure.federation.applying import chosen_pair
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.confirming import change_at_coordinator, change_at_silo, new_key_at_silo
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
@@ -43,6 +44,7 @@ from cachefl_secure.names import PublicKeyHex, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.ledger import LedgerReport, Spend
 from cachefl_secure.privacy.statements import rounded_up
+from cachefl_secure.privacy_plan import GridPlan
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 
@@ -86,6 +88,9 @@ class Status:
     """The change of the roster that waits, and for whom; empty if none does."""
     new_key: str = ""
     """At a silo: the key that it asked for and does not have yet, and what that waits for."""
+    alpha: float | None = None
+    """As a grid chose it, once its round has happened."""
+    beta: float | None = None
 
 
 def open_chain(root: Path) -> Chain:
@@ -177,6 +182,7 @@ def _silo_status(root: Path) -> Status:
         waiting = "nobody: this silo has left" if aside == "left" else "you: paused; `cachefl-secure resume`"
     if chain is not None and (removal := chain.rosters.removal_of(files.silo)) is not None:
         waiting = f"nobody: epoch {removal.epoch} of the roster removed this silo"
+    alpha, beta = _chosen(chain)
     return Status(
         role=f"silo {files.silo}",
         federation=files.plan.name,
@@ -190,6 +196,8 @@ def _silo_status(root: Path) -> Status:
         roster_fingerprint=spoken(roster_digest(chain.roster)) if chain is not None else "",
         roster_change=change_at_silo(files, chain.rosters) if chain is not None else "",
         new_key=new_key_at_silo(files, chain.rosters) if enrolled and chain is not None else "",
+        alpha=alpha,
+        beta=beta,
     )
 
 
@@ -221,6 +229,7 @@ def _coordinator_status(root: Path) -> Status:
             silos[member.silo] = f"{known}; {words}"
             if member.silo not in countersigned:
                 silos[member.silo] += f"; has not countersigned the roster of epoch {chain.roster.epoch}"
+    alpha, beta = _chosen(chain)
     return Status(
         role="coordinator",
         federation=files.plan.name,
@@ -233,7 +242,21 @@ def _coordinator_status(root: Path) -> Status:
         epoch=chain.roster.epoch if chain else 0,
         roster_fingerprint=spoken(roster_digest(chain.roster)) if chain else "",
         roster_change=change,
+        alpha=alpha,
+        beta=beta,
     )
+
+
+def chosen_at(root: Path) -> tuple[float, float] | tuple[None, None]:
+    """(alpha, beta) that a coordinator's grid has chosen; neither without a grid, or before its round."""
+    files = CoordinatorFiles.open(root)
+    return _chosen(files.chain()) if isinstance(files.plan.privacy, GridPlan) else (None, None)
+
+
+def _chosen(chain: Chain | None) -> tuple[float, float] | tuple[None, None]:
+    if chain is None or chain.position.round == 0 or not isinstance(chain.plan.privacy, GridPlan):
+        return None, None
+    return chosen_pair(chain.model(), chain.plan.cache, chain.plan.privacy)
 
 
 def _ledger_step(report: LedgerReport) -> AuditStep:

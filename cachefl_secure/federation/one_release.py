@@ -6,8 +6,9 @@ As ``calibration`` does for rounds of training: from public numbers only, with t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -15,8 +16,8 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import OPTIONS, checked, upward
 from cachefl_secure.privacy.accounting import Cost, cost_of, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
-from cachefl_secure.privacy.mechanism import View, statistics_mechanism
-from cachefl_secure.privacy_plan import StatisticsPlan
+from cachefl_secure.privacy.mechanism import ReleaseMechanism, View, statistics_mechanism
+from cachefl_secure.privacy_plan import GridPlan, StatisticsPlan
 
 HeadName = Literal["gda", "ridge"]
 DEFAULT_EPSILON_AGGREGATE = 2.0
@@ -25,7 +26,7 @@ DEFAULT_GAMMA = 8.0
 """On the embedded digits and on CLIP ViT-B/32 features of four data sets the GDA head by itself was better than fused with
 whatever smaller gamma, at every epsilon from 0.5; 8 leaves text and cache a say where their margins are large."""
 
-_GAUSSIAN_STEPS = 2  # class sums and Gram matrix
+_Section = TypeVar("_Section", StatisticsPlan, GridPlan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,29 +88,43 @@ def calibrated(
     Raises:
         ConfigError: more noise than a plan may hold.
     """
-    targets = Cost(min(section.epsilon_local, LARGEST_EPSILON), section.epsilon_aggregate)
 
-    def cost(noise: float) -> Cost:
-        with_noise = msgspec.structs.replace(section, noise_multiplier=noise)
-        mechanism = statistics_mechanism(
+    def prescribed(with_noise: StatisticsPlan) -> ReleaseMechanism:
+        return statistics_mechanism(
             with_noise,
             number_of_classes=number_of_classes,
             feature_dim=feature_dim,
             honest_survivors=honest_survivors,
         )
-        return cost_of([(mechanism, 1)], section.delta)
 
-    shares = {View.LOCAL: 1, View.AGGREGATE: honest_survivors}
-    least = max(_noise(targets.of(view), section.delta) / math.sqrt(shares[view]) for view in View)
-    noise = upward(least, 5)
+    return with_least_noise(section, prescribed, honest_survivors)
+
+
+def with_least_noise(
+    section: _Section, prescribed: Callable[[_Section], ReleaseMechanism], honest_survivors: int
+) -> _Section:
+    """As ``calibrated``, of any one release; ``prescribed`` gives the mechanism of a section.
+
+    Raises:
+        ConfigError: more noise than a plan may hold.
+    """
+    targets = Cost(min(section.epsilon_local, LARGEST_EPSILON), section.epsilon_aggregate)
+    steps = prescribed(section).steps
+
+    def cost(noise: float) -> Cost:
+        with_noise = msgspec.structs.replace(section, noise_multiplier=noise)
+        return cost_of([(prescribed(with_noise), 1)], section.delta)
+
+    def noise_for(view: View) -> float:
+        epsilon, shares = targets.of(view), 1 if view is View.LOCAL else honest_survivors
+        hardly = min(1e-5, epsilon / 100)  # what integers cost: looked up below
+        alone = noise_multiplier_for(epsilon, section.delta, 1.0, steps, slack=hardly)
+        return alone / math.sqrt(shares)
+
+    noise = upward(max(noise_for(view) for view in View), 5)
     while not cost(noise).within(targets):
         noise = upward(noise * 1.0005, 5)
     local = min(section.epsilon_local, upward(cost(noise).local, 4))
-    order = rdp_order_for(1.0, noise, _GAUSSIAN_STEPS, section.delta)
+    order = rdp_order_for(1.0, noise, steps, section.delta)
     made = msgspec.structs.replace(section, noise_multiplier=noise, epsilon_local=local, rdp_order=order)
     return checked(lambda: made)
-
-
-def _noise(epsilon: float, delta: float) -> float:
-    hardly = min(1e-5, epsilon / 100)  # what integers cost: looked up in ``calibrated``
-    return noise_multiplier_for(epsilon, delta, 1.0, _GAUSSIAN_STEPS, slack=hardly)

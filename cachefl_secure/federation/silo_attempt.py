@@ -44,7 +44,7 @@ from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.descent import Descent, descent_of
 from cachefl_secure.privacy.entries import Randomness
 from cachefl_secure.privacy.ledger import Ledger, Spend
-from cachefl_secure.privacy.mechanism import Mechanism, StatisticsMechanism, mechanism_of
+from cachefl_secure.privacy.mechanism import GridMechanism, Mechanism, StatisticsMechanism, mechanism_of
 from cachefl_secure.protocol.messages import Manifest, manifest_digest, roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.silo import SiloSession
@@ -83,6 +83,11 @@ class Trainer:
 def _check(model: CacheModel, mechanism: Mechanism, descent: Descent, device: str) -> None:
     if isinstance(mechanism, StatisticsMechanism):
         return  # sums of features need no device
+    if isinstance(mechanism, GridMechanism):
+        from cachefl_secure.privacy.grid import check_grid
+
+        check_grid(model, descent.pairs, mechanism)
+        return
     from cachefl_secure.privacy import training  # seconds to import, and a resumed silo may not train
 
     training.check_device(device)
@@ -97,6 +102,10 @@ def _train(
 
         vectors = release_statistics(records, model.number_of_classes, mechanism)
         return NoisedSums(np.concatenate(list(vectors.values())))
+    if isinstance(mechanism, GridMechanism):
+        from cachefl_secure.privacy.grid import release_grid
+
+        return NoisedSums(release_grid(model, records, descent.pairs, mechanism))
     from cachefl_secure.privacy.training import train_privately
 
     return train_privately(model, records, mechanism, descent=descent, device=device)

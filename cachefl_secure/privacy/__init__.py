@@ -15,10 +15,12 @@ depends on is in the agreed plan; the number of records never is.
 ``noise``         random words from AES-256-CTR, keyed by the operating system
 ``discrete_gaussian``  exact noise on the integers; ``discretisation``: what it costs to account for it as Gaussian
 ``integer_gradients``  clipped gradients as integers of exact sensitivity; ``statistics``: class sums and Gram matrix
+``grid``          right answers by alpha and beta, as whole numbers of exact sensitivity
 ``descent``       what a round's steps move, beside the mechanism
 ``training``      DP-SGD on the cache; with ``optimizers``, which sum and noise its gradients, all that knows Opacus
 
-Only ``integer_gradients``, ``statistics``, ``descent``, ``optimizers`` and ``training`` import torch; who accounts or audits needs none.
+Only ``integer_gradients``, ``statistics``, ``grid``, ``descent``, ``optimizers`` and ``training`` import torch; who
+accounts or audits needs none.
 
 The order in a silo is ``ledger.reserve`` (on disk) -> ``train_privately`` -> seal the noised update ->
 ``ledger.note_sent`` -> send. A retry sends the sealed update again and is not charged again.

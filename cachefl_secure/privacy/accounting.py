@@ -41,6 +41,7 @@ from cachefl_secure.privacy.accountants import (
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON, discretisation_slack
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
+    GridMechanism,
     LocalMechanism,
     Mechanism,
     NoMechanism,
@@ -235,7 +236,7 @@ def _history(rounds: Rounds, view: View) -> tuple[Runs, float]:
         if count < 0:
             raise ValueError("a number of rounds is negative")
         match mechanism:
-            case DistributedMechanism() | LocalMechanism() | StatisticsMechanism():
+            case DistributedMechanism() | LocalMechanism() | StatisticsMechanism() | GridMechanism():
                 steps[mechanism.sampling_rate, mechanism.noise_multiplier_in(view)] += count * mechanism.steps
                 # In the aggregate noise is a sum of shares: of the larger scale, as if drawn at once (decision 0023).
                 share = mechanism.noise_multiplier_in(view) / mechanism.noise_multiplier

@@ -8,6 +8,7 @@ of what is charged anyway: with them or without, (epsilon, delta) is the same.
 ``proximal``        before each further step of a round the change so far shrinks by this part (FedProx, Li et al. 2020,
                     whose mu is this part divided by the step length; so it cannot overshoot)
 ``replay_weight``   of the synthetic images' mean clipped gradient, at the same position (synthetic replay)
+``pairs``           of alpha and beta that a grid tries: nothing moves there
 
 Only where the silo owns its steps, with ``local`` and ``none``. With ``distributed`` there is one step a round, and
 what leaves is a sum of integers that all parties must turn into the same bits.
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.plan import FederationPlan, Trained
-from cachefl_secure.privacy_plan import StatisticsPlan
+from cachefl_secure.privacy_plan import GridPlan, StatisticsPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class Descent:
     replay_weight: float = 0.0
     replayed: FeatureSet | None = None
     """The synthetic images: the keys and labels of the first cache. Never a silo's records."""
+    pairs: tuple[tuple[float, float], ...] = ()
+    """(alpha, beta) of the cache model, in the order of a grid's counts."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.proximal < 1.0 or self.replay_weight < 0.0:
@@ -49,11 +52,13 @@ class Descent:
 def descent_of(plan: FederationPlan, initial: Callable[[], CacheModel]) -> Descent:
     """As the plan prescribes it. ``initial`` gives the cache that round 1 starts from; called if it is needed.
 
-    One release has no steps at which anything could pull: ``KEYS_ALONE``.
+    One release has no steps at which anything could pull: ``KEYS_ALONE``, or the pairs of a grid.
     """
     section, replayed = plan.privacy, None
     if isinstance(section, StatisticsPlan):
         return KEYS_ALONE
+    if isinstance(section, GridPlan):
+        return Descent(pairs=tuple((plan.cache.in_model(alpha), beta) for alpha, beta in section.pairs))
     if section.replay_weight > 0.0:
         first = initial()
         replayed = FeatureSet(first.cache_keys, first.key_labels)

@@ -9,6 +9,7 @@ The kinds are a closed set, the union ``Mechanism``:
 ``distributed``   one integer step a round; shares of the noise add up in the secure sum
 ``local``         DP-SGD in each silo, one or more steps a round, every step with all of its noise
 ``statistics``    class sums and Gram matrix, once; shares of the noise add up
+``grid``          counts of right answers by alpha and beta, once; shares of the noise add up
 ``none``          the same steps without noise; not private
 
 Every ``match`` over mechanisms refuses a kind it does not name: an unknown mechanism costs infinity and fits no
@@ -27,10 +28,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from cachefl_secure.errors import UnaccountedMechanism
+from cachefl_secure.grid_layout import UNIT_BITS, step_of
 from cachefl_secure.lattice import Lattice, sum_bound
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy_plan import (
     DistributedPlan,
+    GridPlan,
     LocalPlan,
     NoPrivacyPlan,
     StatisticsPlan,
@@ -225,6 +228,66 @@ class StatisticsMechanism:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GridMechanism:
+    """How many records each pair of alpha and beta classifies rightly, released once, with noise.
+
+    A record changes all counts together by a norm of at most 1, the unit: one Gaussian step. The pair that
+    wins is post-processing.
+    """
+
+    kind: ClassVar[str] = "grid"
+    noise_multiplier: float
+    """Of the silo's own share, in units."""
+    honest_survivors: int
+    unit_bits: int
+    dimension: int
+    """G: pairs."""
+    expected_records: int
+    """Declared records of a silo: counts are clamped to sixteen times it. Never a silo's own count."""
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise_multiplier)
+        if min(self.honest_survivors, self.dimension, self.expected_records) < 1:
+            raise ValueError("honest_survivors, dimension and expected_records must be at least 1")
+        if not 7 <= self.unit_bits <= 24:
+            raise ValueError("unit_bits out of range")
+        step_of(self.dimension, self.unit)
+
+    @property
+    def sampling_rate(self) -> float:
+        return 1.0
+
+    @property
+    def steps(self) -> int:
+        """One release of sensitivity 1."""
+        return 1
+
+    @property
+    def unit(self) -> int:
+        """Largest norm of one record's integers."""
+        return 1 << self.unit_bits
+
+    @property
+    def step(self) -> int:
+        """What one right answer adds to a count."""
+        return step_of(self.dimension, self.unit)
+
+    @property
+    def noise_scale(self) -> float:
+        """In integer steps."""
+        return self.noise_multiplier * self.unit
+
+    def event(self, view: View = View.LOCAL) -> Any:
+        """As ``LocalMechanism.event``."""
+        return _gaussian_steps(self.noise_multiplier_in(view), 1.0, 1)
+
+    def noise_multiplier_in(self, view: View) -> float:
+        """As ``LocalMechanism.noise_multiplier_in``."""
+        shares = 1 if view is View.LOCAL else self.honest_survivors
+        return self.noise_multiplier * math.sqrt(shares)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoMechanism(_ClippedSteps):
     """The same steps without noise. Not private: every round costs infinity."""
 
@@ -246,16 +309,33 @@ class NoMechanism(_ClippedSteps):
         return dp_accounting.NonPrivateDpEvent()
 
 
-NoisedMechanism = DistributedMechanism | LocalMechanism | StatisticsMechanism
+ReleaseMechanism = StatisticsMechanism | GridMechanism
+"""What a plan's one release may be."""
+NoisedMechanism = DistributedMechanism | LocalMechanism | ReleaseMechanism
 StepMechanism = DistributedMechanism | LocalMechanism | NoMechanism
 """What a round of training may be."""
 Mechanism = NoisedMechanism | NoMechanism
-_Kind = type[DistributedMechanism] | type[LocalMechanism] | type[StatisticsMechanism] | type[NoMechanism]
+_Kind = (
+    type[DistributedMechanism]
+    | type[LocalMechanism]
+    | type[StatisticsMechanism]
+    | type[GridMechanism]
+    | type[NoMechanism]
+)
 _KINDS: dict[str, _Kind] = {
-    kind.kind: kind for kind in (DistributedMechanism, LocalMechanism, StatisticsMechanism, NoMechanism)
+    kind.kind: kind
+    for kind in (DistributedMechanism, LocalMechanism, StatisticsMechanism, GridMechanism, NoMechanism)
 }
 _COUNTS = frozenset(
-    {"steps", "expected_records", "feature_bits", "gradient_bits", "dimension", "honest_survivors"}
+    {
+        "steps",
+        "expected_records",
+        "feature_bits",
+        "gradient_bits",
+        "unit_bits",
+        "dimension",
+        "honest_survivors",
+    }
 )
 
 
@@ -268,6 +348,8 @@ def mechanism_of(plan: FederationPlan) -> Mechanism:
             feature_dim=plan.encoder.feature_dim,
             honest_survivors=plan.secure_sum.honest_survivors,
         )
+    if isinstance(plan.privacy, GridPlan):
+        return grid_mechanism(plan.privacy, honest_survivors=plan.secure_sum.honest_survivors)
     return step_mechanism(
         plan.privacy,
         trained_rows=plan.trained_rows,
@@ -285,6 +367,17 @@ def statistics_mechanism(
         honest_survivors=honest_survivors,
         feature_bits=FEATURE_BITS,
         dimension=sum(entries(number_of_classes, feature_dim).values()),
+        expected_records=section.expected_records,
+    )
+
+
+def grid_mechanism(section: GridPlan, *, honest_survivors: int) -> GridMechanism:
+    """As ``mechanism_of``, without the rest of a plan."""
+    return GridMechanism(
+        noise_multiplier=section.noise_multiplier,
+        honest_survivors=honest_survivors,
+        unit_bits=UNIT_BITS,
+        dimension=len(section.pairs),
         expected_records=section.expected_records,
     )
 

@@ -67,7 +67,8 @@ def integer_features(features: Tensor, feature_bits: int) -> NDArray[np.int64]:
 
     To nearest; where that makes a row too long, the entries that grew most are cut off instead, as few as it takes.
     """
-    given = features.detach().cpu().double().numpy()
+    # Row by row in memory: only then is a norm added up in one order, however many other rows there are.
+    given = features.detach().cpu().double().contiguous().numpy()
     lengths = np.linalg.norm(given, axis=1, keepdims=True)
     usable = np.isfinite(lengths) & (lengths > _LEAST_NORM)
     scaled = np.where(usable, given, 0.0) / np.where(usable, lengths, 1.0) * 2.0**feature_bits

@@ -11,6 +11,7 @@ from cachefl_secure.plan import FederationPlan, plan_digest
 from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
+    GridMechanism,
     LocalMechanism,
     Mechanism,
     NoMechanism,
@@ -19,6 +20,7 @@ from cachefl_secure.privacy.mechanism import (
 )
 from cachefl_secure.privacy_plan import (
     DistributedPlan,
+    GridPlan,
     LocalPlan,
     NoPrivacyPlan,
     PrivacyPlan,
@@ -56,7 +58,7 @@ def relies_on(mechanism: Mechanism, *, survivors: int, colluders: int) -> bool:
     if not 0 <= colluders < survivors:
         return False
     match mechanism:
-        case DistributedMechanism() | StatisticsMechanism():
+        case DistributedMechanism() | StatisticsMechanism() | GridMechanism():
             return mechanism.honest_survivors == survivors - colluders
         case LocalMechanism() | NoMechanism():
             return True
@@ -86,7 +88,7 @@ def terms_of(plan: FederationPlan, caps: Cost) -> Terms:
 def planned_cost_of(section: PrivacyPlan) -> Cost:
     """What the plan's rounds may cost at most: a silo's caps unless it chooses others."""
     match section:
-        case DistributedPlan() | StatisticsPlan():
+        case DistributedPlan() | StatisticsPlan() | GridPlan():
             return Cost(section.epsilon_local, section.epsilon_aggregate)
         case LocalPlan():
             return Cost(section.epsilon_local, section.epsilon_local)

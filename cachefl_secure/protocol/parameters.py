@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.grid_layout import GRID
+from cachefl_secure.grid_layout import entry_bound as grid_entry_bound
 from cachefl_secure.lattice import sum_bound
 from cachefl_secure.plan import FederationPlan
-from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, StatisticsPlan
+from cachefl_secure.privacy_plan import DistributedPlan, GridPlan, LocalPlan, NoPrivacyPlan, StatisticsPlan
 from cachefl_secure.protocol import packing
 from cachefl_secure.protocol.graph import COMPLETE_UP_TO, Ring, ring_of
 from cachefl_secure.protocol.segments import MAX_VECTOR_BITS, Segment, bits_for, noise_tail
@@ -269,11 +271,17 @@ def _many(count: int, what: str) -> str:
 
 
 def _segments(plan: FederationPlan, silos: int) -> tuple[Segment, ...]:
-    """Class sums and Gram matrix, where they are what is released. The update is then one entry that is always 0."""
-    if not isinstance(plan.privacy, StatisticsPlan):
-        return ()
-    bound = entry_bound(UNIT, plan.privacy.expected_records, plan.privacy.noise_multiplier)
-    lengths = entries(len(plan.classes), plan.encoder.feature_dim)
+    """What a plan's one release consists of. The update is then one entry that is always 0."""
+    privacy = plan.privacy
+    match privacy:
+        case StatisticsPlan():
+            bound = entry_bound(UNIT, privacy.expected_records, privacy.noise_multiplier)
+            lengths = entries(len(plan.classes), plan.encoder.feature_dim)
+        case GridPlan():
+            lengths = {GRID: len(privacy.pairs)}
+            bound = grid_entry_bound(lengths[GRID], privacy.expected_records, privacy.noise_multiplier)
+        case _:
+            return ()
     try:
         return tuple(Segment.of(name, length, bound, silos) for name, length in lengths.items())
     except ValueError as error:
@@ -297,7 +305,7 @@ def _encoding(plan: FederationPlan) -> tuple[float, float, float]:
         case NoPrivacyPlan():
             signal = _signal(privacy)
             return signal, 2 * signal / _LEVELS_WITHOUT_NOISE, 0.0
-        case StatisticsPlan():
+        case StatisticsPlan() | GridPlan():
             return 1.0, 1.0, 0.0  # of the update; see _segments
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
     from cachefl_secure.federation.calibration import MechanismName, PrivacyChoices
+    from cachefl_secure.federation.grid_choices import GridChoices
     from cachefl_secure.federation.one_release import ReleaseChoices
 
 
@@ -18,6 +20,7 @@ class MechanismChoice(enum.StrEnum):
     distributed = "distributed"
     local = "local"
     statistics = "statistics"
+    grid = "grid"
     none = "none"
 
 
@@ -33,21 +36,23 @@ Mechanism = Annotated[
     typer.Option(
         help="distributed: one step a round, and the silos' shares of noise add up in the secure sum. "
         "local: DP-SGD in every silo, with all its noise. statistics: no training; one release of class sums and Gram "
-        "matrix, from which a linear head is solved. none: no privacy."
+        "matrix, from which a linear head is solved. grid: no training; one release of how many records each alpha and "
+        "beta classifies rightly. none: no privacy."
     ),
 ]
 Epsilon = Annotated[
     float | None,
     typer.Option(
-        help="After all rounds: the aggregate epsilon with distributed and statistics (default 2), the local one with "
-        "local (default 8).",
+        help="After all rounds: the aggregate epsilon with distributed and statistics (default 2) and with grid (default "
+        "1), the local one with local (default 8).",
         show_default=False,
     ),
 ]
 EpsilonLocal = Annotated[
     float,
     typer.Option(
-        help="With distributed and statistics: the most that a silo's local epsilon may become, which holds if the secure sum is broken."
+        help="With distributed, statistics and grid: the most that a silo's local epsilon may become, which holds if the "
+        "secure sum is broken."
     ),
 ]
 Delta = Annotated[
@@ -69,7 +74,7 @@ ClipNorm = Annotated[float, typer.Option(help="Largest norm of one record's grad
 ExpectedRecords = Annotated[
     int,
     typer.Option(
-        help="A public, typical number of records a silo: the divisor, and with statistics what sums "
+        help="A public, typical number of records a silo: the divisor, and with statistics and grid what sums "
         "may reach. Not a count of any."
     ),
 ]
@@ -96,6 +101,56 @@ Gamma = Annotated[
 ]
 
 
+DEFAULT_ALPHAS, DEFAULT_BETAS = "1,3,10,30,100", "1,3,9"
+Alphas = Annotated[
+    str,
+    typer.Option(
+        help="With grid: the alphas to try, separated by commas; each with every beta. Fewer need less noise."
+    ),
+]
+Betas = Annotated[str, typer.Option(help="With grid: the betas to try, separated by commas.")]
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """In rising order, each once."""
+    from cachefl_secure.errors import ConfigError
+
+    try:
+        numbers = {float(part) for part in text.split(",")}
+    except ValueError:
+        numbers = {math.nan}
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(option, "", f"{text!r}: write numbers separated by commas")
+    return tuple(sorted(numbers))
+
+
+def grid_choices(
+    *,
+    epsilon: float | None,
+    epsilon_local: float,
+    delta: float | None,
+    expected_records: int,
+    alphas: str,
+    betas: str,
+) -> GridChoices:
+    """What was chosen of a grid.
+
+    Raises:
+        ConfigError: words where numbers are due.
+    """
+    from cachefl_secure.federation.calibration import default_delta
+    from cachefl_secure.federation.grid_choices import DEFAULT_EPSILON_AGGREGATE, GridChoices
+
+    return GridChoices(
+        alphas=_numbers("--alphas", alphas),
+        betas=_numbers("--betas", betas),
+        epsilon=DEFAULT_EPSILON_AGGREGATE if epsilon is None else epsilon,
+        epsilon_local=epsilon_local,
+        delta=default_delta(expected_records) if delta is None else delta,
+        expected_records=expected_records,
+    )
+
+
 def release_choices(
     *,
     epsilon: float | None,
@@ -104,20 +159,11 @@ def release_choices(
     expected_records: int,
     head: HeadChoice,
     gamma: float,
-    unused: dict[str, bool],
 ) -> ReleaseChoices:
-    """What was chosen of one release.
-
-    Raises:
-        ConfigError: an option that is about training; ``unused`` says of each whether it was given.
-    """
-    from cachefl_secure.errors import ConfigError
+    """What was chosen of one release of statistics."""
     from cachefl_secure.federation.calibration import default_delta
     from cachefl_secure.federation.one_release import DEFAULT_EPSILON_AGGREGATE, ReleaseChoices
 
-    for option, given in unused.items():
-        if given:
-            raise ConfigError(option, "", "is about training; with --mechanism statistics there is none")
     return ReleaseChoices(
         epsilon=DEFAULT_EPSILON_AGGREGATE if epsilon is None else epsilon,
         epsilon_local=epsilon_local,
@@ -144,11 +190,46 @@ def privacy_choices(
     replay_weight: float = 0.0,
     head: HeadChoice,
     gamma: float,
-) -> PrivacyChoices | ReleaseChoices:
-    """What was chosen, with the defaults that depend on other choices."""
+    alphas: str,
+    betas: str,
+) -> PrivacyChoices | ReleaseChoices | GridChoices:
+    """What was chosen, with the defaults that depend on other choices.
+
+    Raises:
+        ConfigError: an option that does nothing with the mechanism.
+    """
     from cachefl_secure.errors import ConfigError
     from cachefl_secure.federation.calibration import PrivacyChoices, default_delta
 
+    training = {
+        "--rounds": rounds not in (1, DEFAULT_ROUNDS),
+        "--sampling-rate": sampling_rate != 1.0,
+        "--clip-norm": clip_norm != DEFAULT_CLIP_NORM,
+        "--steps-per-round": steps_per_round != 1,
+        "--learning-rate": learning_rate is not None,
+        "--proximal": proximal != 0.0,
+        "--replay-weight": replay_weight != 0.0,
+    }
+    head_alone = {"--head": head is not HeadChoice.gda, "--gamma": gamma != DEFAULT_GAMMA}
+    grid_alone = {"--alphas": alphas != DEFAULT_ALPHAS, "--betas": betas != DEFAULT_BETAS}
+    released = mechanism in (MechanismChoice.statistics, MechanismChoice.grid)
+    wrong = [
+        (training, not released, f"is about training; with --mechanism {mechanism.value} there is none"),
+        (
+            head_alone,
+            mechanism is MechanismChoice.statistics,
+            "is of one release: it goes with --mechanism statistics",
+        ),
+        (
+            grid_alone,
+            mechanism is MechanismChoice.grid,
+            "is of a grid: it goes with --mechanism grid",
+        ),
+    ]
+    for options, fits, reason in wrong:
+        for option, given in options.items():
+            if given and not fits:
+                raise ConfigError(option, "", reason)
     if mechanism is MechanismChoice.statistics:
         return release_choices(
             epsilon=epsilon,
@@ -157,19 +238,16 @@ def privacy_choices(
             expected_records=expected_records,
             head=head,
             gamma=gamma,
-            unused={
-                "--rounds": rounds not in (1, DEFAULT_ROUNDS),
-                "--sampling-rate": sampling_rate != 1.0,
-                "--clip-norm": clip_norm != DEFAULT_CLIP_NORM,
-                "--steps-per-round": steps_per_round != 1,
-                "--learning-rate": learning_rate is not None,
-                "--proximal": proximal != 0.0,
-                "--replay-weight": replay_weight != 0.0,
-            },
         )
-    for option, other in (("--head", head is not HeadChoice.gda), ("--gamma", gamma != DEFAULT_GAMMA)):
-        if other:
-            raise ConfigError(option, "", "is of one release: it goes with --mechanism statistics")
+    if mechanism is MechanismChoice.grid:
+        return grid_choices(
+            epsilon=epsilon,
+            epsilon_local=epsilon_local,
+            delta=delta,
+            expected_records=expected_records,
+            alphas=alphas,
+            betas=betas,
+        )
     return PrivacyChoices(
         mechanism=cast("MechanismName", mechanism.value),
         epsilon=epsilon,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from cachefl_secure import plan
+    from cachefl_secure.federation.founding_choices import AlphaBetaSource
 
 
 class Trained(enum.StrEnum):
@@ -29,11 +31,8 @@ class AlphaNorm(enum.StrEnum):
     mean = "mean"
 
 
-class AlphaBeta(enum.StrEnum):
-    """As ``--alpha-beta`` takes it."""
-
-    given = "given"
-    leave_one_out = "leave-one-out"
+GIVEN, LEAVE_ONE_OUT, GRID = "given", "leave-one-out", "grid:"
+"""What ``--alpha-beta`` takes; a directory follows the last."""
 
 
 AlphaNormOption = Annotated[
@@ -45,13 +44,32 @@ AlphaNormOption = Annotated[
     ),
 ]
 AlphaBetaOption = Annotated[
-    AlphaBeta,
+    str,
     typer.Option(
         "--alpha-beta",
+        metavar="given|leave-one-out|grid:DIRECTORY",
         help="given: as --alpha and --beta say. leave-one-out: those that best classify each synthetic image by the "
-        "others; needs two a class.",
+        "others; needs two a class. grid:DIRECTORY: those that a finished federation with --mechanism grid chose, of "
+        "which that is a party's directory.",
     ),
 ]
+
+
+def alpha_beta_source(text: str) -> AlphaBetaSource:
+    """What ``--alpha-beta`` says.
+
+    Raises:
+        ConfigError: none of the three.
+    """
+    from cachefl_secure.errors import ConfigError
+
+    if text == GIVEN:
+        return "given"
+    if text == LEAVE_ONE_OUT:
+        return "leave-one-out"
+    if text.startswith(GRID) and text != GRID:
+        return Path(text.removeprefix(GRID))
+    raise ConfigError("--alpha-beta", "", f"{text!r} is none of given, leave-one-out and grid:DIRECTORY")
 
 
 class Server(enum.StrEnum):

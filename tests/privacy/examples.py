@@ -16,6 +16,7 @@ from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.ledger import Ledger, Spend
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
+    GridMechanism,
     LocalMechanism,
     Mechanism,
     NoMechanism,
@@ -90,6 +91,17 @@ def statistics(**changes: Any) -> StatisticsMechanism:
         "expected_records": 40,
     }
     return StatisticsMechanism(**(usual | changes))
+
+
+def grid(**changes: Any) -> GridMechanism:
+    usual: dict[str, Any] = {
+        "noise_multiplier": 4.0,
+        "honest_survivors": 4,
+        "unit_bits": 16,
+        "dimension": 12,
+        "expected_records": 40,
+    }
+    return GridMechanism(**(usual | changes))
 
 
 def without_noise(mechanism: LocalMechanism | DistributedMechanism) -> NoMechanism:

@@ -14,6 +14,7 @@ from cachefl_secure.errors import UnaccountedMechanism
 from cachefl_secure.privacy.accounting import Cost, cost_of, epsilon_spent
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
+    GridMechanism,
     LocalMechanism,
     Mechanism,
     NoisedMechanism,
@@ -26,7 +27,7 @@ from cachefl_secure.privacy.mechanism import (
     step_mechanism,
 )
 from cachefl_secure.privacy_plan import StepsPlan
-from tests.privacy.examples import distributed, local, statistics, without_noise
+from tests.privacy.examples import distributed, grid, local, statistics, without_noise
 
 positive = st.floats(1e-9, 1e9)
 steps: dict[str, Any] = {
@@ -48,6 +49,14 @@ mechanisms: st.SearchStrategy[Mechanism] = st.one_of(
         honest_survivors=st.integers(1, 1000),
         feature_bits=st.integers(7, 12),
         dimension=st.integers(1, 10**8),
+        expected_records=st.integers(1, 10**6),
+    ),
+    st.builds(
+        GridMechanism,
+        noise_multiplier=positive,
+        honest_survivors=st.integers(1, 1000),
+        unit_bits=st.integers(7, 24),
+        dimension=st.integers(1, 2**14),
         expected_records=st.integers(1, 10**6),
     ),
     st.builds(without_noise, st.builds(LocalMechanism, **steps, steps=st.integers(1, 10_000))),
@@ -183,7 +192,13 @@ def test_the_event_is_one_rounds_steps() -> None:
 @pytest.mark.parametrize("view", View)
 @pytest.mark.parametrize(
     "mechanism",
-    [local(steps=4), local(steps=4, sampling_rate=0.25), distributed(sampling_rate=0.25), statistics()],
+    [
+        local(steps=4),
+        local(steps=4, sampling_rate=0.25),
+        distributed(sampling_rate=0.25),
+        statistics(),
+        grid(),
+    ],
     ids=lambda each: each.kind,
 )
 def test_the_event_costs_what_accounting_says(mechanism: NoisedMechanism, view: View) -> None:

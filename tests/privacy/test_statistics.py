@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,26 @@ def test_as_little_is_cut_off_as_it_takes() -> None:
             position = int(taken.argmax())
             if taken[position]:  # one fewer would not have been enough
                 assert squared(row) + 2 * int(np.abs(row[taken]).max()) + 1 > 4**bits
+
+
+@pytest.mark.parametrize("dim", [13, 16, 512])
+def test_a_records_integers_are_the_same_alone_and_among_others_however_they_lie_in_memory(
+    monkeypatch: pytest.MonkeyPatch, dim: int
+) -> None:
+    """Another order of additions shows in one of a million integers, so also what is added up is looked at."""
+    norm, lie_row_by_row = np.linalg.norm, list[bool]()
+
+    def watched(given: NDArray[np.float64], **how: Any) -> Any:
+        lie_row_by_row.append(given.flags.c_contiguous)
+        return norm(given, **how)
+
+    monkeypatch.setattr(np.linalg, "norm", watched)
+    rows = 1e3 * records_of(300, dim=dim).features
+    alone = np.concatenate([integer_features(row[None], 12) for row in rows])
+    for layout in (rows, rows.T.contiguous().T, rows.repeat(1, 2)[:, :dim]):
+        assert np.array_equal(integer_features(layout, 12), alone)
+        assert np.array_equal(integer_features(layout[1::2], 12), alone[1::2])
+    assert all(lie_row_by_row)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 0.0])

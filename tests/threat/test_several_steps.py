@@ -23,6 +23,7 @@ from cachefl_secure.privacy.accountants import epsilon_closed_form
 from cachefl_secure.privacy.accounting import cost_of
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
+    GridMechanism,
     LocalMechanism,
     StatisticsMechanism,
     View,
@@ -107,6 +108,14 @@ FALSE_CLAIMS: dict[str, Callable[[], object]] = {
         noise_multiplier=4.0,
         honest_survivors=4,
         feature_bits=9,
+        dimension=9,
+        expected_records=40,
+        steps=4,  # type: ignore[call-arg]
+    ),
+    "a grid with steps": lambda: GridMechanism(
+        noise_multiplier=4.0,
+        honest_survivors=4,
+        unit_bits=16,
         dimension=9,
         expected_records=40,
         steps=4,  # type: ignore[call-arg]

@@ -14,7 +14,7 @@ from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
 from cachefl_secure_cli.training_options import (
-    AlphaBeta,
+    GIVEN,
     AlphaBetaOption,
     AlphaNorm,
     AlphaNormOption,
@@ -26,6 +26,7 @@ from cachefl_secure_cli.training_options import (
     ServerRate,
     Trained,
     TrainedOption,
+    alpha_beta_source,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def command(
     alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
     beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
     alpha_norm: AlphaNormOption = AlphaNorm.sum,
-    alpha_beta: AlphaBetaOption = AlphaBeta.given,
+    alpha_beta: AlphaBetaOption = GIVEN,
     trained: TrainedOption = Trained.keys,
     mechanism: options.Mechanism = MechanismChoice.distributed,
     not_private: Annotated[
@@ -89,6 +90,8 @@ def command(
     expected_records: options.ExpectedRecords = 250,
     head: options.Head = HeadChoice.gda,
     gamma: options.Gamma = options.DEFAULT_GAMMA,
+    alphas: options.Alphas = options.DEFAULT_ALPHAS,
+    betas: options.Betas = options.DEFAULT_BETAS,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
@@ -153,7 +156,7 @@ def command(
         alpha=alpha,
         beta=beta,
         alpha_norm=alpha_norm.value,
-        alpha_beta=alpha_beta.value,
+        alpha_beta=alpha_beta_source(alpha_beta),
         trained=trained.in_plan,
         server=server.value,
         server_rate=server_rate,
@@ -171,6 +174,8 @@ def command(
             expected_records=expected_records,
             head=head,
             gamma=gamma,
+            alphas=alphas,
+            betas=betas,
             learning_rate=learning_rate,
             proximal=proximal,
             replay_weight=replay_weight,
@@ -189,7 +194,7 @@ def command(
     if json:
         print_json("init", _summary(founded, engine))
     else:
-        _tell(founded, engine)
+        _tell(founded, engine, after_grid=isinstance(choices.alpha_beta, Path))
 
 
 def _summary(founded: Founded, engine: str) -> dict[str, object]:
@@ -217,7 +222,7 @@ def _summary(founded: Founded, engine: str) -> dict[str, object]:
     }
 
 
-def _tell(founded: Founded, engine: str) -> None:
+def _tell(founded: Founded, engine: str, *, after_grid: bool) -> None:
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.privacy.terms import planned_cost_of
 
@@ -240,16 +245,30 @@ def _tell(founded: Founded, engine: str) -> None:
     console().print(table(f"federation {plan.name!r}", ("", ""), rows))
     _tell_of_tighter_local(plan)
     say("send the invite to every silo; read the fingerprint to them over another channel")
+    _tell_of_shared_budget(plan, after_grid=after_grid)
+
+
+def _tell_of_shared_budget(plan: FederationPlan, *, after_grid: bool) -> None:
+    """What silos must know where a grid and a training are charged to one ledger."""
+    if plan.privacy.mechanism == "grid":
+        say(
+            "silos that are to train with what it chooses join this one with --epsilon-cap and --epsilon-cap-aggregate "
+            "that leave room for the training: the caps of the first ledger bind"
+        )
+    if after_grid:
+        say(
+            "silos that took part in the grid join with `--ledger DIRECTORY_OF_THE_GRID`: both are charged to one budget"
+        )
 
 
 def _tell_of_tighter_local(plan: FederationPlan) -> None:
     """Where the bound on the local epsilon asks for more noise than the aggregate one did."""
     from cachefl_secure.privacy.accounting import cost_of
     from cachefl_secure.privacy.mechanism import mechanism_of
-    from cachefl_secure.privacy_plan import DistributedPlan, StatisticsPlan
+    from cachefl_secure.privacy_plan import DistributedPlan, ReleasePlan
 
     section = plan.privacy
-    if not isinstance(section, DistributedPlan | StatisticsPlan):
+    if not isinstance(section, DistributedPlan | ReleasePlan):
         return
     reached = cost_of([(mechanism_of(plan), section.rounds)], section.delta).aggregate
     if reached < 0.99 * section.epsilon_aggregate:
@@ -260,8 +279,13 @@ def _tell_of_tighter_local(plan: FederationPlan) -> None:
 
 
 def _what_is_made(plan: FederationPlan) -> list[tuple[str, str]]:
-    from cachefl_secure.privacy_plan import StatisticsPlan
+    from cachefl_secure.privacy_plan import GridPlan, StatisticsPlan
 
+    if isinstance(plan.privacy, GridPlan):
+        alphas, betas = (
+            ", ".join(f"{x:g}" for x in values) for values in (plan.privacy.alphas, plan.privacy.betas)
+        )
+        return [("alphas and betas to try", f"{alphas} and {betas}")]
     if isinstance(plan.privacy, StatisticsPlan):
         return [("linear head", f"{plan.privacy.head}, gamma {plan.privacy.gamma:g}")]
     return [("learning rate", f"{plan.privacy.learning_rate:g}")]

@@ -39,6 +39,8 @@ def command(
     expected_records: options.ExpectedRecords = 250,
     head: options.Head = HeadChoice.gda,
     gamma: options.Gamma = options.DEFAULT_GAMMA,
+    alphas: options.Alphas = options.DEFAULT_ALPHAS,
+    betas: options.Betas = options.DEFAULT_BETAS,
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
@@ -58,8 +60,9 @@ def command(
     """
     from cachefl_secure.federation.calibration import Sizes
     from cachefl_secure.federation.enrolment import read_invite
-    from cachefl_secure.federation.forecasting import forecast, forecast_of, forecast_release
+    from cachefl_secure.federation.forecasting import forecast, forecast_grid, forecast_of, forecast_release
     from cachefl_secure.federation.founding import INVITE_FILE, check_secure_sum
+    from cachefl_secure.federation.grid_choices import GridChoices
     from cachefl_secure.federation.one_release import ReleaseChoices
     from cachefl_secure.plan import SecureSumPlan
 
@@ -88,11 +91,15 @@ def command(
             expected_records=expected_records,
             head=head,
             gamma=gamma,
+            alphas=alphas,
+            betas=betas,
         )
         if isinstance(choices, ReleaseChoices):
             shape = {"number_of_classes": number_of_classes, "feature_dim": feature_dim}
             section = choices.plan(**shape, honest_survivors=sizes.honest_survivors)
             found = forecast_release(section, secure_sum, **shape)
+        elif isinstance(choices, GridChoices):
+            found = forecast_grid(choices.plan(honest_survivors=sizes.honest_survivors), secure_sum)
         else:
             found = forecast(choices.plan(sizes), secure_sum, sizes)
     if json:

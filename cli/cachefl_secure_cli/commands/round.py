@@ -78,6 +78,7 @@ def command(
 
     Example: cachefl-secure round coordinator -n 10
     """
+    from cachefl_secure.federation.inspection import chosen_at
     from cachefl_secure.transport.coordinating import Rounds
     from cachefl_secure.transport.engines import run_rounds_at
 
@@ -102,10 +103,17 @@ def command(
                 keep_parcels=keep_messages,
             )
     finally:  # rounds that happened are shown also when a later one failed
+        alpha, beta = chosen_at(directory) if outcomes else (None, None)
         if json:
-            print_json("round", {"rounds": [_plain(outcome) for outcome in outcomes]})
+            rounds = [_plain(outcome) for outcome in outcomes]
+            print_json("round", {"rounds": rounds, "alpha": alpha, "beta": beta})
         elif outcomes:
             console().print(_table(outcomes))
+            if alpha is not None:
+                console().print(
+                    f"alpha and beta chosen: {alpha:g} and {beta:g}; train with `cachefl-secure init NEW_DIRECTORY "
+                    f"--alpha-beta grid:{directory}`, which silos join with --ledger"
+                )
 
 
 def _table(outcomes: list[RoundOutcome]) -> Any:

@@ -36,6 +36,8 @@ def command(directory: Party, json: Json = False) -> None:
         ("rounds", f"{found.rounds} of {found.rounds_planned} planned"),
         ("waiting for", found.waiting_for),
     ]
+    if found.alpha is not None:
+        rows.append(("alpha and beta chosen", f"{found.alpha:g} and {found.beta:g}"))
     if found.epoch:
         at = f"epoch {found.epoch}: {found.roster_fingerprint}"
         rows[4:4] = [("roster", at), ("the same in words", in_words(found.roster_fingerprint))]

@@ -17,7 +17,7 @@ from cachefl_secure.cache.model import CacheModel, logits
 from cachefl_secure.federation.calibration import MechanismName, PrivacyChoices, Sizes, recalibrated
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
 from cachefl_secure.privacy.descent import descent_of
-from cachefl_secure.privacy.mechanism import StatisticsMechanism, mechanism_of
+from cachefl_secure.privacy.mechanism import ReleaseMechanism, mechanism_of
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.training import change_of_keys, train_privately
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -100,7 +100,7 @@ def train_together(
 ) -> CacheModel:
     """``federation.comparison.train_together`` to the end, with noise that repeats with the seed."""
     mechanism, descent = mechanism_of(plan), descent_of(plan, lambda: initial)
-    if isinstance(mechanism, StatisticsMechanism):
+    if isinstance(mechanism, ReleaseMechanism):
         raise ValueError("a plan of one release trains nothing")
     model = initial
     for number in range(plan.privacy.rounds):
