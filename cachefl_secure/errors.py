@@ -6,6 +6,9 @@ No field may hold a secret, a feature or an update; lengths, digests and names a
 
 from __future__ import annotations
 
+OPTIONS = "options"
+"""``ConfigError.file`` where a choice is wrong that stands in no file: ``field`` is its name, as Python has it."""
+
 
 class CacheflError(Exception):
     """Base of every error raised on purpose."""

@@ -39,6 +39,20 @@ def image_table(table: Path, classes: Sequence[str]) -> ImageList:
     return ImageList(table.parent, tuple(names), _numbers(table, labels, classes), tuple(classes))
 
 
+def check_present(table: Path, images: ImageList) -> None:
+    """That the files of a table are there, before any of them is encoded.
+
+    Raises:
+        ConfigError: names the first record whose file is missing, counted from 1, and how many more are.
+    """
+    missing = [place for place, name in enumerate(images.paths, 1) if not (images.root / name).is_file()]
+    if missing:
+        more = "" if len(missing) == 1 else f", nor are those of {len(missing) - 1} more"
+        name = images.paths[missing[0] - 1][:200]
+        reason = f"{name!r} is not there{more} (paths are relative to the table; --skip-unreadable leaves such records out)"
+        raise ConfigError(str(table), f"record {missing[0]}", reason)
+
+
 def _csv(table: Path) -> tuple[list[str], list[str]]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
