@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from cachefl_secure.cache.images import ImageList, image_folder
@@ -45,7 +47,8 @@ class Source:
         return np.asarray(self.records.labels, np.int64)
 
     def draw(self, scheme: Scheme, silos: int, rng_seed: int, held_out_share: float) -> Partition:
-        """A partition of the records. A data set with test images of its own holds out no share.
+        """A partition of the records, with their classes' names. A data set with test images of its own holds out
+        no share.
 
         Raises:
             ConfigError: as ``draw_partition`` and ``partition_by_site``, or no records or sites.
@@ -54,14 +57,17 @@ class Source:
             raise ConfigError(str(self.records.root), "", "holds no images")
         share = held_out_share if self.held_out is None else 0.0
         if scheme.kind is not Kind.by_column:
-            return draw_partition(
+            drawn = draw_partition(
                 self.labels, scheme, silos, rng_seed, names=self.records.paths, held_out_share=share
             )
-        if self.sites is None:
+        elif self.sites is None:
             raise ConfigError("--scheme", "", "by-column needs --csv with a column of sites")
-        return partition_by_site(
-            self.labels, self.sites, rng_seed, names=self.records.paths, held_out_share=share
-        )
+        else:
+            drawn = partition_by_site(
+                self.labels, self.sites, rng_seed, names=self.records.paths, held_out_share=share
+            )
+        name = UNSET if self.data_set is None else self.data_set.name
+        return msgspec.structs.replace(drawn, classes=self.records.classes, data_set=name)
 
     def places(self, partition: Partition) -> dict[str, ImageList]:
         """The images of each silo, of ``held-out`` and, where there are any, of ``validation``.
