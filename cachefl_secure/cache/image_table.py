@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cachefl_secure.cache.images import ImageList, labels_by_name, plain, quoted
 from cachefl_secure.errors import ConfigError, MissingExtra
+from cachefl_secure.wording import counted
 
 COLUMNS = ("path", "label")
 CSV, PARQUET = ".csv", ".parquet"
@@ -47,7 +48,7 @@ def check_present(table: Path, images: ImageList) -> None:
     """
     missing = [place for place, name in enumerate(images.paths, 1) if not (images.root / name).is_file()]
     if missing:
-        more = "" if len(missing) == 1 else f", nor are those of {len(missing) - 1} more"
+        more = "" if len(missing) == 1 else f", nor are those of {counted(len(missing) - 1, 'more record')}"
         name = images.paths[missing[0] - 1][:200]
         reason = f"{name!r} is not there{more} (paths are relative to the table; --skip-unreadable leaves such records out)"
         raise ConfigError(str(table), f"record {missing[0]}", reason)

@@ -36,7 +36,13 @@ def find_task(text: str, root: Path | None, *, wants_classes: bool = True) -> Ta
     """
     if text.lower().endswith(PARTITION):
         return _of_partition(Path(text), read_partition(Path(text)), wants_classes=wants_classes)
-    data_set = find_data_set(text)
+    try:
+        data_set = find_data_set(text)
+    except ConfigError:
+        if not Path(text).exists():
+            raise
+        reason = "give the .json file that partition wrote, or a data set's name with --root"
+        raise ConfigError("--dataset", text[:200], reason) from None
     if not wants_classes:
         return Task((), data_set)
     if root is None:

@@ -128,8 +128,8 @@ def _check_keys(choices: FoundingChoices) -> None:
         reason = f"{candidates} a class, of which the best {keys} are to be kept; give {keys} or more"
         raise ConfigError(OPTIONS, "candidates", reason)
     if isinstance(choices.alpha_beta, Path) and not choices.alpha_beta.is_dir():
-        reason = f"no such directory: {choices.alpha_beta}; name that of a party of a grid federation"
-        raise ConfigError(OPTIONS, "alpha_beta", reason)
+        reason = "no such directory; name that of a party of a grid federation"
+        raise ConfigError("--alpha-beta", str(choices.alpha_beta), reason)
     if choices.alpha_beta == "leave-one-out" and keys < 2:
         reason = "leave-one-out needs at least two images a class; raise --images-per-class"
         raise ConfigError(OPTIONS, "alpha_beta", reason)

@@ -198,7 +198,7 @@ class RosterHistory:
         """
         new = self.check_proposal(change)
         if len(change.approvals) < self.quorum:  # (7)
-            reason = f"the change of the roster has the approval of {counted(len(change.approvals), 'silo')}, it needs {self.quorum}"
+            reason = f"{counted(len(change.approvals), 'approval')} of the change of the roster, it needs {self.quorum}"
             raise PeerError(COORDINATOR, reason)
         return replace(self, rosters=(*self.rosters, new), changes=(*self.changes, change))
 

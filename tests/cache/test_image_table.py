@@ -86,7 +86,9 @@ def test_a_record_without_a_file_is_told_by_number_and_path(write: Write, tmp_pa
     for name in ("a.png", "c.png"):
         (tmp_path / name).touch()
     table = write(tmp_path, [("a.png", "cat"), ("x/b.png", "cat"), ("c.png", "cat"), ("d.png", "cat")])
-    with pytest.raises(ConfigError, match=r"record 2: 'x/b\.png' is not there, nor are those of 1 more"):
+    with pytest.raises(
+        ConfigError, match=r"record 2: 'x/b\.png' is not there, nor are those of 1 more record"
+    ):
         image_list(table, CLASSES)
     assert len(image_list(table, CLASSES, skip_missing=True)) == 4  # --skip-unreadable lists them
     (tmp_path / "x").mkdir()

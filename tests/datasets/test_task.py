@@ -41,12 +41,20 @@ def test_a_partition_needs_nothing_beside_it(layout: Layout, tmp_path: Path) -> 
     assert (found.classes, found.data_set) == (source.records.classes, data_set)
 
 
+def test_a_data_set_may_lie_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(DATA_SETS["dtd"], tmp_path)  # in a folder that is called as the data set
+    monkeypatch.chdir(tmp_path)
+    assert find_task("dtd", Path()).data_set is DATA_SETS["dtd"]
+
+
 def test_without_a_root_the_error_says_what_lies_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--root: Caltech101's class names .* holds caltech-101/"):
         find_task("caltech101", None)
     assert find_task("caltech101", None, wants_classes=False).classes == ()
     with pytest.raises(ConfigError, match=r"'mnist' is none of imagenet, .*ucf101"):
         find_task("mnist", tmp_path)
+    with pytest.raises(ConfigError, match=r"give the \.json file that partition wrote"):
+        find_task(str(tmp_path), None)
 
 
 def test_a_partition_of_an_earlier_version_or_of_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
