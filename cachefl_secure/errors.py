@@ -6,6 +6,11 @@ No field may hold a secret, a feature or an update; lengths, digests and names a
 
 from __future__ import annotations
 
+from cachefl_secure.wording import counted
+
+OPTIONS = "options"
+"""``ConfigError.file`` where a choice is wrong that stands in no file: ``field`` is its name, as Python has it."""
+
 
 class CacheflError(Exception):
     """Base of every error raised on purpose."""
@@ -74,7 +79,7 @@ class RoundAborted(ProtocolError):
         self.present, self.threshold = present, threshold
 
     def __str__(self) -> str:
-        return f"{self.present} silos present, threshold {self.threshold}"
+        return f"{counted(self.present, 'silo')} present, threshold {self.threshold}"
 
 
 class PrivacyError(CacheflError):
@@ -103,7 +108,9 @@ class CohortExhausted(PrivacyError):
         self.exhausted, self.left, self.needed = exhausted, left, needed
 
     def __str__(self) -> str:
-        return f"{self.exhausted} silos have reached their caps; {self.left} are left, a round needs {self.needed}"
+        reached = "has reached its cap" if self.exhausted == 1 else "have reached their caps"
+        left = f"{self.left} {'is' if self.left == 1 else 'are'} left"
+        return f"{counted(self.exhausted, 'silo')} {reached}; {left}, a round needs {self.needed}"
 
 
 class UnaccountedMechanism(PrivacyError):

@@ -204,7 +204,7 @@ class GridPlan(_OneRelease, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             if any(low >= high for low, high in pairwise(values)):
                 raise ValueError(f"{name} must rise, each once")
         if not 2 <= len(self.alphas) * len(self.betas) <= MOST_PAIRS:
-            raise ValueError(f"alphas and betas must make 2 to {MOST_PAIRS} pairs")
+            raise ValueError(f"alphas: with betas they must make 2 to {MOST_PAIRS} pairs")
 
     @property
     def pairs(self) -> tuple[tuple[float, float], ...]:

@@ -1,4 +1,5 @@
-"""Features that were made elsewhere: ``features`` (n, C) and ``labels`` (n,) in a ``.npz`` or ``.safetensors`` file.
+"""Features that were made elsewhere: ``features`` (n, C) and ``labels`` (n,) in a ``.npz`` or ``.safetensors`` file, or
+as a pair of ``.npy`` files (``sources.numpy_pair``).
 
 A silo's records, or public candidates for cache keys. Whoever made them answers for the encoder: there are no images
 here to make them again from. No pickle is read. Rows must have unit norm already; they are not normalised here,
@@ -19,10 +20,10 @@ import torch
 from torch import Tensor
 
 from cachefl_secure.cache.feature_set import UNIT_TOLERANCE, FeatureSet
+from cachefl_secure.cache.sources import NPZ, SAFETENSORS, numpy_pair
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.names import Digest, digest_of
 
-NPZ, SAFETENSORS = ".npz", ".safetensors"
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
@@ -33,27 +34,22 @@ class BroughtFeatures:
 
     records: FeatureSet
     digest: Digest
-    """Over the file."""
+    """Over the file, or over both."""
     record_digests: tuple[Digest, ...]
     """One for each row, over its float32 values: what an image file's SHA-256 is elsewhere."""
 
 
-def is_feature_file(path: Path) -> bool:
-    return path.suffix.lower() in {NPZ, SAFETENSORS}
-
-
 def read_feature_file(path: Path, *, number_of_classes: int, feature_dim: int) -> BroughtFeatures:
-    """
+    """``path`` is a file, or the folder of a NumPy pair.
+
     Raises:
         ConfigError: unreadable, another shape or dimension, a label that is no class, or rows that are not finite
             or not of unit norm.
     """
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
-    tensors = _npz(path) if path.suffix.lower() == NPZ else _safetensors(path)
+    readers = {NPZ: _npz, SAFETENSORS: _safetensors}
+    read = readers.get(path.suffix.lower())
+    digests = [_sha256(file) for file in ((path,) if read is not None else numpy_pair(path))]
+    tensors = _pair(path) if read is None else read(path)
     features, labels = tensors["features"], tensors["labels"]
     if features.dtype not in _FLOATS or features.ndim != 2:
         raise ConfigError(str(path), "features", f"{_what(features)}; expected floating point (n, C)")
@@ -67,9 +63,17 @@ def read_feature_file(path: Path, *, number_of_classes: int, feature_dim: int) -
     _check_norms(path, features)
     return BroughtFeatures(
         FeatureSet(features, labels),
-        digest_of("cachefl-secure/feature-file/1", sha256),
+        digest_of("cachefl-secure/feature-file/1", *digests),
         tuple(Digest(hashlib.sha256(row.data).hexdigest()) for row in features.numpy()),
     )
+
+
+def _sha256(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ConfigError(str(path), "", error.strerror or "cannot be read") from None
 
 
 def _check_norms(path: Path, features: Tensor) -> None:
@@ -98,6 +102,24 @@ def _npz(path: Path) -> Mapping[str, Tensor]:
         ) from None
     except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile):
         raise ConfigError(str(path), "", "no .npz archive of plain numbers") from None
+
+
+def _pair(path: Path) -> Mapping[str, Tensor]:
+    features, labels = numpy_pair(path)
+    return {"features": _npy(features), "labels": _npy(labels)}
+
+
+def _npy(path: Path) -> Tensor:
+    """Mapped, not read whole, and copied as float32 if it is any of three float types: never twice in memory."""
+    try:
+        # Of this format alone: np.load would take an archive or, where allowed, a pickle under the same name.
+        mapped = np.lib.format.open_memmap(path, mode="r")
+        single = mapped.dtype.kind == "f" and mapped.dtype.itemsize <= 8
+        return torch.from_numpy(
+            np.array(mapped, dtype=np.float32 if single else mapped.dtype.newbyteorder("="))
+        )
+    except (OSError, ValueError, TypeError, EOFError):
+        raise ConfigError(str(path), "", "no .npy array of plain numbers") from None
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cachefl_secure.cache.images import ImageList, labels_by_name, plain, quoted
 from cachefl_secure.errors import ConfigError, MissingExtra
+from cachefl_secure.wording import counted
 
 COLUMNS = ("path", "label")
 CSV, PARQUET = ".csv", ".parquet"
@@ -37,6 +38,20 @@ def image_table(table: Path, classes: Sequence[str]) -> ImageList:
     if twice:
         raise ConfigError(str(table), "path", f"named more than once: {quoted(twice)}")
     return ImageList(table.parent, tuple(names), _numbers(table, labels, classes), tuple(classes))
+
+
+def check_present(table: Path, images: ImageList) -> None:
+    """That the files of a table are there, before any of them is encoded.
+
+    Raises:
+        ConfigError: names the first record whose file is missing, counted from 1, and how many more are.
+    """
+    missing = [place for place, name in enumerate(images.paths, 1) if not (images.root / name).is_file()]
+    if missing:
+        more = "" if len(missing) == 1 else f", nor are those of {counted(len(missing) - 1, 'more record')}"
+        name = images.paths[missing[0] - 1][:200]
+        reason = f"{name!r} is not there{more} (paths are relative to the table; --skip-unreadable leaves such records out)"
+        raise ConfigError(str(table), f"record {missing[0]}", reason)
 
 
 def _csv(table: Path) -> tuple[list[str], list[str]]:

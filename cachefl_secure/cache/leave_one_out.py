@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cachefl_secure.cache.model import CacheModel
-from cachefl_secure.errors import ConfigError
+from cachefl_secure.errors import OPTIONS, ConfigError
 
 ALPHAS = tuple(round(10.0 ** (step / 4), 2) for step in range(-4, 9))
 """0.1 to 100: weak text classifiers want 100."""
@@ -40,7 +40,7 @@ def choose_alpha_beta(model: CacheModel, *, divisor: int = 1) -> AlphaBeta:
     """
     if int(torch.bincount(model.key_labels).min()) < 2:
         reason = "leave-one-out needs at least two synthetic images a class"
-        raise ConfigError("options", "alpha_beta", reason)
+        raise ConfigError(OPTIONS, "alpha_beta", reason)
     correct, losses = _grid(model, divisor)
     # Rounded, so that another order of additions on another machine chooses no other pair of equals.
     ranked = [

@@ -6,5 +6,6 @@
 ``readers``    train, val and test from their published folders
 ``few_shot``   k images a class, and a few to choose settings by
 ``sources``    records to be dealt out: a data set, a folder, or a CSV file with the site of each record
+``task``       classes, templates and first settings for ``init``, of a data set or a partition
 ``folders``    a partition as folders that ``join`` takes
 """

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from numpy.typing import NDArray
 
 from cachefl_secure import durable
@@ -24,7 +24,7 @@ from cachefl_secure.datasets.schemes import (
     parse_scheme,
 )
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.fields import Hex64, Strict
+from cachefl_secure.fields import ClassName, Hex64, Strict
 from cachefl_secure.names import Digest, SiloId, digest_of, parse_silo_id
 
 MAX_RECORDS = 20_000_000
@@ -52,6 +52,10 @@ class Partition(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Ascending indices of each silo's records."""
     held_out: tuple[Index, ...] = ()
     """Records that no silo holds, for measuring."""
+    classes: Annotated[tuple[ClassName, ...], Meta(max_length=100_000)] | UnsetType = UNSET
+    """Names of the labels, for ``init``. Files of earlier versions have none."""
+    data_set: Annotated[str, Meta(max_length=100)] | UnsetType = UNSET
+    """Name in the table of data sets, if it is one of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,8 +70,9 @@ class Partition(Strict, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def digest(self) -> Digest:
-        """Names the whole partition: two parties with the same one hold the same split."""
-        return digest_of("cachefl-secure/partition/1", msgspec.json.encode(self, order="sorted"))
+        """Names the split: two parties with the same one hold the same records. What classes are called is not in it."""
+        split = msgspec.structs.replace(self, classes=UNSET, data_set=UNSET)
+        return digest_of("cachefl-secure/partition/1", msgspec.json.encode(split, order="sorted"))
 
     def counts(self, labels: Integers, number_of_classes: int) -> NDArray[np.int64]:
         """(silos, classes): records of each class in each silo."""
@@ -153,12 +158,12 @@ def check_records(
 
 
 def write_partition(partition: Partition, file: Path) -> None:
-    """As JSON, the same bytes for the same partition.
+    """As JSON, the same bytes for the same partition. One that lies there without names gets them.
 
     Raises:
         ConfigError: another partition lies there, or the file cannot be written.
     """
-    if file.exists() and read_partition(file) != partition:
+    if file.exists() and read_partition(file).digest != partition.digest:
         raise ConfigError(str(file), "", "another partition lies here; choose another name")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,22 @@ def read_data_set(data_set: DataSet, root: Path, *, skip_missing: bool = False) 
     return Split(data_set, train, val, test, listed_test_images=len(rows[2]), missing=missing)
 
 
+def read_classes(data_set: DataSet, root: Path) -> tuple[str, ...]:
+    """Class names in the order of their labels. ``root`` as in ``read_data_set``; no image is looked for.
+
+    Raises:
+        ConfigError: the file or folder that names them is absent or of another form.
+    """
+    folder = _folder(data_set, root)
+    match data_set.layout:
+        case Layout.split_file:
+            return read_split_file(folder / data_set.split, data_set)[0]
+        case Layout.folders:
+            return _named_folders(data_set, folder)[1]
+        case Layout.variants:
+            return _renamed(data_set, _variants(data_set, folder))
+
+
 def read_split_file(file: Path, data_set: DataSet) -> tuple[tuple[str, ...], tuple[list[Row], ...]]:
     """Class names by label, after the table's renames, and the rows of train, val and test.
 
@@ -108,10 +124,8 @@ def _read_split_file(data_set: DataSet, folder: Path) -> tuple[tuple[str, ...], 
 
 def _read_variants(data_set: DataSet, folder: Path) -> tuple[tuple[str, ...], tuple[list[Row], ...]]:
     """FGVC: ``variants.txt`` is the order of classes; a line of the others is "0034309 A300B4"."""
-    names = _lines(folder / "variants.txt", data_set)
+    names = _variants(data_set, folder)
     labels = {name: label for label, name in enumerate(names)}
-    if len(labels) != len(names):
-        raise ConfigError(str(folder / "variants.txt"), "", "a variant stands twice")
     rows: list[list[Row]] = []
     for part in ("train", "val", "test"):
         file = folder / f"images_variant_{part}.txt"
@@ -121,7 +135,18 @@ def _read_variants(data_set: DataSet, folder: Path) -> tuple[tuple[str, ...], tu
             raise ConfigError(str(file), unknown[:60], "is no variant of variants.txt")
         rows.append([(f"{image}.jpg", labels[name], name) for image, name in pairs])
     _check_rows(folder, rows)
-    return tuple(data_set.renames.get(name, name) for name in names), tuple(rows)
+    return _renamed(data_set, names), tuple(rows)
+
+
+def _variants(data_set: DataSet, folder: Path) -> list[str]:
+    names = _lines(folder / "variants.txt", data_set)
+    if len(set(names)) != len(names):
+        raise ConfigError(str(folder / "variants.txt"), "", "a variant stands twice")
+    return names
+
+
+def _renamed(data_set: DataSet, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(data_set.renames.get(name, name) for name in names)
 
 
 def _read_folders(data_set: DataSet, folder: Path) -> tuple[tuple[str, ...], tuple[list[Row], ...]]:
@@ -129,6 +154,14 @@ def _read_folders(data_set: DataSet, folder: Path) -> tuple[tuple[str, ...], tup
 
     Its published val images are the test set, as everywhere: their labels are the only ones published.
     """
+    train, test = (folder / data_set.images / part for part in ("train", "val"))
+    ids, names = _named_folders(data_set, folder)
+    rows = [_rows_of_folders(part, ids, names) for part in (train, test)]
+    return names, (rows[0], [], rows[1])
+
+
+def _named_folders(data_set: DataSet, folder: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the class folders, and of the classes."""
     file = folder / "classnames.txt"
     called = dict(line.partition(" ")[::2] for line in _lines(file, data_set))
     train, test = (folder / data_set.images / part for part in ("train", "val"))
@@ -140,8 +173,7 @@ def _read_folders(data_set: DataSet, folder: Path) -> tuple[tuple[str, ...], tup
         raise ConfigError(str(file), unnamed[0], "has no name, but a folder")
     names = tuple(data_set.renames.get(identity, called[identity]) for identity in ids)
     _check_apart(file, names)
-    rows = [_rows_of_folders(part, ids, names) for part in (train, test)]
-    return names, (rows[0], [], rows[1])
+    return ids, names
 
 
 def _rows_of_folders(part: Path, ids: Sequence[str], names: Sequence[str]) -> list[Row]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from cachefl_secure.cache.images import ImageList, image_folder
@@ -19,6 +21,7 @@ from cachefl_secure.datasets.readers import read_data_set
 from cachefl_secure.datasets.schemes import Kind, Scheme
 from cachefl_secure.datasets.table import DataSet
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.wording import counted
 
 HELD_OUT, VALIDATION = "held-out", "validation"
 
@@ -45,7 +48,8 @@ class Source:
         return np.asarray(self.records.labels, np.int64)
 
     def draw(self, scheme: Scheme, silos: int, rng_seed: int, held_out_share: float) -> Partition:
-        """A partition of the records. A data set with test images of its own holds out no share.
+        """A partition of the records, with their classes' names. A data set with test images of its own holds out
+        no share.
 
         Raises:
             ConfigError: as ``draw_partition`` and ``partition_by_site``, or no records or sites.
@@ -54,14 +58,17 @@ class Source:
             raise ConfigError(str(self.records.root), "", "holds no images")
         share = held_out_share if self.held_out is None else 0.0
         if scheme.kind is not Kind.by_column:
-            return draw_partition(
+            drawn = draw_partition(
                 self.labels, scheme, silos, rng_seed, names=self.records.paths, held_out_share=share
             )
-        if self.sites is None:
+        elif self.sites is None:
             raise ConfigError("--scheme", "", "by-column needs --csv with a column of sites")
-        return partition_by_site(
-            self.labels, self.sites, rng_seed, names=self.records.paths, held_out_share=share
-        )
+        else:
+            drawn = partition_by_site(
+                self.labels, self.sites, rng_seed, names=self.records.paths, held_out_share=share
+            )
+        name = UNSET if self.data_set is None else self.data_set.name
+        return msgspec.structs.replace(drawn, classes=self.records.classes, data_set=name)
 
     def places(self, partition: Partition) -> dict[str, ImageList]:
         """The images of each silo, of ``held-out`` and, where there are any, of ``validation``.
@@ -134,27 +141,30 @@ def csv_source(
             absent images.
     """
     folder = file.parent if root is None else root
-    rows = sorted(_rows(file, columns))
+    listed = list(_rows(file, columns))
+    rows = sorted(row[:3] for row in listed)
     paths = [path for path, _, _ in rows]
     twice = next((path for path, after in pairwise(paths) if path == after), None)
     if twice is not None:
         raise ConfigError(str(file), twice[:60], "stands twice")
-    present = [row for row in rows if os.path.isfile(folder / row[0])]
-    missing = len(rows) - len(present)
-    if missing and not skip_missing:
-        absent = next(path for path in paths if not os.path.isfile(folder / path))
-        raise ConfigError(str(file), absent[:60], f"absent in {folder}, and {missing - 1} more images")
+    absent = {path: line for path, _, _, line in listed if not os.path.isfile(folder / path)}
+    if absent and not skip_missing:
+        path, line = next(iter(absent.items()))
+        more = "" if len(absent) == 1 else f", nor are those of {counted(len(absent) - 1, 'more line')}"
+        reason = f"{path[:200]!r} is absent in {folder}{more}; --skip-missing leaves them out"
+        raise ConfigError(str(file), f"line {line}", reason)
+    present = [row for row in rows if row[0] not in absent]
     classes = sorted({label for _, label, _ in rows})
     labels = {label: index for index, label in enumerate(classes)}
     records = ImageList(
         folder, tuple(row[0] for row in present), tuple(labels[row[1]] for row in present), tuple(classes)
     )
     sites = tuple(row[2] for row in present)
-    return Source(name=file.stem, records=records, sites=sites if all(sites) else None, missing=missing)
+    return Source(name=file.stem, records=records, sites=sites if all(sites) else None, missing=len(absent))
 
 
-def _rows(file: Path, columns: Columns) -> Iterable[tuple[str, str, str]]:
-    """(path, label, site) of every line; the site is empty where there is no such column."""
+def _rows(file: Path, columns: Columns) -> Iterable[tuple[str, str, str, int]]:
+    """(path, label, site) of every record, and the number of its line in the file; the site is empty where there is no such column."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -169,7 +179,7 @@ def _rows(file: Path, columns: Columns) -> Iterable[tuple[str, str, str]]:
                     raise ConfigError(str(file), f"line {reader.line_num}", "an empty cell")
                 if os.path.isabs(cells[0]) or ".." in Path(cells[0]).parts:
                     raise ConfigError(str(file), f"line {reader.line_num}", "a path that leaves the folder")
-                yield cells[0], cells[1], cells[2] if len(cells) == 3 else ""
+                yield cells[0], cells[1], cells[2] if len(cells) == 3 else "", reader.line_num
     except OSError as error:
         raise ConfigError(str(file), "", error.strerror or "cannot be read") from None
     except (csv.Error, UnicodeDecodeError) as error:

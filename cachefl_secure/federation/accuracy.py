@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cachefl_secure.cache.evaluate import Accuracy, closed_form_alone, evaluate, predict, zero_shot
-from cachefl_secure.cache.feature_file import is_feature_file, read_feature_file
+from cachefl_secure.cache.feature_file import read_feature_file
 from cachefl_secure.cache.features import FeatureSet, batch_size_on, extract
 from cachefl_secure.cache.images import open_image
-from cachefl_secure.cache.sources import image_list
+from cachefl_secure.cache.sources import image_list, is_feature_file
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.plan import FederationPlan
@@ -70,7 +70,7 @@ def read_records(
     if is_feature_file(source):
         classes, dimension = len(plan.classes), plan.encoder.feature_dim
         return read_feature_file(source, number_of_classes=classes, feature_dim=dimension).records, ()
-    images = image_list(source, plan.classes)
+    images = image_list(source, plan.classes, skip_missing=skip_unreadable)
     clip, what = encoder(), f"{source.name}: encode"
     found = extract(
         images,

@@ -6,29 +6,21 @@ Both follow from public numbers only, so choosing them costs no privacy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from cachefl_secure.errors import ConfigError
-from cachefl_secure.plan import CachePlan, FederationPlan, SecureSumPlan
+from cachefl_secure.federation.option_errors import OPTIONS as OPTIONS
+from cachefl_secure.federation.option_errors import checked as checked
+from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import Mechanism, View, step_mechanism
-from cachefl_secure.privacy_plan import (
-    DistributedPlan,
-    GridPlan,
-    LocalPlan,
-    NoPrivacyPlan,
-    StatisticsPlan,
-    StepsPlan,
-)
+from cachefl_secure.privacy_plan import DistributedPlan, LocalPlan, NoPrivacyPlan, StepsPlan
 from cachefl_secure.server_plan import FEDAVG, AdamServer, MeanServer, MomentumServer, ServerPlan
 
-OPTIONS = "options"
-"""Where a choice stands that is out of range: at `init` or `plan`."""
 LONGEST_STEP = 8.0
 """Learning rate with little noise. Found on the embedded data; longer steps gain nothing there."""
 
@@ -50,10 +42,6 @@ def default_delta(expected_records: int) -> float:
 
 
 MechanismName = Literal["distributed", "local", "none"]
-
-_Made = TypeVar(
-    "_Made", StepsPlan, StatisticsPlan, GridPlan, ServerPlan, CachePlan, SecureSumPlan, FederationPlan
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +131,16 @@ class PrivacyChoices:
                     reason = "a round is one step of integers: nothing else can pull; use --mechanism local"
                     raise ConfigError(OPTIONS, "proximal" if self.proximal else "replay_weight", reason)
                 epsilons = {"epsilon_aggregate": self.target, "epsilon_local": self.epsilon_local}
-                return checked(lambda: DistributedPlan(**steps, **private, **epsilons))  # type: ignore[arg-type]
+                return checked(
+                    lambda: DistributedPlan(**steps, **private, **epsilons),  # type: ignore[arg-type]
+                    chosen_as={"epsilon_aggregate": "epsilon"},
+                )
             case "local":
                 own["epsilon_local"] = self.target
-                return checked(lambda: LocalPlan(**steps, **private, **own))  # type: ignore[arg-type]
+                return checked(
+                    lambda: LocalPlan(**steps, **private, **own),  # type: ignore[arg-type]
+                    chosen_as={"epsilon_local": "epsilon"},
+                )
             case "none":
                 return checked(lambda: NoPrivacyPlan(**steps, **own))  # type: ignore[arg-type]
 
@@ -263,6 +257,7 @@ ServerName = Literal["mean", "momentum", "adam"]
 
 USUAL_MOMENTUM = 0.9
 """Of a server that has one."""
+_OF_SERVER = {"rate": "server_rate", "momentum": "server_momentum", "beta1": "server_momentum"}
 
 
 def server_section(
@@ -274,7 +269,7 @@ def server_section(
         ConfigError: a number out of range.
     """
     if not 0.0 <= momentum < 1.0:
-        raise ConfigError(OPTIONS, "server_momentum", "must be in [0, 1)")
+        raise ConfigError(OPTIONS, "server_momentum", f"must be at least 0 and less than 1, is {momentum:g}")
     match name:
         case "mean":
             if rate is not None:
@@ -286,10 +281,10 @@ def server_section(
             return FEDAVG
         case "momentum":
             usual = 1.0 - momentum if rate is None else rate
-            return checked(lambda: MomentumServer(momentum=momentum, rate=usual))
+            return checked(lambda: MomentumServer(momentum=momentum, rate=usual), chosen_as=_OF_SERVER)
         case "adam":
             usual = adam_rate(rounds, feature_dim, momentum) if rate is None else rate
-            return checked(lambda: AdamServer(beta1=momentum, rate=usual))
+            return checked(lambda: AdamServer(beta1=momentum, rate=usual), chosen_as=_OF_SERVER)
 
 
 def adam_rate(rounds: int, feature_dim: int, momentum: float = 0.9, decay: float = 0.99) -> float:
@@ -316,20 +311,3 @@ def upward(value: float, digits: int) -> float:
     scale = 10.0 ** (digits - 1 - math.floor(math.log10(value)))
     rounded = float(f"{math.ceil(value * scale) / scale:.{digits}g}")
     return rounded if rounded >= value else math.nextafter(value, math.inf)
-
-
-def checked(make: Callable[[], _Made]) -> _Made:
-    """A section of the plan, or the operator's error if a choice is out of range.
-
-    Raises:
-        ConfigError: names the field.
-    """
-    try:
-        made = make()
-        msgspec.json.decode(msgspec.json.encode(made), type=type(made))  # bounds are checked on decoding only
-    except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$")
-        raise ConfigError(OPTIONS, place.strip("`."), reason) from None
-    except ValueError as error:
-        raise ConfigError(OPTIONS, "", str(error)) from None
-    return made

@@ -20,6 +20,7 @@ from cachefl_secure.federation.letters import Countersignature
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import COORDINATOR, SiloId
 from cachefl_secure.protocol.messages import Roster, roster_digest
+from cachefl_secure.wording import counted
 
 COUNTERSIGNATURES_FILE = "countersignatures.bin"
 _PURPOSE = "cachefl-secure/roster-countersignature/1"
@@ -53,7 +54,9 @@ def check_all_countersigned(signatures: Mapping[SiloId, Countersignature], roste
     """
     missing = sorted(set(roster.public_keys) - set(signatures))
     if missing:
-        raise PeerError(COORDINATOR, f"{len(missing)} silos have not countersigned the roster: {missing[0]}")
+        raise PeerError(
+            COORDINATOR, f"no countersignature of the roster by {counted(len(missing), 'silo')}: {missing[0]}"
+        )
     for signed in signatures.values():
         check_countersignature(signed, roster)
 

@@ -25,6 +25,7 @@ from cachefl_secure.fields import Hex64
 from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, parse_silo_id
 from cachefl_secure.plan import FederationPlan, encode_toml, plan_digest, read_toml
 from cachefl_secure.protocol.messages import Member, Message, Roster
+from cachefl_secure.wording import counted
 
 _INVITE_PURPOSE = "cachefl-secure/invite/1"
 _REQUEST_PURPOSE = "cachefl-secure/join-request/1"
@@ -175,7 +176,9 @@ def make_roster(
             raise ConfigError("join requests", what, f"{twice[0]} stands twice")
     least = plan.secure_sum.minimum_cohort
     if len(members) < least:
-        raise ConfigError("join requests", "", f"{len(members)} silos; this plan needs at least {least}")
+        raise ConfigError(
+            "join requests", "", f"{counted(len(members), 'silo')}; this plan needs at least {least}"
+        )
     ordered = tuple(sorted(members, key=lambda member: member.silo))
     return Roster(
         federation_id=plan.id,

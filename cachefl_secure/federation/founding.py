@@ -15,27 +15,20 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cachefl_secure.crypto.sign import fingerprint
-from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import (
-    OPTIONS,
-    USUAL_MOMENTUM,
-    Sizes,
-    checked,
-    server_section,
-)
+from cachefl_secure.federation.calibration import Sizes
 from cachefl_secure.federation.clip_source import load_source
-from cachefl_secure.federation.enrolment import (
-    write_invite,
-)
+from cachefl_secure.federation.enrolment import write_invite
+from cachefl_secure.federation.founding_checks import check_choices, server_of
 from cachefl_secure.federation.founding_choices import FoundingChoices
 from cachefl_secure.federation.grid_choices import GridChoices
 from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.option_errors import checked
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
-from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
+from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.server_plan import FEDAVG, ServerPlan
+from cachefl_secure.server_plan import ServerPlan
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.encoder import Encoder
@@ -70,15 +63,12 @@ def found_federation(root: Path, choices: FoundingChoices, progress: Progress = 
 
 
 def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
+    check_choices(root, choices)  # before minutes are spent on images
     from cachefl_secure.cache.model import cache_digest, cache_to_bytes
 
-    StateDir.refuse_occupied(root)
-    check_secure_sum(choices.secure_sum)  # fail on numbers before minutes are spent on images
-    choices.privacy.draft()
-    _server(choices, 1)
     encoder = load_source(choices.clip, device=choices.device, offline=choices.pictures.offline)
     choices = _with_chosen_pair(choices, encoder)  # also before minutes are spent
-    server = _server(choices, encoder.feature_dim)
+    server = server_of(choices, encoder.feature_dim)
     privacy = _privacy(choices, encoder.feature_dim, server)
     state = StateDir.create(root)
     keys, model = _initial_model(state, choices, encoder, progress)
@@ -95,27 +85,11 @@ def _found(root: Path, choices: FoundingChoices, progress: Progress) -> Founded:
     return Founded(plan, fingerprint(key.public_key), root / INVITE_FILE, keys)
 
 
-def _server(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
-    if isinstance(choices.privacy, ReleaseChoices | GridChoices):
-        if (choices.server, choices.server_rate, choices.server_momentum) != ("mean", None, USUAL_MOMENTUM):
-            raise ConfigError(OPTIONS, "server", "is about training; with one release there is none")
-        return FEDAVG
-    return server_section(
-        choices.server,
-        choices.server_rate,
-        choices.server_momentum,
-        rounds=choices.privacy.rounds,
-        feature_dim=feature_dim,
-    )
-
-
 def _privacy(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> PrivacyPlan:
     honest = choices.secure_sum.honest_survivors
-    if isinstance(choices.privacy, ReleaseChoices | GridChoices):
-        if choices.trained != "keys":
-            raise ConfigError(OPTIONS, "trained", "is about training; with one release there is none")
-        if isinstance(choices.privacy, GridChoices):
-            return choices.privacy.plan(honest_survivors=honest)
+    if isinstance(choices.privacy, GridChoices):
+        return choices.privacy.plan(honest_survivors=honest)
+    if isinstance(choices.privacy, ReleaseChoices):
         return choices.privacy.plan(
             number_of_classes=len(choices.classes), feature_dim=feature_dim, honest_survivors=honest
         )
@@ -129,20 +103,6 @@ def _privacy(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> 
         keys_a_row=choices.images_per_class // keys_a_row,
     )
     return choices.privacy.plan(sizes)
-
-
-def check_secure_sum(section: SecureSumPlan) -> None:
-    """
-    Raises:
-        ConfigError: a number out of range, or more colluders than a sum of the fewest silos can bear.
-    """
-    checked(lambda: section)
-    most = section.minimum_cohort - 2
-    if section.colluders > most:
-        reason = (
-            f"a sum of {section.minimum_cohort} silos hides two honest updates from at most {most} colluders"
-        )
-        raise ConfigError(OPTIONS, "colluders", f"{reason}; raise --minimum-cohort")
 
 
 def _initial_model(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cachefl_secure.cache.prompts import PAPER, Prompts, file_prompts, template_prompts
+from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.calibration import USUAL_MOMENTUM, PrivacyChoices, ServerName
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.grid_choices import GridChoices
@@ -71,3 +73,20 @@ class FoundingChoices:
     device: str = "cpu"
     engine: str = ""
     """URL of what will carry messages; empty: all parties are on one machine."""
+
+
+def prompts_of(choices: FoundingChoices) -> Prompts:
+    """What a text-to-image generator is asked for, a class at a time.
+
+    Raises:
+        ConfigError: no such file, or sentences that do not fit the classes.
+    """
+    text = choices.pictures.prompts
+    if text == "paper":
+        return template_prompts(choices.classes, [PAPER])
+    if text == "dataset":
+        return template_prompts(choices.classes, choices.templates)
+    kind, colon, place = text.partition(":")
+    if kind == "file" and colon and place:
+        return file_prompts(Path(place).expanduser(), choices.classes)
+    raise ConfigError("--prompts", "", "write paper, dataset or file:PATH")

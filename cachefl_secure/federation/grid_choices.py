@@ -54,7 +54,8 @@ class GridChoices:
                 delta=self.delta,
                 alphas=self.alphas,
                 betas=self.betas,
-            )
+            ),
+            chosen_as={"epsilon_aggregate": "epsilon"},
         )
 
     def plan(self, *, honest_survivors: int) -> GridPlan:

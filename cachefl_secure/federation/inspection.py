@@ -47,6 +47,7 @@ from cachefl_secure.privacy.statements import rounded_up
 from cachefl_secure.privacy_plan import GridPlan
 from cachefl_secure.protocol.messages import roster_digest
 from cachefl_secure.protocol.parameters import RoundParameters
+from cachefl_secure.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,9 @@ def audit_coordinator(root: Path) -> Audit:
     steps = (
         *_roster_steps(files.state, chain, {held.record.roster_digest for held in chain.verified}),
         _records_step(chain),
-        AuditStep(3, "receipts", f"{len(receipts)} of {len(chain.roster.members)} silos signed receipts"),
+        AuditStep(
+            3, "receipts", f"{len(receipts)} of {counted(len(chain.roster.members), 'silo')} signed receipts"
+        ),
         _caches_step(chain),
     )
     return Audit("coordinator", steps, None)
@@ -262,7 +265,7 @@ def _chosen(chain: Chain | None) -> tuple[float, float] | tuple[None, None]:
 def _ledger_step(report: LedgerReport) -> AuditStep:
     spent, second = report.spent, report.second
     finding = (
-        f"{report.entries} entries, {len(report.spends)} rounds charged; local epsilon {rounded_up(spent.local)}, "
+        f"{counted(report.entries, 'entry', 'entries')}, {counted(len(report.spends), 'round')} charged; local epsilon {rounded_up(spent.local)}, "
         f"aggregate {rounded_up(spent.aggregate)}; by a second, looser accountant {rounded_up(second.local)} and "
         f"{rounded_up(second.aggregate)}; delta {report.delta!r}"
     )
@@ -277,9 +280,7 @@ def _ledger_step(report: LedgerReport) -> AuditStep:
     if len(caps) > 1:
         finding += f"; the silo changed its caps: {', '.join(caps)}"
     if report.insecure_rounds:
-        finding += (
-            f"; NOT PRIVATE: {report.insecure_rounds} rounds drew noise from a test's repeatable streams"
-        )
+        finding += f"; NOT PRIVATE: {counted(report.insecure_rounds, 'round')} drew noise from a test's repeatable streams"
     return AuditStep(1, "privacy ledger", finding)
 
 
@@ -318,7 +319,9 @@ def _roster_steps(state: StateDir, chain: Chain, ran: set[str]) -> list[AuditSte
 
 def _records_step(chain: Chain) -> AuditStep:
     return AuditStep(
-        2, "round records", f"{len(chain.verified)} records signed by the coordinator, in one chain"
+        2,
+        "round records",
+        f"{counted(len(chain.verified), 'record')} signed by the coordinator, in one chain",
     )
 
 

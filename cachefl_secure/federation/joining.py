@@ -43,6 +43,7 @@ from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.commitment import CommitmentSalt, data_commitment
 from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.privacy.terms import planned_cost_of
+from cachefl_secure.wording import counted
 
 if TYPE_CHECKING:
     from cachefl_secure.cache.features import FeatureSet
@@ -99,7 +100,7 @@ def join_federation(invite: Path, root: Path, choices: JoinChoices, progress: Pr
         ConfigError: a bad invite, name, source of records, encoder or directory.
         MissingExtra: a Parquet table, and pyarrow is not installed.
     """
-    from cachefl_secure.cache.feature_file import is_feature_file
+    from cachefl_secure.cache.sources import is_feature_file
 
     silo = parse_silo_id(choices.name)
     StateDir.refuse_occupied(root)
@@ -126,7 +127,7 @@ def _extracted(
     from cachefl_secure.cache.features import batch_size_on, extract
     from cachefl_secure.cache.sources import image_list
 
-    images = image_list(choices.images, plan.classes)
+    images = image_list(choices.images, plan.classes, skip_missing=choices.skip_unreadable)
     if not len(images):
         raise ConfigError(str(choices.images), "", "holds no images")
     clip = ClipSource.of_plan(plan.encoder, None) if choices.clip is None else choices.clip
@@ -237,7 +238,7 @@ def check_delta(plan: FederationPlan, records: int) -> None:
         ConfigError: delta is more than a tenth of one over this silo's number of records.
     """
     if plan.privacy.mechanism != "none" and plan.privacy.delta * records > 0.1:
-        reason = f"{plan.privacy.delta!r} is more than a tenth of one over this silo's {records} records"
+        reason = f"{plan.privacy.delta!r} is more than a tenth of one over this silo's {counted(records, 'record')}"
         raise ConfigError("invite", "plan.privacy.delta", reason)
 
 

@@ -63,7 +63,8 @@ class ReleaseChoices:
                 head=self.head,
                 regulariser=self.regulariser,
                 gamma=self.gamma,
-            )
+            ),
+            chosen_as={"epsilon_aggregate": "epsilon"},
         )
 
     def plan(self, *, number_of_classes: int, feature_dim: int, honest_survivors: int) -> StatisticsPlan:

@@ -32,6 +32,7 @@ from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.protocol.messages import Member, Message, Roster, roster_digest
 from cachefl_secure.protocol.parameters import MAX_SILOS, RoundParameters
+from cachefl_secure.wording import counted
 
 _APPROVAL_PURPOSE = "cachefl-secure/roster-approval/1"
 
@@ -197,7 +198,7 @@ class RosterHistory:
         """
         new = self.check_proposal(change)
         if len(change.approvals) < self.quorum:  # (7)
-            reason = f"{len(change.approvals)} silos approve the change of the roster, it needs {self.quorum}"
+            reason = f"{counted(len(change.approvals), 'approval')} of the change of the roster, it needs {self.quorum}"
             raise PeerError(COORDINATOR, reason)
         return replace(self, rosters=(*self.rosters, new), changes=(*self.changes, change))
 

@@ -9,6 +9,7 @@ from cachefl_secure.federation.coordinator_round import CoordinatorService, Roun
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.synchronising import Attendance
+from cachefl_secure.wording import counted
 
 Tell = Callable[[Attendance], None]
 """Told after every round, also after one that was aborted, and after the last records were delivered."""
@@ -54,7 +55,7 @@ def warn_beyond_the_plan(records: Records, number: int, say: Callable[[str], Non
     planned, last = records.plan.privacy.rounds, records.position.round
     if last + number > planned:
         say(
-            f"the plan's noise is calibrated for {planned} round{'' if planned == 1 else 's'}, {last} of which are done; "
+            f"the plan's noise is calibrated for {counted(planned, 'round')}, {last} of which are done; "
             "silos decline the rounds that pass their caps"
         )
 

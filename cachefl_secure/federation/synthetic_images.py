@@ -15,10 +15,8 @@ from torch import Tensor
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.manifest import BLANK, KEPT, MANIFEST, NO_PICTURE, SyntheticImage, manifest_bytes
 from cachefl_secure.cache.origin import CacheOrigin
-from cachefl_secure.cache.prompts import PAPER, Prompts, file_prompts, template_prompts
 from cachefl_secure.cache.selection import select
-from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.founding_choices import FEATURES, FOLDER, TEXT
+from cachefl_secure.federation.founding_choices import FEATURES, FOLDER, TEXT, prompts_of
 from cachefl_secure.federation.ports import Progress
 from cachefl_secure.federation.state_dir import StateDir
 
@@ -85,7 +83,7 @@ def _drawn(choices: FoundingChoices) -> KeySource:
     from cachefl_secure.cache.key_sources import Drawn
 
     pictures = choices.pictures
-    prompts = _prompts(choices)  # before a download of gigabytes
+    prompts = prompts_of(choices)  # before a download of gigabytes
     generator = load_generator(
         choices.generator,
         revision=pictures.revision,
@@ -103,18 +101,6 @@ def _drawn(choices: FoundingChoices) -> KeySource:
         pictures.guidance,
         pictures.licence if pictures.licence and generator.licence == "unknown" else generator.licence,
     )
-
-
-def _prompts(choices: FoundingChoices) -> Prompts:
-    text = choices.pictures.prompts
-    if text == "paper":
-        return template_prompts(choices.classes, [PAPER])
-    if text == "dataset":
-        return template_prompts(choices.classes, choices.templates)
-    kind, colon, place = text.partition(":")
-    if kind == "file" and colon and place:
-        return file_prompts(Path(place).expanduser(), choices.classes)
-    raise ConfigError("--prompts", "", "write paper, dataset or file:PATH")
 
 
 def _decided(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from cachefl_secure.names import SiloId
+from cachefl_secure.wording import counted
 
 IN_PLACE_OF_CAPS = "These hold in place of the caps if the number of rounds did not depend on results."
 """What may be said of what was spent so far."""
@@ -74,7 +75,7 @@ def _nothing(silo: SiloId, epsilon: float, insecure_rounds: int) -> str | None:
     """The sentence where nothing may be claimed."""
     if insecure_rounds:
         return (
-            f"Silo {silo} drew noise from a repeatable test stream in {insecure_rounds} rounds: "
+            f"Silo {silo} drew noise from a repeatable test stream in {counted(insecure_rounds, 'round')}: "
             "no differential privacy is claimed."
         )
     if math.isinf(epsilon):

@@ -112,7 +112,14 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def option_of(choice: str) -> str:
+    """The option that a choice is given by: ``images_per_class`` by ``--images-per-class``."""
+    return f"--{choice.replace('_', '-')}"
+
+
 def _sentence(error: BaseException) -> str:
+    if isinstance(error, errors.ConfigError) and error.file == errors.OPTIONS:
+        return f"{option_of(error.field)}: {error.reason}"
     if isinstance(error, errors.MissingExtra):
         return f"{error}; pip install 'cachefl-secure[{error.extra}]'"
     if isinstance(error, errors.RoundAborted):

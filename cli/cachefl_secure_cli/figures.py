@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cachefl_secure.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -65,9 +67,7 @@ def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
     axes.set_xscale("log")
     axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
     axes.minorticks_off()
-    what = (
-        f"{comparison.view} epsilon of a silo after {comparison.rounds} rounds (delta {comparison.delta:g})"
-    )
+    what = f"{comparison.view} epsilon of a silo after {counted(comparison.rounds, 'round')} (delta {comparison.delta:g})"
     _finish(figure, axes, path, what, "accuracy on held-out images, %")
 
 

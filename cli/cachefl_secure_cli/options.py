@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cachefl_secure.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -64,12 +66,15 @@ PrecisionOption = Annotated[
 ]
 Offline = Annotated[
     bool,
-    typer.Option("--offline", help="Download nothing; say which files to bring. A silo never downloads."),
+    typer.Option(
+        "--offline",
+        help="Download nothing, neither encoder nor generator; say which files to bring. A silo never downloads.",
+    ),
 ]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
 ]
-SOURCES = "A folder with one sub-folder a class, a .csv or .parquet of path,label, or features as .npz or .safetensors"
+SOURCES = "A folder with one sub-folder a class, a .csv or .parquet of path,label, or features as .npz, .safetensors or a pair of .npy"
 
 
 def tell_skipped(skipped: tuple[str, ...]) -> None:
@@ -78,7 +83,7 @@ def tell_skipped(skipped: tuple[str, ...]) -> None:
 
     if skipped:
         more = f" and {len(skipped) - 20} more" if len(skipped) > 20 else ""
-        say(f"{len(skipped)} unreadable images left out: {', '.join(skipped[:20])}{more}")
+        say(f"{counted(len(skipped), 'unreadable image')} left out: {', '.join(skipped[:20])}{more}")
 
 
 def encoder_when_needed(

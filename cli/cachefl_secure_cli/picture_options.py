@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cachefl_secure_cli.failures import say
+from cachefl_secure_cli.panels import PICTURES
 
 if TYPE_CHECKING:
-    from cachefl_secure.federation.founding_choices import PictureChoices
+    from cachefl_secure.federation.founding_choices import FoundingChoices, PictureChoices
     from cachefl_secure.federation.synthetic_images import FirstKeys
 
 DEFAULT_GENERATOR = "black-forest-labs/FLUX.2-klein-4B"
@@ -20,50 +21,70 @@ Generator = Annotated[
     str | None,
     typer.Option(
         help="embedded; a diffusers model id or local folder, text to image or class-conditional; folder:PATH, "
-        "public pictures made elsewhere; features:PATH, public features (.npz or .safetensors); or text: no pictures, "
+        "public pictures made elsewhere; features:PATH, public features (.npz, .safetensors or .npy); or text: no pictures, "
         f"keys from text features. Default: embedded with the embedded CLIP, else {DEFAULT_GENERATOR} (Apache-2.0), "
         "which is fetched.",
         show_default=False,
+        rich_help_panel=PICTURES,
     ),
 ]
 Prompts = Annotated[
     str,
     typer.Option(
         help='What a text-to-image generator is asked for: paper ("a photo of a {}."), dataset (the templates of '
-        "--template in turn), or file:PATH (JSON of class to sentences, or one sentence with {} a line)."
+        "--template in turn), or file:PATH (JSON of class to sentences, or one sentence with {} a line).",
+        rich_help_panel=PICTURES,
     ),
 ]
 Candidates = Annotated[
     int | None,
     typer.Option(
-        help="Pictures to draw a class, of which the best K are kept. Default: 4 K.", show_default=False
+        help="Pictures to draw a class, of which the best K are kept. Default: 4 K.",
+        show_default=False,
+        rich_help_panel=PICTURES,
     ),
 ]
 Steps = Annotated[
-    int | None, typer.Option(help="Of the generator. Default: its own.", show_default=False, min=1, max=1000)
+    int | None,
+    typer.Option(
+        help="Of the generator. Default: its own.",
+        show_default=False,
+        min=1,
+        max=1000,
+        rich_help_panel=PICTURES,
+    ),
 ]
 Guidance = Annotated[
     float | None,
     typer.Option(
-        help="Of the generator; distilled ones ignore it. Default: its own.", show_default=False, min=0.0
+        help="Of the generator; distilled ones ignore it. Default: its own.",
+        show_default=False,
+        min=0.0,
+        rich_help_panel=PICTURES,
     ),
 ]
 Revision = Annotated[
     str | None,
     typer.Option(
-        "--generator-revision", help="Commit or tag of the generator's model id.", show_default=False
+        "--generator-revision",
+        help="Commit or tag of the generator's model id.",
+        show_default=False,
+        rich_help_panel=PICTURES,
     ),
 ]
 Offload = Annotated[
-    bool, typer.Option("--offload", help="Only the part of the generator that is at work is on the GPU.")
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Ask no hub: generator and encoder must be on this machine.")
+    bool,
+    typer.Option(
+        "--offload",
+        help="Only the part of the generator that is at work is on the GPU.",
+        rich_help_panel=PICTURES,
+    ),
 ]
 Licence = Annotated[
     str,
     typer.Option(
-        help="Licence of pictures or features made elsewhere, if no card or file beside them says it."
+        help="Licence of pictures or features made elsewhere, if no card or file beside them says it.",
+        rich_help_panel=PICTURES,
     ),
 ]
 
@@ -110,11 +131,6 @@ def picture_source(
         source, steps = str(GENERATOR_DIR), steps or GENERATOR_STEPS
     if source == DEFAULT_GENERATOR:
         steps, guidance = steps or _DEFAULT_STEPS, _DEFAULT_GUIDANCE if guidance is None else guidance
-    if generator is None and not embedded and not offline:
-        say(
-            f"no --generator: {DEFAULT_GENERATOR} (Apache-2.0) is fetched from the Hugging Face hub, about 16 GB, "
-            "unless it is on this machine; it wants a GPU"
-        )
     choices = PictureChoices(
         prompts=prompts,
         candidates_per_class=candidates,
@@ -126,6 +142,15 @@ def picture_source(
         offline=offline,
     )
     return source, choices
+
+
+def tell_of_fetching(generator: str | None, choices: FoundingChoices) -> None:
+    """That gigabytes will be loaded, where nobody has named the generator that they are of."""
+    if generator is None and choices.generator == DEFAULT_GENERATOR and not choices.pictures.offline:
+        say(
+            f"no --generator: {DEFAULT_GENERATOR} (Apache-2.0) is fetched from the Hugging Face hub, about 16 GB, "
+            "unless it is on this machine; it wants a GPU"
+        )
 
 
 def tell_of_keys(keys: FirstKeys) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from cachefl_secure_cli.panels import PRIVACY, SECURE_SUM, TRAINING
+
 if TYPE_CHECKING:
     from cachefl_secure.federation.calibration import MechanismName, PrivacyChoices
     from cachefl_secure.federation.grid_choices import GridChoices
@@ -37,7 +39,8 @@ Mechanism = Annotated[
         help="distributed: one step a round, and the silos' shares of noise add up in the secure sum. "
         "local: DP-SGD in every silo, with all its noise. statistics: no training; one release of class sums and Gram "
         "matrix, from which a linear head is solved. grid: no training; one release of how many records each alpha and "
-        "beta classifies rightly. none: no privacy."
+        "beta classifies rightly. none: no privacy.",
+        rich_help_panel=PRIVACY,
     ),
 ]
 Epsilon = Annotated[
@@ -46,13 +49,15 @@ Epsilon = Annotated[
         help="After all rounds: the aggregate epsilon with distributed and statistics (default 2) and with grid (default "
         "1), the local one with local (default 8).",
         show_default=False,
+        rich_help_panel=PRIVACY,
     ),
 ]
 EpsilonLocal = Annotated[
     float,
     typer.Option(
         help="With distributed, statistics and grid: the most that a silo's local epsilon may become, which holds if the "
-        "secure sum is broken."
+        "secure sum is broken.",
+        rich_help_panel=PRIVACY,
     ),
 ]
 Delta = Annotated[
@@ -61,43 +66,84 @@ Delta = Annotated[
         help="At most a tenth of one over the number of records of any silo. Default: 1e-5, or a tenth of one over "
         "--expected-records if that is less.",
         show_default=False,
+        rich_help_panel=PRIVACY,
     ),
 ]
 DEFAULT_ROUNDS = 20
 DEFAULT_CLIP_NORM, DEFAULT_GAMMA = 0.1, 8.0
-Rounds = Annotated[int, typer.Option(help="Rounds the noise is calibrated for.")]
-SamplingRate = Annotated[float, typer.Option(help="1 is full batch; below, Poisson sampling.")]
-StepsPerRound = Annotated[
-    int, typer.Option(help="Local steps in each round; more than one with --mechanism local only.")
+Rounds = Annotated[
+    int,
+    typer.Option(
+        help="Rounds the noise is calibrated for.",
+        rich_help_panel=TRAINING,
+    ),
 ]
-ClipNorm = Annotated[float, typer.Option(help="Largest norm of one record's gradient.")]
+SamplingRate = Annotated[
+    float,
+    typer.Option(
+        help="1 is full batch; below, Poisson sampling.",
+        rich_help_panel=TRAINING,
+    ),
+]
+StepsPerRound = Annotated[
+    int,
+    typer.Option(
+        help="Local steps in each round; more than one with --mechanism local only.",
+        rich_help_panel=TRAINING,
+    ),
+]
+ClipNorm = Annotated[
+    float,
+    typer.Option(
+        help="Largest norm of one record's gradient.",
+        rich_help_panel=TRAINING,
+    ),
+]
 ExpectedRecords = Annotated[
     int,
     typer.Option(
         help="A public, typical number of records a silo: the divisor, and with statistics and grid what sums "
-        "may reach. Not a count of any."
+        "may reach. Not a count of any.",
+        rich_help_panel=PRIVACY,
     ),
 ]
-MinimumCohort = Annotated[int, typer.Option(help="Fewest silos that a round begins with; at least 3.")]
+MinimumCohort = Annotated[
+    int,
+    typer.Option(
+        help="Fewest silos that a round begins with; at least 3.",
+        rich_help_panel=SECURE_SUM,
+    ),
+]
 MinimumSurvivors = Annotated[
     int,
     typer.Option(
         help="Fewest updates in a sum. More make each silo's share of the noise smaller and fewer dropouts bearable; "
-        "with 2, each of two survivors learns the other's."
+        "with 2, each of two survivors learns the other's.",
+        rich_help_panel=SECURE_SUM,
     ),
 ]
-Colluders = Annotated[int, typer.Option(help="Silos that may collude with the coordinator.")]
+Colluders = Annotated[
+    int,
+    typer.Option(
+        help="Silos that may collude with the coordinator.",
+        rich_help_panel=SECURE_SUM,
+    ),
+]
 
 
 Head = Annotated[
     HeadChoice,
     typer.Option(
-        help="With statistics: Gaussian discriminant analysis, or ridge regression to one-hot labels."
+        help="With statistics: Gaussian discriminant analysis, or ridge regression to one-hot labels.",
+        rich_help_panel=PRIVACY,
     ),
 ]
 Gamma = Annotated[
     float,
-    typer.Option(help="With statistics: how many times as loud as text classifier and cache the head is."),
+    typer.Option(
+        help="With statistics: how many times as loud as text classifier and cache the head is.",
+        rich_help_panel=PRIVACY,
+    ),
 ]
 
 
@@ -105,10 +151,17 @@ DEFAULT_ALPHAS, DEFAULT_BETAS = "1,3,10,30,100", "1,3,9"
 Alphas = Annotated[
     str,
     typer.Option(
-        help="With grid: the alphas to try, separated by commas; each with every beta. Fewer need less noise."
+        help="With grid: the alphas to try, separated by commas; each with every beta. Fewer need less noise.",
+        rich_help_panel=PRIVACY,
     ),
 ]
-Betas = Annotated[str, typer.Option(help="With grid: the betas to try, separated by commas.")]
+Betas = Annotated[
+    str,
+    typer.Option(
+        help="With grid: the betas to try, separated by commas.",
+        rich_help_panel=PRIVACY,
+    ),
+]
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cachefl_secure_cli.panels import CACHE, TRAINING
+
 if TYPE_CHECKING:
     from cachefl_secure import plan
     from cachefl_secure.federation.founding_choices import AlphaBetaSource
@@ -31,7 +33,7 @@ class AlphaNorm(enum.StrEnum):
     mean = "mean"
 
 
-GIVEN, LEAVE_ONE_OUT, GRID = "given", "leave-one-out", "grid:"
+GIVEN, TABLE, LEAVE_ONE_OUT, GRID = "given", "table", "leave-one-out", "grid:"
 """What ``--alpha-beta`` takes; a directory follows the last."""
 
 
@@ -41,35 +43,40 @@ AlphaNormOption = Annotated[
         "--alpha-norm",
         help="What alpha weighs: the sum of a class's K affinities, as published, or their mean, so that one alpha "
         "suits every K.",
+        rich_help_panel=CACHE,
     ),
 ]
 AlphaBetaOption = Annotated[
     str,
     typer.Option(
         "--alpha-beta",
-        metavar="given|leave-one-out|grid:DIRECTORY",
-        help="given: as --alpha and --beta say. leave-one-out: those that best classify each synthetic image by the "
+        metavar="given|table|leave-one-out|grid:DIRECTORY",
+        help="given: as --alpha and --beta say, and where they do not, --dataset. table: the same, and refused if "
+        "--dataset names no data set that partition knows. leave-one-out: those that best classify each synthetic image by the "
         "others; needs two a class. grid:DIRECTORY: those that a finished federation with --mechanism grid chose, of "
         "which that is a party's directory.",
+        rich_help_panel=CACHE,
     ),
 ]
 
 
 def alpha_beta_source(text: str) -> AlphaBetaSource:
-    """What ``--alpha-beta`` says.
+    """What ``--alpha-beta`` says; numbers of a table are given ones by then.
 
     Raises:
-        ConfigError: none of the three.
+        ConfigError: none of the four.
     """
     from cachefl_secure.errors import ConfigError
 
-    if text == GIVEN:
+    if text in (GIVEN, TABLE):
         return "given"
     if text == LEAVE_ONE_OUT:
         return "leave-one-out"
     if text.startswith(GRID) and text != GRID:
         return Path(text.removeprefix(GRID))
-    raise ConfigError("--alpha-beta", "", f"{text!r} is none of given, leave-one-out and grid:DIRECTORY")
+    raise ConfigError(
+        "--alpha-beta", "", f"{text!r} is none of given, table, leave-one-out and grid:DIRECTORY"
+    )
 
 
 class Server(enum.StrEnum):
@@ -86,6 +93,7 @@ ServerOption = Annotated[
         "--server",
         help="What becomes of a round's mean update: added as it is, with momentum (FedAvgM), or by FedAdam. Everybody "
         "recomputes it from the published sums; it costs no privacy.",
+        rich_help_panel=TRAINING,
     ),
 ]
 ServerRate = Annotated[
@@ -93,19 +101,28 @@ ServerRate = Annotated[
     typer.Option(
         help="Of momentum and adam. Default: one less the momentum; with adam as far as noise alone should lead.",
         show_default=False,
+        rich_help_panel=TRAINING,
     ),
 ]
-ServerMomentum = Annotated[float, typer.Option(help="Of momentum, and the first of adam's two.")]
+ServerMomentum = Annotated[
+    float,
+    typer.Option(
+        help="Of momentum, and the first of adam's two.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Proximal = Annotated[
     float,
     typer.Option(
-        help="FedProx, with several steps a round: before each further one the change so far shrinks by this part."
+        help="FedProx, with several steps a round: before each further one the change so far shrinks by this part.",
+        rich_help_panel=TRAINING,
     ),
 ]
 ReplayWeight = Annotated[
     float,
     typer.Option(
-        help="Weight of the synthetic images' own loss in every step of local or none. They are public: it is free."
+        help="Weight of the synthetic images' own loss in every step of local or none. They are public: it is free.",
+        rich_help_panel=TRAINING,
     ),
 ]
 TrainedOption = Annotated[
@@ -114,5 +131,6 @@ TrainedOption = Annotated[
         "--trained",
         help="keys: every cache key by itself. class-residual: one change for all keys of a class, K times fewer "
         "numbers to send.",
+        rich_help_panel=TRAINING,
     ),
 ]

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from cachefl_secure.cache.feature_file import BroughtFeatures, is_feature_file, read_feature_file
+from cachefl_secure.cache.feature_file import BroughtFeatures, read_feature_file
+from cachefl_secure.cache.sources import is_feature_file
 from cachefl_secure.errors import ConfigError
 
 Save = Callable[..., Path]
@@ -29,7 +30,17 @@ def save_safetensors(folder: Path, **arrays: NDArray[Any]) -> Path:
     return folder / "features.safetensors"
 
 
-both = pytest.mark.parametrize("save", [save_npz, save_safetensors])
+def save_pair(folder: Path, **arrays: NDArray[Any]) -> Path:
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder / "features.npy"
+
+
+def save_folder(folder: Path, **arrays: NDArray[Any]) -> Path:
+    return save_pair(folder, **arrays).parent
+
+
+both = pytest.mark.parametrize("save", [save_npz, save_safetensors, save_pair, save_folder])
 
 
 def unit_rows(number: int = 4, dimension: int = 3) -> NDArray[np.float32]:
@@ -89,7 +100,7 @@ def test_what_does_not_fit_is_refused(
         read(save(tmp_path, **arrays))
 
 
-@both
+@pytest.mark.parametrize("save", [save_npz, save_safetensors])
 @pytest.mark.parametrize("missing", ["features", "labels"])
 def test_a_missing_array_is_named(save: Save, tmp_path: Path, missing: str) -> None:
     arrays = {"features": unit_rows(), "labels": np.array([0, 1, 2, 0])}
@@ -120,3 +131,61 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path, name: str) ->
         path.write_bytes(raw)
         with pytest.raises(ConfigError, match=r"not safetensors|no \.npz archive"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels"),
+    [("train_features.npy", "train_labels.npy"), ("x.npy", "labels.npy"), ("features.NPY", "labels.npy")],
+)
+def test_labels_lie_beside_features_under_a_like_name(tmp_path: Path, features: str, labels: str) -> None:
+    name = labels if not features.endswith("NPY") else "labels.NPY"
+    with (tmp_path / features).open("wb") as file:
+        np.save(file, unit_rows())
+    with pytest.raises(ConfigError, match=rf"{name}: No such file"):
+        read(tmp_path / features)
+    with (tmp_path / name).open("wb") as file:
+        np.save(file, np.array([0, 2, 1, 0]))
+    assert read(tmp_path / features).records.labels.tolist() == [0, 2, 1, 0]
+
+
+def test_half_a_pair_makes_no_folder_of_features(tmp_path: Path) -> None:
+    np.save(tmp_path / "features.npy", unit_rows())
+    assert not is_feature_file(tmp_path)
+    np.save(tmp_path / "labels.npy", np.zeros(4, dtype=int))
+    assert is_feature_file(tmp_path)
+
+
+def test_bytes_of_the_other_order_are_the_same_numbers(tmp_path: Path) -> None:
+    rows, labels = unit_rows(), np.array([0, 2, 1, 0])
+    native = read(save_pair(tmp_path, features=rows, labels=labels))
+    swapped = read(save_pair(tmp_path, features=rows.astype(">f4"), labels=labels.astype(">i4")))
+    assert swapped.record_digests == native.record_digests
+    assert swapped.records.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.claim("C13")
+@pytest.mark.parametrize("which", ["features", "labels"])
+def test_a_pickle_in_a_numpy_file_is_refused_unread(tmp_path: Path, which: str) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = save_pair(tmp_path, features=unit_rows(), labels=np.array([0, 2, 1, 0]))
+    np.save(tmp_path / f"{which}.npy", np.array([Bomb()] * 4, dtype=object), allow_pickle=True)
+    with pytest.raises(ConfigError, match=rf"{which}\.npy: no \.npy array of plain numbers"):
+        read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_numpy_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
+    path = save_pair(tmp_path, features=unit_rows(), labels=np.array([0, 2, 1, 0]))
+    whole = path.read_bytes()
+    cut_short = whole[:-8]
+    archive = save_npz(tmp_path, features=unit_rows()).read_bytes()
+    for raw in (b"", cut_short, archive, b"\x80\x04.", b"\x93NUMPY\x01\x00", b"\xff" * 64):
+        path.write_bytes(raw)
+        with pytest.raises(ConfigError, match=r"no \.npy array"):
+            read(path)
+    np.save(path, np.zeros(4, dtype=[("a", "f4")]))
+    with pytest.raises(ConfigError, match=r"no \.npy array"):
+        read(path)

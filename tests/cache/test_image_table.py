@@ -39,7 +39,7 @@ def test_class_names_match_as_folders_do_and_paths_are_relative_to_the_table(
     write: Write, tmp_path: Path
 ) -> None:
     table = write(tmp_path, [("b.png", "sea_horse"), ("../x/./a.png", "CAT"), ("/data/c.png", "Fire Truck")])
-    images = image_list(table, CLASSES)
+    images = image_list(table, CLASSES, skip_missing=True)
     assert images.root == tmp_path
     assert images.paths == ("b.png", "../x/a.png", "/data/c.png")  # the table's order
     assert images.labels == (1, 0, 2)
@@ -79,6 +79,22 @@ def test_a_file_under_another_name_is_the_same_record(write: Write, tmp_path: Pa
     other = str(tmp_path / "a.png") if kind == "absolute" else "link.png"
     with pytest.raises(ConfigError, match="named more than once"):
         image_table(write(tmp_path, [("a.png", "cat"), (other, "cat")]), CLASSES)
+
+
+@both
+def test_a_record_without_a_file_is_told_by_number_and_path(write: Write, tmp_path: Path) -> None:
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).touch()
+    table = write(tmp_path, [("a.png", "cat"), ("x/b.png", "cat"), ("c.png", "cat"), ("d.png", "cat")])
+    with pytest.raises(
+        ConfigError, match=r"record 2: 'x/b\.png' is not there, nor are those of 1 more record"
+    ):
+        image_list(table, CLASSES)
+    assert len(image_list(table, CLASSES, skip_missing=True)) == 4  # --skip-unreadable lists them
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/b.png").touch()
+    with pytest.raises(ConfigError, match=r"record 4: 'd\.png' is not there \(paths are relative"):
+        image_list(table, CLASSES)
 
 
 @both

@@ -122,6 +122,7 @@ def test_round_tells_what_was_chosen_and_what_to_do_with_it(features: Path, tmp_
     taken = ("--alpha-beta", f"grid:{tmp_path / 'coordinator'}", "--generator", "text")
     told = answer("init", tmp_path / "same", "--alpha-norm", "mean", "-k", "5", *taken)
     assert told["alpha"] == status["alpha"]
+    assert (told["alpha_from"], told["beta_from"]) == ("grid", "grid")
     told = answer("init", tmp_path / "summed", "-k", "5", *taken)
     assert told["alpha"] == pytest.approx(status["alpha"] / 5)
     assert "other classes" in refusal("init", tmp_path / "other", "--classes", "one,two", *taken)
@@ -160,7 +161,10 @@ def test_the_defaults_that_help_shows_are_those_of_the_library() -> None:
         ("--alphas 1,2", "--alphas: is of a grid: it goes with --mechanism grid"),
         ("--mechanism grid --server adam", "is about training"),
         ("--mechanism grid --trained class-residual", "is about training"),
-        ("--alpha-beta guess", "--alpha-beta: 'guess' is none of given, leave-one-out and grid:DIRECTORY"),
+        (
+            "--alpha-beta guess",
+            "--alpha-beta: 'guess' is none of given, table, leave-one-out and grid:DIRECTORY",
+        ),
         ("--alpha-beta grid:", "is none of"),
         ("--alpha-beta grid:nowhere", "nowhere: no such directory"),
     ],

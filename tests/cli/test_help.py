@@ -90,3 +90,42 @@ def test_a_long_example_is_continued_between_words_and_not_within_quotes() -> No
         f"  cachefl-secure do {'a' * 30} --expect \\",
         f'      "1f2e {"3" * 40} dd" --last',
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "panels"),
+    [
+        (
+            "init",
+            [
+                *("Options", "Classes and encoder", "Pictures", "Cache model", "Privacy", "Training"),
+                *("Secure sum", "Messages"),
+            ],
+        ),
+        ("join", ["Options", "Records", "Privacy", "Messages"]),
+    ],
+)
+def test_long_help_is_grouped_and_no_group_is_long(command: str, panels: list[str]) -> None:
+    lines = shown(command)
+    heads = [at for at, line in enumerate(lines) if line.startswith("╭")]
+    assert [lines[at].strip("╭─╮ ") for at in heads] == ["Arguments", *panels]
+    for at, end in itertools.pairwise([*heads, len(lines)]):
+        assert sum(line.startswith("│ --") for line in lines[at:end]) <= 11
+
+
+def test_an_option_reads_alike_in_every_command() -> None:
+    """Of those that several commands take with the same meaning."""
+    found: dict[str, set[str]] = {}
+    for words in names():
+        command = _ROOT
+        for name in words:
+            assert isinstance(command, TyperGroup)
+            command = command.commands[name]
+        for parameter in command.params:
+            for option in {"--offline", "--json", "--device"} & set(parameter.opts):
+                found.setdefault(option, set()).add(str(getattr(parameter, "help", "")))
+    assert {option: len(texts) for option, texts in found.items()} == {
+        "--offline": 1,
+        "--json": 1,
+        "--device": 1,
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -72,16 +73,18 @@ def test_the_same_seed_makes_the_same_file_and_another_seed_does_not_replace_it(
     assert (tmp_path / "a.json").read_bytes() == raw
 
 
-def test_init_is_told_what_the_table_knows(tmp_path: Path) -> None:
+def test_init_is_told_to_take_the_file_which_names_classes_and_data_set(own: Path, tmp_path: Path) -> None:
     lay_out(DATA_SETS["eurosat"], tmp_path)
-    command = (tmp_path / "a.json", "--dataset", "eurosat", "--root", tmp_path, "--silos", 2)
-    shown = invoke(*command, "--folders", tmp_path / "parts")
-    options = shlex.split(shown.stdout.partition("for init: ")[2])
-    assert options == [
-        *("--classes", f"@{tmp_path / 'parts/classes.txt'}"),
-        *("--template", "a centered satellite photo of {}.", "--alpha", "2", "--beta", "1"),
-    ]
+    shown = invoke(tmp_path / "a.json", "--dataset", "eurosat", "--root", tmp_path, "--silos", 2)
+    assert shlex.split(shown.stdout.partition("for init: ")[2]) == ["--dataset", str(tmp_path / "a.json")]
     assert "compares with no paper's" in shown.stderr  # three classes of ten
+    known = read_partition(tmp_path / "a.json")
+    assert (known.data_set, known.classes) == ("eurosat", ("Annual Crop Land", "b_two", "aardvark"))
+    invoke(tmp_path / "b.json", "--images", own)
+    assert (read_partition(tmp_path / "b.json").data_set, read_partition(tmp_path / "b.json").classes) == (
+        UNSET,
+        ("cat", "dog"),
+    )
 
 
 def test_own_images_hold_out_a_stratified_share(own: Path, tmp_path: Path) -> None:

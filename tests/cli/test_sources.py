@@ -82,6 +82,42 @@ def test_join_takes_features_without_any_encoder(federation: SmallFederation, tm
     assert "--views: needs images" in told(refused, 7)
 
 
+def test_join_takes_a_pair_of_numpy_files(federation: SmallFederation, tmp_path: Path) -> None:
+    records, invite = random_features(24, 9), federation.coordinator / INVITE_FILE
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine" / "features.npy", records.features.numpy())
+    np.save(tmp_path / "mine" / "labels.npy", records.labels.numpy())
+    for name, data in (("by-file", tmp_path / "mine" / "features.npy"), ("by-folder", tmp_path / "mine")):
+        words = (tmp_path / name, "--data", data, "--name", name, "--no-wait", "--json", "--epsilon-cap", "9")
+        told(invoke("join", invite, *words), 0)
+        assert SiloFiles.open(tmp_path / name).records().labels.tolist() == records.labels.tolist()
+
+
+def test_a_directory_for_an_invite_is_refused_with_the_file_that_was_meant(
+    federation: SmallFederation, tmp_path: Path
+) -> None:
+    words = ("--data", tmp_path, "--name", "new")
+    meant = federation.coordinator / INVITE_FILE
+    said = told(invoke("join", federation.coordinator, tmp_path / "a", *words), 7)
+    assert f"is a directory; did you mean {meant}?" in said
+    silo = next(iter(federation.silos.values()))
+    said = told(invoke("join", silo), 7)  # as if a joined silo were started again by its directory alone
+    assert f"the invite's file comes before it: join {silo / INVITE_FILE} {silo}" in said
+    said = told(invoke("join", tmp_path, tmp_path / "a", *words), 7)
+    assert f"give the file {INVITE_FILE}" in said
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_table_whose_images_are_not_there_is_told_before_anything_is_encoded(
+    federation: SmallFederation, tmp_path: Path
+) -> None:
+    (tmp_path / "list.csv").write_text("path,label\nabsent.png,class 0\n")
+    words = ("--data", tmp_path / "list.csv", "--name", "new", "--clip", f"local-dir:{tmp_path}")
+    said = told(invoke("join", federation.coordinator / INVITE_FILE, tmp_path / "a", *words), 7)
+    assert "list.csv: record 1: 'absent.png' is not there" in said
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_parquet_table_without_pyarrow_ends_with_the_line_that_installs_it(
     federation: SmallFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

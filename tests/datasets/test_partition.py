@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from cachefl_secure.datasets.partition import (
     write_partition,
 )
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.names import digest_of
 
 LABELS = np.arange(600) % 10
 NAMES = [f"class-{label}/{index:04d}.jpg" for index, label in enumerate(LABELS)]
@@ -86,6 +88,18 @@ def test_a_bare_file_name_lies_in_the_working_directory(
     monkeypatch.chdir(tmp_path)
     write_partition(draw_partition(LABELS, "iid", 3, 0), Path("p.json"))
     assert [found.name for found in tmp_path.iterdir()] == ["p.json"]
+
+
+def test_names_of_classes_are_beside_the_split_and_not_in_its_digest(tmp_path: Path) -> None:
+    bare = draw_partition(LABELS, "iid", 3, 0)
+    named = msgspec.structs.replace(bare, classes=tuple("abcdefghij"), data_set="eurosat")
+    assert named.digest == bare.digest
+    # As files of earlier versions were digested.
+    assert bare.digest == digest_of("cachefl-secure/partition/1", msgspec.json.encode(bare, order="sorted"))
+    write_partition(bare, tmp_path / "p.json")
+    assert b"classes" not in (tmp_path / "p.json").read_bytes()
+    write_partition(named, tmp_path / "p.json")  # a file without names gets them
+    assert read_partition(tmp_path / "p.json") == named
 
 
 def test_another_partition_is_not_written_over(tmp_path: Path) -> None:

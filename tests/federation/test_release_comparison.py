@@ -53,7 +53,7 @@ def test_noise_is_just_enough_for_both_epsilons(epsilon: float, epsilon_local: f
     ("choices", "field"),
     [
         (ReleaseChoices(epsilon=51.0), "epsilon"),
-        (ReleaseChoices(epsilon=0.0), "epsilon_aggregate"),
+        (ReleaseChoices(epsilon=0.0), "epsilon"),
         (ReleaseChoices(expected_records=0), "expected_records"),
         (ReleaseChoices(gamma=-1.0), "gamma"),
         (ReleaseChoices(regulariser=0.0), "regulariser"),

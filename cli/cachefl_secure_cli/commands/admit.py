@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cachefl_secure.wording import counted
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import Coordinator
 from cachefl_secure_cli.output import Json, console, print_json, table
@@ -160,7 +161,7 @@ def command(
         print_json("admit", result | {"packages": [str(path) for path in packages]})
         return
     console().print(
-        f"{admitted} silos admitted. A round needs {parameters.minimum_survivors} of them; "
+        f"{counted(admitted, 'silo')} admitted. A round needs {parameters.minimum_survivors} of them; "
         f"{parameters.colluders} may collude with the coordinator without seeing more than the sum."
     )
     console().print(f"{explained}.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cachefl_secure.wording import counted
 from cachefl_secure_cli.failures import explained
 from cachefl_secure_cli.options import (
     SOURCES,
@@ -139,7 +140,7 @@ def _table(found: Comparison) -> Any:
         )
         for r in found.releases
     ]
-    caption = f"{found.rounds} rounds, delta {found.delta:g}; fresh noise on every run; alone: both epsilons are the first"
+    caption = f"{counted(found.rounds, 'round')}, delta {found.delta:g}; fresh noise on every run; alone: both epsilons are the first"
     columns = ("model", "aggregate epsilon", "local epsilon", "together", "alone (mean)")
     return table("what privacy costs", columns, rows, caption=caption)
 
@@ -153,7 +154,7 @@ def _advice(found: Comparison) -> str:
     if not private:
         text = (
             "One release of statistics is not ahead of rounds of training at any epsilon above, as far as "
-            f"{found.held_out:,} images can tell."
+            f"{counted(found.held_out, 'image')} can tell."
         )
         return text + "".join(
             f" Without noise, which is not private, the release is ahead by {100 * gain:.1f} points."
@@ -164,7 +165,7 @@ def _advice(found: Comparison) -> str:
     behind = len(found.grid) - len(private)
     rest = f"; not at the other {behind}" if behind else ""
     return (
-        f"One release of statistics is ahead of {found.rounds} rounds of training at {where}, by up to {most:.1f} "
+        f"One release of statistics is ahead of {counted(found.rounds, 'round')} of training at {where}, by up to {most:.1f} "
         f"points{rest}. There, found the federation with --mechanism statistics{_louder(found)}."
     )
 

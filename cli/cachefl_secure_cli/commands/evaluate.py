@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cachefl_secure.wording import counted
 from cachefl_secure_cli.failures import explained
 from cachefl_secure_cli.options import (
     SOURCES,
@@ -103,7 +104,7 @@ def command(
     if evaluation.closed_form is not None:
         alone = percent(evaluation.closed_form.top1), percent(evaluation.closed_form.macro_f1)
         rows.append(("closed form alone", *spent, *alone))
-    caption = f"{evaluation.zero_shot.records} images; delta {plan.privacy.delta:g}"
+    caption = f"{counted(evaluation.zero_shot.records, 'image')}; delta {plan.privacy.delta:g}"
     columns = ("model", "aggregate epsilon", "local epsilon", "top-1", "macro F1")
     console().print(table("accuracy", columns, rows, caption=caption))
     if figure is not None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cachefl_secure.wording import counted
+from cachefl_secure_cli import panels
 from cachefl_secure_cli import picture_options as pictures
 from cachefl_secure_cli import privacy_options as options
+from cachefl_secure_cli import task_options as tasks
 from cachefl_secure_cli.failures import explained, say
-from cachefl_secure_cli.options import Device, DeviceOption, resolve_device
+from cachefl_secure_cli.options import Device, DeviceOption, Offline, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
 from cachefl_secure_cli.training_options import (
@@ -31,6 +35,7 @@ from cachefl_secure_cli.training_options import (
 
 if TYPE_CHECKING:
     from cachefl_secure.federation.founding import Founded
+    from cachefl_secure.federation.founding_choices import FoundingChoices
     from cachefl_secure.plan import FederationPlan
     from cachefl_secure.privacy.accounting import Cost
 
@@ -40,9 +45,9 @@ def command(
     directory: Annotated[
         Path, typer.Argument(help="A new directory for the coordinator.", show_default=False)
     ],
-    classes: Annotated[
-        str, typer.Option(help="Class names, separated by commas; @FILE for one a line. Default: the digits.")
-    ] = "",
+    classes: tasks.Classes = "",
+    dataset: tasks.Dataset = "",
+    root: tasks.Root = None,
     name: Annotated[str, typer.Option(help="What this federation is called.")] = "federation",
     clip: Annotated[
         str | None,
@@ -50,19 +55,22 @@ def command(
             help="The frozen CLIP: embedded, local-dir:PATH, hf-hub:NAME, or an open_clip architecture such as "
             "RN50 (with --pretrained). Default: embedded, which reads digits.",
             show_default=False,
+            rich_help_panel=panels.CLASSES,
         ),
     ] = None,
     pretrained: Annotated[
-        str, typer.Option(help="open_clip's tag or a .safetensors file, for an architecture.")
+        str,
+        typer.Option(
+            help="open_clip's tag or a .safetensors file, for an architecture.",
+            rich_help_panel=panels.CLASSES,
+        ),
     ] = "",
-    template: Annotated[
-        list[str] | None,
-        typer.Option(help="Prompt for the text classifier with one {} for the class; repeat for several."),
-    ] = None,
+    template: tasks.Template = None,
     generator: pictures.Generator = None,
     prompts: pictures.Prompts = "paper",
     images_per_class: Annotated[
-        int, typer.Option("-k", "--images-per-class", help="K: cache keys a class.")
+        int,
+        typer.Option("-k", "--images-per-class", help="K: cache keys a class.", rich_help_panel=panels.CACHE),
     ] = 4,
     candidates: pictures.Candidates = None,
     steps: pictures.Steps = None,
@@ -70,15 +78,19 @@ def command(
     generator_revision: pictures.Revision = None,
     licence: pictures.Licence = "",
     offload: pictures.Offload = False,
-    offline: pictures.Offline = False,
-    alpha: Annotated[float, typer.Option(help="Weight of the cache against the text classifier.")] = 10.0,
-    beta: Annotated[float, typer.Option(help="Sharpness of the affinities.")] = 3.0,
+    offline: Offline = False,
+    alpha: tasks.Alpha = None,
+    beta: tasks.Beta = None,
     alpha_norm: AlphaNormOption = AlphaNorm.sum,
     alpha_beta: AlphaBetaOption = GIVEN,
-    trained: TrainedOption = Trained.keys,
     mechanism: options.Mechanism = MechanismChoice.distributed,
     not_private: Annotated[
-        bool, typer.Option("--not-private", help="Confirms --mechanism none: silos get no privacy guarantee.")
+        bool,
+        typer.Option(
+            "--not-private",
+            help="Confirms --mechanism none: silos get no privacy guarantee.",
+            rich_help_panel=panels.PRIVACY,
+        ),
     ] = False,
     epsilon: options.Epsilon = None,
     epsilon_local: options.EpsilonLocal = 8.0,
@@ -92,9 +104,13 @@ def command(
     gamma: options.Gamma = options.DEFAULT_GAMMA,
     alphas: options.Alphas = options.DEFAULT_ALPHAS,
     betas: options.Betas = options.DEFAULT_BETAS,
+    trained: TrainedOption = Trained.keys,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Length of a step if all gradients agree. Default: as long as the noise allows."),
+        typer.Option(
+            help="Length of a step if all gradients agree. Default: as long as the noise allows.",
+            rich_help_panel=panels.TRAINING,
+        ),
     ] = None,
     proximal: Proximal = 0.0,
     replay_weight: ReplayWeight = 0.0,
@@ -111,9 +127,15 @@ def command(
             "object store (s3://BUCKET/PATH, gs://, az://, sftp://), or NVIDIA FLARE's server on this machine "
             "(nvflare+grpc://HOST:PORT). Default: none, all parties on this machine.",
             show_default=False,
+            rich_help_panel=panels.MESSAGES,
         ),
     ] = "",
-    seed: Annotated[int, typer.Option(help="Of the synthetic images. Not of any noise or key.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Of the synthetic images. Not of any noise or key.", rich_help_panel=panels.PICTURES
+        ),
+    ] = 0,
     device: DeviceOption = Device.auto,
     json: Json = False,
 ) -> None:
@@ -124,15 +146,21 @@ def command(
     Example: cachefl-secure init coordinator --classes cat,dog,horse --generator ./my-generator --clip RN50
     --pretrained openai
     """
+    import dataclasses
+
     from cachefl_secure.errors import ConfigError
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.founding import found_federation
+    from cachefl_secure.federation.founding_checks import check_choices
     from cachefl_secure.federation.founding_choices import FoundingChoices
     from cachefl_secure.plan import SecureSumPlan
     from cachefl_secure.transport.engines import check_engine, prepare_coordinator
 
     if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
+    task = tasks.task_of(dataset, root, wants_classes=not classes)
+    chosen_by = alpha_beta_source(alpha_beta)
+    weights = tasks.weights_of(alpha_beta, alpha, beta, task)
     source, how = pictures.picture_source(
         generator,
         clip,
@@ -147,16 +175,16 @@ def command(
     )
     choices = FoundingChoices(
         name=name,
-        classes=_classes(classes, clip),
-        templates=_templates(template, clip),
+        classes=tasks.classes_of(classes, task, clip),
+        templates=tasks.templates_of(template, task, clip),
         clip=ClipSource.parse(clip or "embedded", pretrained),
         generator=source,
         pictures=how,
         images_per_class=images_per_class,
-        alpha=alpha,
-        beta=beta,
+        alpha=weights.alpha,
+        beta=weights.beta,
         alpha_norm=alpha_norm.value,
-        alpha_beta=alpha_beta_source(alpha_beta),
+        alpha_beta=chosen_by,
         trained=trained.in_plan,
         server=server.value,
         server_rate=server_rate,
@@ -183,21 +211,52 @@ def command(
         secure_sum=SecureSumPlan(
             minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
         ),
-        device=resolve_device(device),
         engine=engine,
     )
+    check_choices(directory, choices)  # before torch is imported, which alone takes seconds
     check_engine(engine, founding=True)
+    pictures.tell_of_fetching(generator, choices)
+    _tell_of_choices(choices, weights)
+    choices = dataclasses.replace(choices, device=resolve_device(device))
     with progress_bar(quiet=json) as progress:
         founded = found_federation(directory, choices, progress)
     prepare_coordinator(directory)
     pictures.tell_of_keys(founded.first_keys)
     if json:
-        print_json("init", _summary(founded, engine))
+        print_json("init", _summary(founded, engine, weights))
     else:
-        _tell(founded, engine, after_grid=isinstance(choices.alpha_beta, Path))
+        _tell(founded, engine, weights, after_grid=isinstance(chosen_by, Path))
 
 
-def _summary(founded: Founded, engine: str) -> dict[str, object]:
+def _tell_of_choices(choices: FoundingChoices, weights: tasks.Weights) -> None:
+    """What is legal and may surprise."""
+    from cachefl_secure.federation.clip_source import LOCAL_DIR
+    from cachefl_secure.federation.founding_choices import TEXT
+
+    tasks.tell_of_classes(choices.classes)
+    if choices.alpha_norm == "mean" and weights.alpha_from == "table":
+        say(
+            "the table's alpha is meant for the sum of a class's affinities: with --alpha-norm mean choose another"
+        )
+    if choices.alpha_beta == "leave-one-out" and choices.generator == TEXT:
+        say(
+            "there are no pictures with --generator text: leave-one-out chooses alpha and beta by sentences about the "
+            "classes, which lie apart from pictures"
+        )
+    privacy = choices.privacy
+    if privacy.delta * privacy.expected_records > 0.1 and getattr(privacy, "mechanism", "") != "none":
+        say(
+            f"with --delta {privacy.delta:g} a silo of more than {math.floor(0.1 / privacy.delta):,} records refuses to "
+            f"join, and {privacy.expected_records:,} are expected"
+        )
+    if choices.clip.model == LOCAL_DIR:
+        say(
+            f"every silo needs the files of {choices.clip.local_dir} and says where they lie: "
+            "`join --clip local-dir:PATH`"
+        )
+
+
+def _summary(founded: Founded, engine: str, weights: tasks.Weights) -> dict[str, object]:
     from cachefl_secure.privacy.terms import planned_cost_of
 
     keys, plan = founded.first_keys, founded.plan
@@ -209,6 +268,8 @@ def _summary(founded: Founded, engine: str) -> dict[str, object]:
         "engine": engine,
         "alpha": plan.cache.alpha,
         "beta": plan.cache.beta,
+        "alpha_from": weights.alpha_from,
+        "beta_from": weights.beta_from,
         "noise_multiplier": plan.privacy.noise_multiplier,
         "learning_rate": getattr(plan.privacy, "learning_rate", None),
         "mechanism": plan.privacy.mechanism,
@@ -222,7 +283,7 @@ def _summary(founded: Founded, engine: str) -> dict[str, object]:
     }
 
 
-def _tell(founded: Founded, engine: str, *, after_grid: bool) -> None:
+def _tell(founded: Founded, engine: str, weights: tasks.Weights, *, after_grid: bool) -> None:
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.privacy.terms import planned_cost_of
 
@@ -232,7 +293,7 @@ def _tell(founded: Founded, engine: str, *, after_grid: bool) -> None:
     rows = [
         ("pictures kept for the cache", str(pictures_kept)),
         ("they come from", f"{keys.origin.name} ({keys.origin.licence})"),
-        ("alpha and beta", f"{plan.cache.alpha:g} and {plan.cache.beta:g}"),
+        ("alpha and beta", weights.in_words(plan.cache.alpha, plan.cache.beta)),
         ("numbers a silo sends", f"{plan.number_of_parameters:,}"),
         ("noise multiplier", f"{plan.privacy.noise_multiplier:g}"),
         *_what_is_made(plan),
@@ -295,8 +356,8 @@ def _privacy_rows(plan: FederationPlan, planned: Cost) -> list[tuple[str, str]]:
     """Both epsilons, each with what it rests on."""
     if plan.privacy.mechanism == "none":
         return [("privacy", "NOT PRIVATE: no noise")]
-    rounds = plan.privacy.rounds
-    after = f"delta {plan.privacy.delta:g}, {'one release' if rounds == 1 else f'{rounds} rounds'}"
+    times = "one release" if plan.is_one_release else counted(plan.privacy.rounds, "round")
+    after = f"delta {plan.privacy.delta:g}, {times}"
     section = plan.secure_sum
     trust = f"at most {section.colluders} collude, {section.guaranteed_survivors} survive every round"
     return [
@@ -304,32 +365,3 @@ def _privacy_rows(plan: FederationPlan, planned: Cost) -> list[tuple[str, str]]:
         ("aggregate epsilon", f"{planned.aggregate:g} ({after}; {trust})"),
         ("local epsilon", f"{planned.local:g} ({after}; nobody else is trusted)"),
     ]
-
-
-def _classes(text: str, clip: str | None) -> tuple[str, ...]:
-    from cachefl_secure.errors import ConfigError
-
-    if text.startswith("@"):
-        parts = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-    else:
-        parts = text.split(",")
-    if text:
-        names = tuple(part.strip() for part in parts if part.strip())
-        if len(names) < 2:
-            raise ConfigError("--classes", "", f"two or more are needed, found {len(names)}")
-        return names
-    if clip in (None, "embedded"):
-        from cachefl_secure.embedded import CLASSES
-
-        return CLASSES
-    raise ConfigError("--classes", "", "required with another CLIP than the embedded one")
-
-
-def _templates(given: list[str] | None, clip: str | None) -> tuple[str, ...]:
-    if given:
-        return tuple(given)
-    if clip in (None, "embedded"):
-        from cachefl_secure.embedded import TEMPLATES
-
-        return TEMPLATES
-    return ("a photo of a {}.",)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cachefl_secure.wording import counted
+from cachefl_secure_cli import panels
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.options import (
     SOURCES,
@@ -41,7 +43,11 @@ def command(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help=f"Private images; needed the first time. {SOURCES}.", show_default=False),
+        typer.Option(
+            help=f"Private images; needed the first time. {SOURCES}.",
+            show_default=False,
+            rich_help_panel=panels.RECORDS,
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -52,28 +58,43 @@ def command(
         str | None, typer.Option(help="The coordinator's fingerprint as you heard it; refuses any other.")
     ] = None,
     epsilon_cap: Annotated[
-        float | None, typer.Option(help="Refuse rounds beyond this local epsilon. Default: the plan's.")
+        float | None,
+        typer.Option(
+            help="Refuse rounds beyond this local epsilon. Default: the plan's.",
+            rich_help_panel=panels.PRIVACY,
+        ),
     ] = None,
     epsilon_cap_aggregate: Annotated[
         float | None,
-        typer.Option(help="Refuse rounds beyond this aggregate epsilon. Default: the plan's."),
+        typer.Option(
+            help="Refuse rounds beyond this aggregate epsilon. Default: the plan's.",
+            rich_help_panel=panels.PRIVACY,
+        ),
     ] = None,
     ledger: Annotated[
         Path | None,
         typer.Option(
             help="A silo's directory of this institution over the same records: share its ledger, key and caps.",
             show_default=False,
+            rich_help_panel=panels.PRIVACY,
         ),
     ] = None,
     not_private: Annotated[
         bool,
-        typer.Option("--not-private", help="Join although the plan adds no noise: updates reveal records."),
+        typer.Option(
+            "--not-private",
+            help="Join although the plan adds no noise: updates reveal records.",
+            rich_help_panel=panels.PRIVACY,
+        ),
     ] = False,
     skip_unreadable: SkipUnreadable = False,
     views: Annotated[
         int,
         typer.Option(
-            min=1, max=1000, help="Encode each image in so many augmented views; rounds take turns over them."
+            min=1,
+            max=1000,
+            help="Encode each image in so many augmented views; rounds take turns over them.",
+            rich_help_panel=panels.RECORDS,
         ),
     ] = 1,
     device: DeviceOption = Device.auto,
@@ -83,11 +104,20 @@ def command(
         typer.Option(
             help="This machine's own path to the engine of the invite, such as dir:///mnt/other/federation.",
             show_default=False,
+            rich_help_panel=panels.MESSAGES,
         ),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Take part in one round, then end.")] = False,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Take part in one round, then end.", rich_help_panel=panels.MESSAGES),
+    ] = False,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Only ask to be admitted; serve later, by the same command.")
+        bool,
+        typer.Option(
+            "--no-wait",
+            help="Only ask to be admitted; serve later, by the same command.",
+            rich_help_panel=panels.MESSAGES,
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -104,6 +134,7 @@ def command(
     from cachefl_secure.federation.silo_files import SiloFiles
     from cachefl_secure.federation.state_dir import StateDir
 
+    _refuse_directory(invite)
     root = directory if directory is not None else None if name is None else Path(name)
     if root is None:
         say("give this silo's --name the first time, its directory later")
@@ -139,6 +170,27 @@ def command(
     if no_wait or json or not SiloFiles.open(root).config.engine:
         return
     serve(root, once=once)
+
+
+def _refuse_directory(invite: Path) -> None:
+    """What else is likely to be given where the invite's file is expected.
+
+    Raises:
+        ConfigError: a directory; says which file was meant.
+    """
+    from cachefl_secure.errors import ConfigError
+    from cachefl_secure.federation.silo_files import CONFIG_FILE, INVITE_FILE
+
+    if not invite.is_dir():
+        return
+    meant = invite / INVITE_FILE
+    if (invite / CONFIG_FILE).is_file():
+        reason = f"is a silo's directory; the invite's file comes before it: join {meant} {invite}"
+    elif meant.is_file():
+        reason = f"is a directory; did you mean {meant}?"
+    else:
+        reason = f"is a directory; give the file {INVITE_FILE} that the coordinator's init wrote"
+    raise ConfigError(str(invite), "", reason)
 
 
 def serve(root: Path, *, once: bool) -> None:
@@ -198,7 +250,7 @@ class _Choices:
 
 
 def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices, *, json: bool) -> None:
-    from cachefl_secure.cache.feature_file import is_feature_file
+    from cachefl_secure.cache.sources import is_feature_file
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.federation.clip_source import ClipSource
     from cachefl_secure.federation.enrolment import open_invite
@@ -249,7 +301,10 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
         )
         return
     rows = [
-        ("records (stay here)", f"{joined.records} of {joined.classes_present} classes"),
+        (
+            "records (stay here)",
+            f"{joined.records:,} of {counted(joined.classes_present, 'class', 'classes')}",
+        ),
         ("this silo refuses beyond", _promise(joined)),
         ("this silo's fingerprint", joined.fingerprint),
         ("the same in words", in_words(joined.fingerprint)),
@@ -263,7 +318,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
     tell_skipped(joined.skipped)
     if joined.copies:
         say(
-            f"{joined.copies} records are copies of others: each copy weakens what is promised for its picture (N7)"
+            f"{counted(joined.copies, 'record')} {'is a copy' if joined.copies == 1 else 'are copies'} of others: each copy weakens what is promised for its picture (N7)"
         )
     if joined.has_other_records:
         say("the shared ledger names other records; their costs are added up as if they were the same")
@@ -276,5 +331,5 @@ def _promise(joined: Joined) -> str:
     if privacy.mechanism == "none":
         return "nothing: this plan is NOT PRIVATE"
     caps = f"local epsilon {joined.caps.local:g} or aggregate epsilon {joined.caps.aggregate:g}"
-    planned = "one round" if privacy.rounds == 1 else f"{privacy.rounds} rounds"
+    planned = counted(privacy.rounds, "round")
     return f"{caps} at delta {privacy.delta!r} ({planned} planned)"

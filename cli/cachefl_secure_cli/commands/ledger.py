@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cachefl_secure.wording import counted
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.help_texts import help_of
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
@@ -193,9 +194,9 @@ def _row(body: AnyBody) -> tuple[str, ...]:
 def _steps(report: LedgerReport, own: int, witnessed: int) -> list[str]:
     """The numbered steps of ``privacy.verification``, with what each found."""
     spent, second = report.spent, report.second
-    charged = f"{len(report.spends)} rounds charged"
+    charged = f"{counted(len(report.spends), 'round')} charged"
     return [
-        f"[green]ok[/green]  (1) to (6)  {report.entries} entries of silo {report.silo}: known, canonical, in one chain, all signed",
+        f"[green]ok[/green]  (1) to (6)  {counted(report.entries, 'entry', 'entries')} of silo {report.silo}: known, canonical, in one chain, all signed",
         f"[green]ok[/green]  (7)         {charged}, none twice, each with one update",
         "[green]ok[/green]  (8)         every mechanism is accountable, and counts on no more silos than there are",
         f"[green]ok[/green]  (9)         epsilon, computed again: aggregate {epsilon_text(spent.aggregate)}, local "

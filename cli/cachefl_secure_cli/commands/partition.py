@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cachefl_secure.wording import counted
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.output import Json, console, percent, print_json, table
 
 if TYPE_CHECKING:
     from cachefl_secure.datasets.partition import Partition
     from cachefl_secure.datasets.sources import Source
-    from cachefl_secure.datasets.table import DataSet
 
 
 @explained
@@ -85,7 +85,7 @@ def command(
     Example: cachefl-secure partition split.json --dataset caltech101 --root DATA --scheme dirichlet:0.1
     --silos 5 --shots 16 --folders parts --figure split.png
 
-    Then init takes the options that are printed, each join takes --data parts/silo-1 (2, 3 ...), and evaluate
+    Then init takes --dataset split.json, each join takes --data parts/silo-1 (2, 3 ...), and evaluate
     takes --data parts/held-out. A row of the figure is a silo: with few dark cells it knows few classes.
     """
     from cachefl_secure.datasets.folders import write_folders
@@ -113,10 +113,10 @@ def command(
     for what, where in (("partition", file), ("folders", folders), ("figure", figure)):
         if where is not None:
             console().print(f"{what}: {where}")
-    if source.data_set is not None and folders is not None:
-        console().print(f"for init: {_init_options(source.data_set, folders)}")
+    console().print(f"for init: --dataset {shlex.quote(str(file))}")
     if source.missing:
-        say(f"{source.missing} images are listed but absent, and left out")
+        are = "is" if source.missing == 1 else "are"
+        say(f"{counted(source.missing, 'image')} {are} listed but absent, and left out")
     if not source.has_published_size:
         say(f"not all of {source.name} as published: accuracy on it compares with no paper's")
     if empty := [name for name, held in partition.silos.items() if not held]:
@@ -153,13 +153,6 @@ def _source(
     return sources.data_set_source(
         find_data_set(dataset), root, shots=shots, rng_seed=seed, skip_missing=skip_missing
     )
-
-
-def _init_options(data_set: DataSet, folders: Path) -> str:
-    """What the table knows for ``init``: Tip-Adapter's first settings, which no test image has chosen."""
-    templates = " ".join(f"--template {shlex.quote(template)}" for template in data_set.templates)
-    classes = shlex.quote(f"@{folders / 'classes.txt'}")
-    return f"--classes {classes} {templates} --alpha {data_set.alpha:g} --beta {data_set.beta:g}"
 
 
 def _summary(source: Source, partition: Partition, sizes: dict[str, int]) -> dict[str, Any]:

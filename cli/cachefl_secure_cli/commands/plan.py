@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cachefl_secure.wording import counted
 from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
@@ -61,7 +62,8 @@ def command(
     from cachefl_secure.federation.calibration import Sizes
     from cachefl_secure.federation.enrolment import read_invite
     from cachefl_secure.federation.forecasting import forecast, forecast_grid, forecast_of, forecast_release
-    from cachefl_secure.federation.founding import INVITE_FILE, check_secure_sum
+    from cachefl_secure.federation.founding import INVITE_FILE
+    from cachefl_secure.federation.founding_checks import check_secure_sum
     from cachefl_secure.federation.grid_choices import GridChoices
     from cachefl_secure.federation.one_release import ReleaseChoices
     from cachefl_secure.plan import SecureSumPlan
@@ -134,7 +136,7 @@ def _print(found: Forecast) -> None:
         console().print(limited)
     console().print(
         f"A silo with the planned caps, aggregate {found.caps.aggregate:g} and local {found.caps.local:g}, "
-        f"stops by itself after {found.most_rounds} round{'' if found.most_rounds == 1 else 's'}."
+        f"stops by itself after {counted(found.most_rounds, 'round')}."
     )
 
 

@@ -1,0 +1,11 @@
+"""Headings under which `--help` groups options. What stands under none of them comes first, as "Options"."""
+
+CLASSES = "Classes and encoder"
+PICTURES = "Pictures"
+CACHE = "Cache model"
+PRIVACY = "Privacy"
+TRAINING = "Training"
+SECURE_SUM = "Secure sum"
+MESSAGES = "Messages"
+RECORDS = "Records"
+"""At a silo: its own."""
