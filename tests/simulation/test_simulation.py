@@ -83,11 +83,11 @@ def test_without_faults_every_round_of_an_honest_coordinator_ends_in_a_record(
 def test_under_misfortune_a_release_is_seldom_lost_and_never_made_twice(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred and fifty schedules, all healed: what I5 lets pass for a release that was lost stays rare."""
+    """A hundred schedules, all healed: what I5 lets pass for a release that was lost stays rare."""
     monkeypatch.setattr(world, "HEALED", 1)
-    worlds = [play(stage, seed, honest, mechanism=STATISTICS) for seed in range(150)]
+    worlds = [play(stage, seed, honest, mechanism=STATISTICS) for seed in range(100)]
     assert {each.records_seen for each in worlds} == {0, 1}
-    assert sum(each.records_seen for each in worlds) >= 140
+    assert sum(each.records_seen for each in worlds) >= 92
 
 
 @pytest.mark.claim("C9")
