@@ -48,6 +48,7 @@ from tests.simulation.lies import (
 from tests.simulation.mechanisms import DISTRIBUTED, LOCAL, STATISTICS
 from tests.simulation.release_bugs import (
     a_record_does_not_end_releases,
+    a_release_is_not_noted,
     a_release_without_record_does_not_count,
     a_segment_keeps_masks_towards_dropped_silos,
     segments_left_unmasked,
@@ -401,6 +402,7 @@ MUTANTS = (
     Mutant(round_given_up_without_a_note, "C2", honest, within=400),
     Mutant(roster_changed_by_one_approval, "C16", coming_and_going),
     Mutant(a_release_without_record_does_not_count, "C9", a_second_release, mechanism=STATISTICS),
+    Mutant(a_release_is_not_noted, "C9", a_second_release, mechanism=STATISTICS),
     Mutant(a_record_does_not_end_releases, "C9", a_second_release, mechanism=STATISTICS),
     Mutant(trained_again_for_a_retry, "C9", honest, mechanism=STATISTICS),
     Mutant(trained_again_for_a_retry, "C9", honest, mechanism=DISTRIBUTED),

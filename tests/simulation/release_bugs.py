@@ -9,6 +9,7 @@ import pytest
 from cachefl_secure.crypto.expand import MaskStreams
 from cachefl_secure.federation.declining import Decline
 from cachefl_secure.federation.silo_round import SiloService
+from cachefl_secure.privacy.ledger import Ledger
 from cachefl_secure.protocol import collecting, masking
 from cachefl_secure.protocol.masking import Masks, MaskSeed
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -28,6 +29,11 @@ def a_release_without_record_does_not_count(patch: pytest.MonkeyPatch) -> None:
 def a_record_does_not_end_releases(patch: pytest.MonkeyPatch) -> None:
     """Another round of a plan of one release is a round like any other."""
     patch.setattr(SiloService, "_check_not_released", lambda *_: None)
+
+
+def a_release_is_not_noted(patch: pytest.MonkeyPatch) -> None:
+    """The charge is on disk, and nothing says that what it was for has left."""
+    patch.setattr(Ledger, "note_sent", lambda *_, **__: None)
 
 
 class _AtSegments(MaskStreams):
