@@ -13,6 +13,7 @@ import random
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeVar
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import CacheflError, ConfigError, PeerError, RoundAborted
+from cachefl_secure.federation import state_dir
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
@@ -442,6 +444,11 @@ class World:
         self.events.append(event)
 
 
+def _clock(seconds: Callable[[], int]) -> SimpleNamespace:
+    """In the place of ``datetime`` where files get their times."""
+    return SimpleNamespace(now=lambda zone: datetime(2026, 1, 1, tzinfo=zone) + timedelta(seconds=seconds()))
+
+
 @dataclass
 class Stage:
     """What a process needs to play schedules: templates, remembered primitives, patched seams."""
@@ -456,6 +463,7 @@ class Stage:
     @classmethod
     def build(cls, root: Path, patch: pytest.MonkeyPatch) -> Stage:
         tokens = remember_primitives(patch)
+        patch.setattr(state_dir, "datetime", _clock(lambda: 0))
         templates = {}
         for mechanism in MECHANISMS:
             three, four, five = (
@@ -507,6 +515,8 @@ class Stage:
         # One process plays all parties, one at a time: the file lock says nothing here, and costs.
         self.patch.setattr(append_only, "locked", lambda path: SimpleNamespace(release=lambda: None))
         self.patch.setattr(StateDir, "lock", lambda state, name="": contextlib.nullcontext())
+        # Whether two notes were written within one second must not decide what a torn disk leaves of them.
+        self.patch.setattr(state_dir, "datetime", _clock(self._events))
         handle = SiloService.handle
 
         def acting(service: SiloService, phase: str, content: bytes) -> bytes:
@@ -514,6 +524,9 @@ class Stage:
             return handle(service, phase, content)
 
         self.patch.setattr(SiloService, "handle", acting)
+
+    def _events(self) -> int:
+        return 0 if self.world is None else len(self.world.events)
 
     _actor: SiloService | None = None
 
