@@ -93,7 +93,7 @@ def test_under_misfortune_a_release_is_seldom_lost_and_never_made_twice(
     """A hundred schedules, all healed: what I5 lets pass for a release that was lost stays rare."""
     monkeypatch.setattr(world, "HEALED", 1)
     worlds = [play(stage, seed, honest, mechanism=STATISTICS) for seed in range(100)]
-    assert {each.records_seen for each in worlds} == {0, 1}
+    assert max(each.records_seen for each in worlds) == 1
     assert sum(each.records_seen for each in worlds) >= 92
 
 

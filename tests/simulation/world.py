@@ -2,7 +2,7 @@
 
 The coordinator's exchange is the clock. In it requests are lost, late, doubled, damaged or replayed, silos die
 before, while and after they answer, and replies are lost, damaged or those of another time. No threads, no
-clock, no randomness but the seed's.
+clock but the number of events, no randomness but the seed's.
 """
 
 from __future__ import annotations
