@@ -11,16 +11,24 @@ from numpy.typing import NDArray
 
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.grid_layout import count_bound
+from cachefl_secure.grid_layout import entry_bound as grid_entry_bound
 from cachefl_secure.plan import FederationPlan
-from cachefl_secure.privacy.mechanism import DistributedMechanism, StatisticsMechanism, mechanism_of
+from cachefl_secure.privacy.mechanism import (
+    DistributedMechanism,
+    GridMechanism,
+    StatisticsMechanism,
+    mechanism_of,
+)
 from cachefl_secure.privacy_plan import PrivacyPlan
 from cachefl_secure.statistics_layout import entry_bound
 from cachefl_secure.updates import IntegerUpdate, NoisedSums, NoisedUpdate, PrivateUpdate
-from tests.small_federation import one_release, small_privacy
+from tests.small_federation import one_release, over_grid, small_privacy
 
-LOCAL, DISTRIBUTED, STATISTICS = "local", "distributed", "statistics"
-MECHANISMS = (LOCAL, DISTRIBUTED, STATISTICS)
-_TURNS = (LOCAL, LOCAL, LOCAL, STATISTICS, LOCAL, DISTRIBUTED, LOCAL, STATISTICS)
+LOCAL, DISTRIBUTED, STATISTICS, GRID = "local", "distributed", "statistics", "grid"
+MECHANISMS = (LOCAL, DISTRIBUTED, STATISTICS, GRID)
+ONE_RELEASE = (STATISTICS, GRID)
+_TURNS = (LOCAL, LOCAL, LOCAL, STATISTICS, LOCAL, DISTRIBUTED, GRID, STATISTICS)
 _BLOCK = 16
 """Seeds in a row that play one mechanism: strategies go by the seed modulo 16."""
 
@@ -29,7 +37,7 @@ _MANY_RECORDS = 20_000
 
 
 def mechanism_of_seed(seed: int) -> str:
-    """Of eight schedules five play ``local``, one ``distributed``, two ``statistics``."""
+    """Of eight schedules four play ``local``, two ``statistics``, one each of the others."""
     return _TURNS[seed // _BLOCK % len(_TURNS)]
 
 
@@ -40,6 +48,8 @@ def privacy_of(mechanism: str, silos: int) -> PrivacyPlan | None:
             return small_privacy(PrivacyChoices(mechanism="distributed", rounds=4, expected_records=15))
         case "statistics":
             return one_release(ReleaseChoices(expected_records=_MANY_RECORDS if silos == 3 else 15))
+        case "grid":
+            return over_grid()
     return None  # that of a small federation, ``local``
 
 
@@ -54,6 +64,13 @@ def drawn_update(plan: FederationPlan, rng: np.random.Generator) -> NoisedUpdate
             drawn = _integers(rng, mechanism.dimension, records * unit, mechanism.noise_scale)
             largest = entry_bound(unit, records, mechanism.noise_multiplier)
             drawn[:2] = drawn[-2:] = largest, -largest  # in both of the two vectors
+            return NoisedSums(drawn)
+        case GridMechanism():
+            most = count_bound(mechanism.step, mechanism.expected_records)
+            drawn = _integers(rng, mechanism.dimension, most, mechanism.noise_scale)
+            noise = mechanism.noise_multiplier
+            largest = grid_entry_bound(mechanism.dimension, mechanism.expected_records, noise)
+            drawn[:2] = largest, -largest
             return NoisedSums(drawn)
     return PrivateUpdate(rng.normal(size=plan.number_of_parameters) * 3)
 

@@ -41,7 +41,7 @@ from cachefl_secure.protocol.messages import (
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedUpdate
 from tests.simulation.knowledge import Knowledge, Update, smallest
-from tests.simulation.mechanisms import STATISTICS
+from tests.simulation.mechanisms import ONE_RELEASE
 from tests.simulation.sums import wrong_sum, wrongly_masked
 
 
@@ -150,7 +150,7 @@ class Observer:
 
     @property
     def is_one_release(self) -> bool:
-        return self.mechanism["kind"] == STATISTICS
+        return self.mechanism["kind"] in ONE_RELEASE
 
     def _on_release(self, silo: SiloId) -> None:
         """I10, of one silo."""

@@ -14,7 +14,7 @@ import pytest
 
 from tests.simulation.changes import changing, coming_and_going
 from tests.simulation.lies import STRATEGIES, a_second_release
-from tests.simulation.mechanisms import STATISTICS, mechanism_of_seed
+from tests.simulation.mechanisms import ONE_RELEASE, mechanism_of_seed
 from tests.simulation.world import Faults, Stage, Strategy, World, honest, is_honest, play
 
 QUIET = Faults()
@@ -27,7 +27,7 @@ def strategy_of(seed: int) -> Strategy:
         return changing
     if seed % 16 == 9:
         return coming_and_going
-    more = (a_second_release,) if mechanism_of_seed(seed) == STATISTICS else ()
+    more = (a_second_release,) if mechanism_of_seed(seed) in ONE_RELEASE else ()
     lies = (*STRATEGIES, *more)
     return honest if seed % 4 else lies[seed // 4 % len(lies)]
 
