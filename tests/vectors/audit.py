@@ -27,7 +27,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tests.vectors.audit_cache import Cache, Server
-from tests.vectors.audit_release import Sums, check_costs
+from tests.vectors.audit_release import ONE_RELEASE, Sums, check_costs, chosen
 from tests.vectors.reference import COORDINATOR, PROTOCOL, _map, msgpack, named
 from tests.vectors.refusing import Refused, require
 
@@ -176,7 +176,7 @@ class Federation:
 
     @property
     def is_one_release(self) -> bool:
-        return bool(self.plan["privacy"]["mechanism"] == "statistics")
+        return self.plan["privacy"]["mechanism"] in ONE_RELEASE
 
     def encoding(self, silos: int) -> tuple[float, int, int, int]:
         """(grid step, largest entry, largest noise in a sum, bytes of a word) of a cohort of so many silos."""
@@ -248,7 +248,7 @@ def audit(root: Path) -> list[str]:
         total = (folder / "aggregate.bin").read_bytes()
         require(named("cachefl-secure/aggregate/1", total) == record["aggregate_digest"], "another sum")
         if agreed.is_one_release:
-            cache.sums = release(record, total, agreed)
+            release(record, total, agreed, cache)
         else:
             cache.add(server.change(mean(record, total, agreed)))
         require(cache.digest == record["cache_after"], "the sum gives another cache")
@@ -306,13 +306,16 @@ def mean(record: dict[str, Any], total: bytes, agreed: Federation) -> list[float
     return [word * step / survivors for word in words]
 
 
-def release(record: dict[str, Any], total: bytes, agreed: Federation) -> list[bytes]:
-    """What a cache keeps of the sum, as its digest takes it."""
+def release(record: dict[str, Any], total: bytes, agreed: Federation, cache: Cache) -> None:
+    """The cache keeps the sums of statistics, or takes the pair that a grid's counts choose."""
     survivors = len(record["survivors"])
     check_costs(agreed.plan)
     sums = Sums.read(agreed.plan, total, len(record["cohort"]), survivors)
     require(sums.clamped == record["saturated"], "another count of clamped entries")
-    return sums.pieces(agreed.plan, survivors)
+    if agreed.plan["privacy"]["mechanism"] == "grid":
+        cache.alpha, cache.beta = chosen(agreed.plan, sums.numbers[0])
+    else:
+        cache.sums = sums.pieces(agreed.plan, survivors)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,7 @@ class Cache:
         size = int.from_bytes(raw[:8], "little")
         header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
         fields = json.loads(header["__metadata__"]["cachefl-secure"])
-        self.scalars = b"".join(
-            len(part).to_bytes(8, "big") + part
-            for part in (struct.pack(">d", float(fields[n])) for n in ("alpha", "beta", "logit_scale"))
-        )
+        self.alpha, self.beta, self.scale = (float(fields[n]) for n in ("alpha", "beta", "logit_scale"))
         self.origin = [fields[f"origin_{n}"] for n in ("kind", "name", "licence", "manifest_digest")]
 
         def content(name: str) -> bytes:
@@ -43,7 +40,7 @@ class Cache:
     def digest(self) -> str:
         rows, width, classes = self.shape
         sizes = [size.to_bytes(8, "big") for size in (rows, classes, width)]
-        scalars = [self.scalars[i + 8 : i + 16] for i in (0, 16, 32)]
+        scalars = [struct.pack(">d", each) for each in (self.alpha, self.beta, self.scale)]
         packed = struct.pack(f"<{len(self.keys)}f", *self.keys)
         tensors = (packed, self.labels, self.text)
         return named("cachefl-secure/cache/1", *sizes, *scalars, *tensors, *self.origin, *self.sums)

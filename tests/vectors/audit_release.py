@@ -1,8 +1,14 @@
-"""One release of statistics verified a second time, without the package: its cost, its sums, and what a cache keeps of them.
+"""One release verified a second time, without the package: its cost, its sums, and what becomes of a cache by them.
 
-Layout of the sum of a cohort of n silos: the update, one word of two bytes that is of no use; a counter; then N C class
-sums and the C (C + 1) / 2 numbers of the Gram matrix's upper triangle, in words that hold n times the largest entry.
-Both count in steps of 2^-18. Written from decisions 0024 and 0036 and the formats' description.
+Layout of the sum of a cohort of n silos: the update, one word of two bytes that is of no use; a counter; then the vectors,
+in words that hold n times the largest entry.
+
+``statistics``    N C class sums and the C (C + 1) / 2 numbers of the Gram matrix's upper triangle, in steps of 2^-18: a cache
+                  keeps both
+``grid``          a count for each pair of alpha and beta, in which a record is worth isqrt(2^32 / pairs): a cache takes the
+                  pair with the largest, of equals the first
+
+Written from decisions 0024, 0036 and 0037 and the formats' description.
 """
 
 from __future__ import annotations
@@ -14,13 +20,17 @@ from typing import Any
 from tests.vectors.refusing import require
 
 UNIT = 2**18
+"""Of statistics."""
+_UNITS, _STEPS = {"statistics": UNIT, "grid": 2**16}, {"statistics": 2, "grid": 1}
+ONE_RELEASE = tuple(_UNITS)
+"""Mechanisms of one round."""
 _UPDATE_LARGEST, _UPDATE_BYTES, _COUNTER_BYTES = 2, 2, 8
 _FOR_GAUSSIANS = 0.999  # of delta; the rest pays for tails
 
 
 @dataclass(frozen=True)
 class Vector:
-    """One of the two."""
+    """One of a release."""
 
     entries: int
     largest: int
@@ -29,12 +39,18 @@ class Vector:
 
 
 def vectors(plan: dict[str, Any], silos: int) -> list[Vector]:
-    """Class sums and Gram matrix as a cohort of so many silos sends them."""
+    """As a cohort of so many silos sends them."""
     privacy, width = plan["privacy"], plan["encoder"]["feature_dim"]
-    largest = privacy["expected_records"] * UNIT + math.ceil(18 * privacy["noise_multiplier"] * UNIT)
+    unit = _UNITS[privacy["mechanism"]]
+    if privacy["mechanism"] == "grid":
+        lengths = [len(pairs(plan))]
+        largest = 16 * privacy["expected_records"] * math.isqrt(unit * unit // lengths[0])
+    else:
+        lengths = [len(plan["classes"]) * width, width * (width + 1) // 2]
+        largest = privacy["expected_records"] * unit
+    largest += math.ceil(18 * privacy["noise_multiplier"] * unit)
     bits = (2 * silos * largest).bit_length()
     word = 2 if bits <= 16 else 4 if bits <= 32 else 8
-    lengths = (len(plan["classes"]) * width, width * (width + 1) // 2)
     return [Vector(entries, largest, word) for entries in lengths]
 
 
@@ -43,8 +59,8 @@ class Sums:
     """What comes out of the secure sum, as integers."""
 
     clamped: int
-    class_sums: list[int]
-    gram: list[int]
+    numbers: list[list[int]]
+    """By vector."""
 
     @classmethod
     def read(cls, plan: dict[str, Any], total: bytes, silos: int, survivors: int) -> Sums:
@@ -67,17 +83,29 @@ class Sums:
             require(max(map(abs, numbers)) <= largest, "sums beyond what the survivors can have sent")
             found.append(numbers)
             at += each.entries * each.word_bytes
-        return cls(clamped, *found)
+        return cls(clamped, found)
 
     def pieces(self, plan: dict[str, Any], survivors: int) -> list[bytes]:
-        """What a cache's digest takes of them: names left out, fields by name, then both vectors in eight bytes a number."""
+        """What a cache's digest takes of statistics: names left out, fields by name, then both vectors in eight bytes a number."""
         fields = fields_of(plan, survivors)
-        arrays = (self.class_sums, self.gram)
         return [
             b"released-sums/1",
             *(fields[name].encode() for name in sorted(fields)),
-            *(b"".join(n.to_bytes(8, "little", signed=True) for n in each) for each in arrays),
+            *(b"".join(n.to_bytes(8, "little", signed=True) for n in each) for each in self.numbers),
         ]
+
+
+def pairs(plan: dict[str, Any]) -> list[tuple[float, float]]:
+    """(alpha, beta) in the order of a grid's counts."""
+    privacy = plan["privacy"]
+    return [(float(alpha), float(beta)) for alpha in privacy["alphas"] for beta in privacy["betas"]]
+
+
+def chosen(plan: dict[str, Any], counts: list[int]) -> tuple[float, float]:
+    """(alpha, beta) of the cache after a grid's round."""
+    alpha, beta = pairs(plan)[counts.index(max(counts))]
+    cache = plan["cache"]
+    return alpha if cache["alpha_norm"] == "sum" else alpha / cache["images_per_class"], beta
 
 
 def fields_of(plan: dict[str, Any], survivors: int) -> dict[str, str]:
@@ -90,17 +118,18 @@ def fields_of(plan: dict[str, Any], survivors: int) -> dict[str, str]:
 
 
 def costs(plan: dict[str, Any]) -> tuple[float, float]:
-    """(local, aggregate) epsilon of the release: two Gaussian steps of sensitivity one, and what integers add.
+    """(local, aggregate) epsilon of the release: Gaussian steps of sensitivity one, two of statistics, and what integers add.
 
     Two steps with noise s are one with s / sqrt(2). Exact for Gaussians (Balle and Wang 2018, theorem 8); in the aggregate
     the noise of the honest survivors adds up.
     """
     rules, privacy = plan["secure_sum"], plan["privacy"]
+    steps, unit = _STEPS[privacy["mechanism"]], _UNITS[privacy["mechanism"]]
     least = (rules["minimum_cohort"] + rules["colluders"]) // 2 + 1
     least = max(rules["minimum_survivors"], least, rules["colluders"] + 2)
     numbers, delta = sum(each.entries for each in vectors(plan, 1)), privacy["delta"] * _FOR_GAUSSIANS
     local, aggregate = (
-        _gaussian_epsilon(noise / math.sqrt(2), delta) + _slack(noise * UNIT, numbers)
+        _gaussian_epsilon(noise / math.sqrt(steps), delta) + _slack(noise * unit, numbers)
         for noise in (
             privacy["noise_multiplier"],
             privacy["noise_multiplier"] * math.sqrt(least - rules["colluders"]),

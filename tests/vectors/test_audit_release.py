@@ -1,4 +1,4 @@
-"""One release of statistics, audited by the second implementation; its vectors, good and bad, by both."""
+"""One release, audited by the second implementation; its vectors, good and bad, by both."""
 
 from __future__ import annotations
 
@@ -18,25 +18,32 @@ from cachefl_secure.errors import RecordRejected
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import read_invite
+from cachefl_secure.federation.grid_choices import GridChoices
 from cachefl_secure.federation.one_release import ReleaseChoices
 from cachefl_secure.federation.record import open_record, sign_record
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.privacy.accounting import cost_of
 from cachefl_secure.privacy.mechanism import mechanism_of
+from cachefl_secure.privacy_plan import ReleasePlan
 from cachefl_secure.protocol.vectors import aggregate_digest
 from tests.driven import run
-from tests.small_federation import SmallFederation, found, one_release
+from tests.small_federation import SmallFederation, found, one_release, over_grid
 from tests.vectors.audit import Federation, audit
-from tests.vectors.audit_release import check_costs, costs
+from tests.vectors.audit_release import check_costs, costs, vectors
 from tests.vectors.make import FOLDER
 from tests.vectors.refusing import Refused
 from tests.vectors.release_vectors import FEDERATIONS, restored
 
-CHOICES = (
-    ReleaseChoices(expected_records=15),
-    ReleaseChoices(expected_records=20_000, head="ridge", epsilon=0.5, regulariser=2.5, gamma=1.0),
+SECTIONS = (
+    one_release(),
+    one_release(
+        ReleaseChoices(expected_records=20_000, head="ridge", epsilon=0.5, regulariser=2.5, gamma=1.0)
+    ),
+    over_grid(),
+    over_grid(GridChoices(alphas=(0.5, 3.0, 20.0), betas=(1.0, 7.5), epsilon=0.3, expected_records=30_000)),
 )
+IDS = ("gda", "ridge-wide", "grid", "grid-wide")
 SECOND = (
     *("audit", "audit_cache", "audit_release", "refusing", "reference"),
     *("make", "mail", "parts", "release", "release_vectors"),
@@ -44,9 +51,9 @@ SECOND = (
 PUBLIC = ("invite.toml", "roster.bin", "countersignatures.bin", "models", "rounds")
 
 
-@pytest.fixture(scope="module", params=CHOICES, ids=["gda", "ridge-wide"])
+@pytest.fixture(scope="module", params=SECTIONS, ids=IDS)
 def played(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> SmallFederation:
-    federation = found(tmp_path_factory.mktemp("audit"), privacy=one_release(request.param))
+    federation = found(tmp_path_factory.mktemp("audit"), privacy=request.param)
     run(federation)
     return federation
 
@@ -68,12 +75,12 @@ def test_the_second_implementation_recomputes_the_cache_of_a_release(
     assert audit(published) == [played.plan.cache.initial_digest, held.record.cache_after]
 
 
-@pytest.mark.parametrize("choices", CHOICES)
+@pytest.mark.parametrize("section", SECTIONS, ids=IDS)
 @pytest.mark.parametrize(("silos", "colluders"), [(3, 0), (5, 1)])
 def test_both_implementations_find_one_cost_of_a_release(
-    tmp_path: Path, choices: ReleaseChoices, silos: int, colluders: int
+    tmp_path: Path, section: ReleasePlan, silos: int, colluders: int
 ) -> None:
-    federation = found(tmp_path, privacy=one_release(choices), records=(9,) * silos, colluders=colluders)
+    federation = found(tmp_path, privacy=section, records=(9,) * silos, colluders=colluders)
     plan = federation.plan
     theirs = cost_of([(mechanism_of(plan), 1)], plan.privacy.delta)
     ours = costs(tomllib.loads((federation.coordinator / "invite.toml").read_text("utf-8"))["plan"])
@@ -101,17 +108,33 @@ def test_a_plan_that_says_less_than_its_release_costs_is_found(published: Path) 
 def test_sums_that_the_record_names_but_not_its_cache_are_found(
     played: SmallFederation, published: Path
 ) -> None:
-    """A bit of the sum here and there is another; the coordinator names that sum and signs."""
+    """The coordinator names another sum than it opened, and signs: of statistics any, of a grid one in which others win."""
     files, folder = CoordinatorFiles.open(played.coordinator), published / "rounds/0001"
     record, _ = open_record((folder / "record.json").read_bytes(), files.plan)
     total = (folder / "aggregate.bin").read_bytes()
-    for at in range(10, len(total), 97):
-        altered = total[:at] + bytes([total[at] ^ 1]) + total[at + 1 :]
+    for altered in _other_sums(total, Federation(published).plan, len(record.cohort)):
         (folder / "aggregate.bin").write_bytes(altered)
         lie = msgspec.structs.replace(record, aggregate_digest=aggregate_digest(altered))
         (folder / "record.json").write_bytes(sign_record(lie, files.state.signing_key()))
         with pytest.raises(Refused, match=r"another cache|beyond what"):
             audit(published)
+
+
+def _other_sums(total: bytes, plan: dict[str, Any], silos: int) -> list[bytes]:
+    if plan["privacy"]["mechanism"] == "statistics":
+        return [total[:at] + bytes([total[at] ^ 1]) + total[at + 1 :] for at in range(10, len(total), 97)]
+    (vector,) = vectors(plan, silos)
+    words = [total[at : at + vector.word_bytes] for at in range(10, len(total), vector.word_bytes)]
+    counts = [int.from_bytes(word, "little", signed=True) for word in words]
+    most, best = max(counts), counts.index(max(counts))
+    others = []
+    for index in range(len(words)):
+        wins = (most + (index > best)).to_bytes(
+            vector.word_bytes, "little", signed=True
+        )  # of equals the first
+        if index != best:
+            others.append(total[:10] + b"".join([*words[:index], wins, *words[index + 1 :]]))
+    return others
 
 
 @pytest.mark.claim("C20")
