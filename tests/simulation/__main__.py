@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.changes import changing, coming_and_going
-from tests.simulation.lies import STRATEGIES
+from tests.simulation.lies import STRATEGIES, a_second_release
+from tests.simulation.mechanisms import MECHANISMS
 from tests.simulation.schedules import fast_folder, play_by_seed, soak
 from tests.simulation.world import Stage, honest
 
-CHOICES = {strategy.__name__: strategy for strategy in (honest, changing, coming_and_going, *STRATEGIES)}
+_ALL = (honest, changing, coming_and_going, a_second_release, *STRATEGIES)
+CHOICES = {strategy.__name__: strategy for strategy in _ALL}
 
 
 def main() -> None:
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--schedules", type=int, default=100)
     parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--strategy", choices=sorted(CHOICES), help="default: by the seed")
+    parser.add_argument("--mechanism", choices=MECHANISMS, help="default: by the seed")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--minutes", type=float, help="play in two processes, at most about so long")
     chosen = parser.parse_args()
@@ -39,14 +42,20 @@ def main() -> None:
         stage = Stage.build(Path(folder), pytest.MonkeyPatch())
         try:
             if chosen.seed is not None:
-                print("\n".join(play_by_seed(stage, chosen.seed, CHOICES.get(chosen.strategy)).events))
+                print(
+                    "\n".join(
+                        play_by_seed(
+                            stage, chosen.seed, CHOICES.get(chosen.strategy), chosen.mechanism
+                        ).events
+                    )
+                )
                 return
             profile, start = cProfile.Profile(), time.process_time()
             if chosen.profile:
                 profile.enable()
             records = events = 0
             for seed in range(chosen.first, chosen.first + chosen.schedules):
-                world = play_by_seed(stage, seed, CHOICES.get(chosen.strategy))
+                world = play_by_seed(stage, seed, CHOICES.get(chosen.strategy), chosen.mechanism)
                 records, events = records + world.records_seen, events + len(world.events)
             profile.disable()
             spent = time.process_time() - start

@@ -14,7 +14,7 @@ import msgspec
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation import letters
-from cachefl_secure.federation.record import genesis
+from cachefl_secure.federation.record import Position, genesis
 from cachefl_secure.names import COORDINATOR, Digest, SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.protocol import wire
@@ -67,9 +67,17 @@ class Scheme:
     """(statement, survivors) -> who signed it."""
 
     @classmethod
-    def open(cls, world: World, cohort: Iterable[SiloId], attempt: int, number: int = 1) -> Scheme:
-        """The manifest, the same to all of the cohort."""
-        template, position = world.template, genesis(world.template.plan)
+    def open(
+        cls,
+        world: World,
+        cohort: Iterable[SiloId],
+        attempt: int,
+        number: int = 1,
+        position: Position | None = None,
+    ) -> Scheme:
+        """The manifest, the same to all of the cohort. ``position``: other than before the first round."""
+        template = world.template
+        position = position or genesis(template.plan)
         names = tuple(sorted(cohort))
         manifest = Manifest(
             plan_digest=plan_digest(template.plan),
@@ -361,6 +369,24 @@ def substituted_keys(world: World) -> None:
             channel = Channel.between(silo, fake.channel_key, victim, theirs.channel_public_key, schedule)
             sealed.append(SealedShare(silo, seal(dealt[victim], channel, schedule)))
         scheme.tell(victim, letters.MASKED_INPUT, ShareDelivery(tuple(holders), tuple(sealed)))
+
+
+def a_second_release(world: World) -> None:
+    """One round to its record, or to a sum that it keeps to itself; then others, to whoever would answer once more."""
+    names, position = _names(world), None
+    if world.rng.random() < 0.5:
+        world.run_coordinator()
+        position = world.undisturbed(lambda: world.chain().position)
+    else:
+        _try(world, _subset(world, names, len(names) - 1), 1)
+    for number in range(2, 2 + world.rng.randint(1, 2)):
+        _restart_some(world)
+        try:
+            scheme = Scheme.open(world, names, 1, number, position)
+        except ConfigError as error:
+            world.note(f"no such attempt: {error}")
+            continue
+        scheme.everything(scheme.all)
 
 
 def two_small_cohorts(world: World) -> None:

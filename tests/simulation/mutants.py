@@ -35,6 +35,7 @@ from cachefl_secure.protocol.silo import SiloSession
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
 from tests.simulation.changes import coming_and_going
 from tests.simulation.lies import (
+    a_second_release,
     a_second_sum_with_those_not_asked,
     different_lists,
     dropped_then_late,
@@ -43,6 +44,15 @@ from tests.simulation.lies import (
     the_same_attempt_again,
     two_small_cohorts,
     two_survivor_sets,
+)
+from tests.simulation.mechanisms import DISTRIBUTED, LOCAL, STATISTICS
+from tests.simulation.release_bugs import (
+    a_record_does_not_end_releases,
+    a_release_is_not_noted,
+    a_release_without_record_does_not_count,
+    a_segment_keeps_masks_towards_dropped_silos,
+    segments_left_unmasked,
+    segments_under_masks_of_the_update,
 )
 from tests.simulation.world import Faults, Strategy, honest
 
@@ -60,10 +70,11 @@ class Mutant:
     """Schedules."""
     faults: Faults | None = None
     """Instead of the seed's."""
+    mechanism: str = LOCAL
 
     @property
     def name(self) -> str:
-        return self.plant.__name__
+        return self.plant.__name__ if self.mechanism == LOCAL else f"{self.plant.__name__}-{self.mechanism}"
 
 
 def no_certificate_check(patch: pytest.MonkeyPatch) -> None:
@@ -390,4 +401,19 @@ MUTANTS = (
     Mutant(certificate_leaves_before_it_is_on_disk, "C2", honest, within=400),
     Mutant(round_given_up_without_a_note, "C2", honest, within=400),
     Mutant(roster_changed_by_one_approval, "C16", coming_and_going),
+    Mutant(a_release_without_record_does_not_count, "C9", a_second_release, mechanism=STATISTICS),
+    Mutant(a_release_is_not_noted, "C9", a_second_release, mechanism=STATISTICS),
+    Mutant(a_record_does_not_end_releases, "C9", a_second_release, mechanism=STATISTICS),
+    Mutant(trained_again_for_a_retry, "C9", honest, mechanism=STATISTICS),
+    Mutant(trained_again_for_a_retry, "C9", honest, mechanism=DISTRIBUTED),
+    Mutant(segments_left_unmasked, "C1", honest, faults=Faults(), within=1, mechanism=STATISTICS),
+    Mutant(segments_under_masks_of_the_update, "C1", honest, faults=Faults(), within=1, mechanism=STATISTICS),
+    Mutant(
+        a_segment_keeps_masks_towards_dropped_silos,
+        "C2",
+        honest,
+        within=200,
+        faults=Faults(lost=0.04),
+        mechanism=STATISTICS,
+    ),
 )

@@ -1,15 +1,17 @@
 """What must hold after every event, and what the other side knows.
 
-I1  a committed sum is the sum of its survivors' updates, each once
+I1  a committed sum is the sum of its survivors' updates, each once: as integers, in every vector of it
 I2  the coordinator with f colluders opens at most one sum over a round's updates, and it holds enough honest ones
-I3  a masked input leaves only if its charge is on disk; no more updates leave than were charged
-I4  a mask seed covers one message
+I3  a masked input leaves only if its charge is on disk, for the plan's mechanism; no more updates leave than were
+    charged
+I4  a mask seed covers one message, and each place of its stream one word of it; every word is covered
 I5  after the faults stop, an honest coordinator gets a record
-I6  charges never disappear from a ledger
+I6  charges never disappear from a ledger, and each adds to both epsilons
 I7  a silo gives one reply to a phase of an attempt, and only named errors come out
 I8  no secret is in a message or in an unsealed file
 I9  of an epoch there is one roster, whoever holds it, approved by a quorum of the one before; no silo is ahead of
     the coordinator or without its key
+I10 with one release, no silo lets a second one go, whatever became of the first, and no second sum comes to be known
 """
 
 from __future__ import annotations
@@ -17,14 +19,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from cachefl_secure.federation import letters
 from cachefl_secure.federation.record import RoundRecord
@@ -38,8 +39,10 @@ from cachefl_secure.protocol.messages import (
     manifest_digest,
 )
 from cachefl_secure.protocol.parameters import RoundParameters
-from cachefl_secure.protocol.vectors import EncodedUpdate
+from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedUpdate
 from tests.simulation.knowledge import Knowledge, Update, smallest
+from tests.simulation.mechanisms import ONE_RELEASE
+from tests.simulation.sums import wrong_sum, wrongly_masked
 
 
 class Violation(AssertionError):
@@ -77,6 +80,8 @@ class Observer:
     """By sizes of cohort and roster."""
     members: int
     """In the first roster."""
+    mechanism: Mapping[str, str]
+    """What every charge must be for, as a ledger says it."""
     roster_sizes: dict[str, int] = field(default_factory=dict)
     """Of rosters that were proposed later, by digest."""
     attempts: dict[str, AttemptView] = field(default_factory=dict)
@@ -125,6 +130,7 @@ class Observer:
         if phase == letters.MASKED_INPUT:
             masked = msgspec.msgpack.decode(_body_of(reply.answer), type=MaskedInput)
             self.knowledge.left.append(self.knowledge.made[masked.words])
+            self._on_release(silo)
             self._on_masked_input(silo, self.attempts[current], request, rounds)
         if phase == letters.UNMASK:
             self._on_shares(silo, self.attempts[current], reply.answer)
@@ -142,13 +148,36 @@ class Observer:
         if len(self.encoded[silo, attempt.manifest.round]) > 1:
             raise Violation("I3", f"{silo} has two updates for one charge")
 
+    @property
+    def is_one_release(self) -> bool:
+        return self.mechanism["kind"] in ONE_RELEASE
+
+    def _on_release(self, silo: SiloId) -> None:
+        """I10, of one silo."""
+        released = {upload.update for upload in self.knowledge.left if upload.update.silo == silo}
+        if self.is_one_release and len(released) > 1:
+            raise Violation("I10", f"{silo} let {len(released)} releases go")
+
     def _charged_rounds(self, silo: SiloId, charged: bytes) -> list[int]:
-        bodies = [body for line in charged.splitlines() if (body := _entry(line)) is not None]
-        rounds = [body["round"] for body in bodies if body["kind"] == "spend"]
+        entries = (body for line in charged.splitlines() if (body := _entry(line)) is not None)
+        spends = [body for body in entries if body["kind"] == "spend"]
+        rounds = [body["round"] for body in spends]
         if len(rounds) < self.charges[silo] or len(set(rounds)) != len(rounds):
             raise Violation("I6", f"{silo} had {self.charges[silo]} charges, now {rounds}")
         self.charges[silo] = len(rounds)
+        for spend in spends:
+            if spend["mechanism"] != self.mechanism:
+                raise Violation("I3", f"{silo} was charged for another mechanism in round {spend['round']}")
+        for view in ("local", "aggregate"):
+            path = [0.0, *(float(s[f"{view}_{when}"]) for s in spends for when in ("before", "after"))]
+            if path[0::2] != [*path[1::2], path[-1]] or not all(a < b for a, b in pairwise(path[0::2])):
+                raise Violation("I6", f"{silo}: {view} epsilon went {path}")
         return rounds
+
+    def sent_rounds(self, ledger: bytes) -> set[int]:
+        """Rounds in which a silo wrote down that its update leaves."""
+        entries = (body for line in ledger.splitlines() if (body := _entry(line)) is not None)
+        return {body["round"] for body in entries if body["kind"] == "sent"}
 
     def _on_shares(self, silo: SiloId, attempt: AttemptView, answer: bytes) -> None:
         # Not as an ``UnmaskShares``: a bug may send what that class refuses.
@@ -158,15 +187,25 @@ class Observer:
                 self.knowledge.revealed.add(share)
                 attempt.revealed[SiloId(owner), kind].add(silo)
 
-    def on_mask(self, silo: SiloId, seeds: Collection[bytes], packed: bytes) -> None:
+    def on_mask(
+        self,
+        silo: SiloId,
+        update: EncodedUpdate,
+        added: Sequence[bytes],
+        subtracted: Sequence[bytes],
+        masked: MaskedUpdate,
+        parameters: RoundParameters,
+    ) -> None:
         """The silo made a masked vector under these seeds."""
-        digest = hashlib.sha256(packed).digest()
-        for seed in seeds:
+        digest = hashlib.sha256(masked.packed.tobytes() + masked.counters.tobytes()).digest()
+        if (wrong := wrongly_masked(update, added, subtracted, masked, parameters)) is not None:
+            raise Violation("I4", f"{silo}: {wrong} is not under its part of the masks")
+        for seed in (*added, *subtracted):
             if self.masks.setdefault((silo, seed), digest) != digest:
                 raise Violation("I4", f"{silo} put one mask on two messages")
 
     def on_encoded(self, silo: SiloId, round_number: int, update: EncodedUpdate) -> None:
-        self.encoded[silo, round_number][update.words.tobytes() + update.counters.tobytes()] = update
+        self.encoded[silo, round_number][update.to_bytes()] = update
 
     def on_record(self, record: RoundRecord, content: bytes) -> None:
         """I1, on the sum that a coordinator committed and silos accepted."""
@@ -178,11 +217,10 @@ class Observer:
             updates.extend(ours.values())
         parameters = self._parameters(len(record.cohort), record.roster_digest)
         self.recorded.append(parameters.roster_size)
-        bits, size = parameters.vector_bits, parameters.vector_bytes
-        total = np.frombuffer(content[:size], parameters.word).astype(np.int64)
-        expected = np.sum([update.words.astype(np.int64) for update in updates], axis=0)
-        if ((total - expected) % (1 << bits)).any():
-            raise Violation("I1", f"round {record.round}: the sum is not that of its survivors")
+        if (wrong := wrong_sum(content, updates, parameters)) is not None:
+            raise Violation("I1", f"round {record.round}: {wrong} is not the sum of its survivors'")
+        if self.is_one_release and len(self.recorded) > 1:
+            raise Violation("I10", f"round {record.round}: the record of a second release")
 
     # --- what is known
 
@@ -222,6 +260,8 @@ class Observer:
         rounds = {column.round for row in rows for column in row if isinstance(column, Update)}
         if len(rows) > len(rounds):
             raise Violation("I2", f"{len(rows)} sums over the updates of {len(rounds)} rounds are known")
+        if self.is_one_release and len(rows) > 1:
+            raise Violation("I10", f"{len(rows)} sums of releases are known")
 
     def _check_enough(
         self, attempt: AttemptView, sums: Collection[frozenset[SiloId]], colluding: int

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.changes import changing, coming_and_going
-from tests.simulation.lies import STRATEGIES
+from tests.simulation.lies import STRATEGIES, a_second_release
+from tests.simulation.mechanisms import ONE_RELEASE, mechanism_of_seed
 from tests.simulation.world import Faults, Stage, Strategy, World, honest, is_honest, play
 
 QUIET = Faults()
@@ -26,14 +27,18 @@ def strategy_of(seed: int) -> Strategy:
         return changing
     if seed % 16 == 9:
         return coming_and_going
-    return honest if seed % 4 else STRATEGIES[seed // 4 % len(STRATEGIES)]
+    more = (a_second_release,) if mechanism_of_seed(seed) in ONE_RELEASE else ()
+    lies = (*STRATEGIES, *more)
+    return honest if seed % 4 else lies[seed // 4 % len(lies)]
 
 
-def play_by_seed(stage: Stage, seed: int, strategy: Strategy | None = None) -> World:
+def play_by_seed(
+    stage: Stage, seed: int, strategy: Strategy | None = None, mechanism: str | None = None
+) -> World:
     """The schedule of this seed; two in three lying coordinators meet a network without faults."""
     chosen = strategy or strategy_of(seed)
     quiet = not is_honest(chosen) and seed % 3
-    return play(stage, seed, chosen, QUIET if quiet else None)
+    return play(stage, seed, chosen, QUIET if quiet else None, mechanism or mechanism_of_seed(seed))
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def fast_folder() -> Path | None:
     return shared_memory if shared_memory.is_dir() else None
 
 
-def soak(first: int, number: int, minutes: float, processes: int = 2, batch: int = 500) -> Played:
+def soak(first: int, number: int, minutes: float, processes: int = 2, batch: int = 1000) -> Played:
     """Up to ``number`` schedules in worker processes, for about so many minutes at most.
 
     Raises:

@@ -2,7 +2,7 @@
 
 The coordinator's exchange is the clock. In it requests are lost, late, doubled, damaged or replayed, silos die
 before, while and after they answer, and replies are lost, damaged or those of another time. No threads, no
-clock, no randomness but the seed's.
+clock but the number of events, no randomness but the seed's.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import random
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TypeVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from cachefl_secure.crypto.sign import SigningKey
-from cachefl_secure.errors import CacheflError, ConfigError, RoundAborted
+from cachefl_secure.errors import CacheflError, ConfigError, PeerError, RoundAborted
+from cachefl_secure.federation import state_dir
 from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.coordinator_round import CoordinatorService
@@ -36,22 +39,29 @@ from cachefl_secure.names import SiloId
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy import append_only
 from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy.mechanism import mechanism_fields, mechanism_of
 from cachefl_secure.protocol import answering, masking
 from cachefl_secure.protocol.masking import Masks
 from cachefl_secure.protocol.messages import Roster
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedUpdate
-from cachefl_secure.updates import PrivateUpdate
+from cachefl_secure.updates import NoisedUpdate
 from tests.simulation.disk import ROOT, Killed, SimDisk
 from tests.simulation.knowledge import Knowledge, Update, Upload
+from tests.simulation.mechanisms import LOCAL, MECHANISMS, drawn_update, privacy_of
 from tests.simulation.observer import Observer, Violation, search_secrets
 from tests.simulation.primitives import SeededTokens, remember_primitives
 from tests.simulation.watching import watch
 from tests.small_federation import SmallFederation, all_entries, found, join_with_random_features
 
+_T = TypeVar("_T")
+
 COORDINATOR_ROOT = "coordinator"
 HEALED, SEARCHED = 5, 50
 """One schedule in so many is healed and must get a record; is searched for secrets. The rest is cheaper."""
+
+NO_SILO_IN_PARTICULAR = "a silo of the cohort"
+"""Whom the coordinator blames for a sum that is out of bounds."""
 
 AFTER_HEALING = 4
 """Rounds that an honest coordinator may need after the faults stop: one to finish or give up, some to retry."""
@@ -73,8 +83,14 @@ class Template:
     colluders: int
 
     @classmethod
-    def found(cls, root: Path, silos: int, colluders: int) -> Template:
-        federation = found(root, records=(12,) * silos, colluders=colluders, epsilon_cap=1e6)
+    def found(cls, root: Path, silos: int, colluders: int, mechanism: str = LOCAL) -> Template:
+        federation = found(
+            root,
+            records=(12,) * silos,
+            privacy=privacy_of(mechanism, silos),
+            colluders=colluders,
+            epsilon_cap=1e6,
+        )
         name = SiloId(f"silo-{silos + 1}")
         newcomer = join_with_random_features(
             root / name, federation.coordinator, name, 12, seed=silos + 1, epsilon_cap=1e6
@@ -162,10 +178,9 @@ class SimSilo:
             self.ledger.close()  # the system drops a dead process's lock
         self.service = self.ledger = None
 
-    def _train(self, *_: object) -> PrivateUpdate:
-        """Another update each time, as with real noise."""
+    def _train(self, *_: object) -> NoisedUpdate:
         self.training += 1
-        return PrivateUpdate(np.random.default_rng(_seed_of(self.name, self.training)).normal(size=128) * 3)
+        return drawn_update(self.files.plan, np.random.default_rng(_seed_of(self.name, self.training)))
 
 
 def _is_legal(plan: FederationPlan, cohort: int, roster: int) -> bool:
@@ -220,6 +235,11 @@ class World:
     """At the coordinator, when the schedule was over."""
     held: set[bytes] = field(default_factory=set)
     """Private keys that a malicious coordinator made itself."""
+    is_quiet: bool = field(init=False)
+    """Nothing went wrong by itself, from the start."""
+
+    def __post_init__(self) -> None:
+        self.is_quiet = self.faults == Faults()
 
     # --- one silo
 
@@ -250,6 +270,8 @@ class World:
         self.answers.append(reply)
         self.observer.on_reply(process.name, phase, content, reply, charged)
         trouble = process.start().take_trouble()
+        if isinstance(trouble, Violation):  # found while the silo was at work
+            raise trouble
         if trouble is not None and not isinstance(trouble, CacheflError | OSError):
             raise Violation("I7", f"{process.name}: {type(trouble).__name__} in {phase}") from trouble
 
@@ -323,10 +345,9 @@ class World:
 
     def run_coordinator(self) -> bool:
         """Starts it, lets it try one round, and says whether a record came of it."""
-        state = StateDir(self.root / COORDINATOR_ROOT)
         try:
-            chain = Chain(state, self.template.plan, read_history(state, self.template.plan))
-            service, attendance = CoordinatorService(state, chain, self), Attendance()
+            chain = self.chain()
+            service, attendance = CoordinatorService(self.state, chain, self), Attendance()
             before = chain.position.round
             ready = service.synchronise(attendance)
             outcome = service.finish_round(attendance) or service.run_round(ready, attendance)
@@ -338,6 +359,8 @@ class World:
         except RoundAborted as aborted:
             self.note(f"round aborted: {aborted}")
         except CacheflError as error:
+            if isinstance(error, PeerError) and error.peer == NO_SILO_IN_PARTICULAR:
+                raise Violation("I1", f"not a sum of what honest silos sent: {error}") from error
             self.note(f"coordinator stops: {type(error).__name__}: {error}")
         finally:
             self.check_records()
@@ -345,17 +368,25 @@ class World:
 
     def check_records(self) -> None:
         """I1 for records that are new at the coordinator, and the same records at the silos."""
-        state, blindness = StateDir(self.root / COORDINATOR_ROOT), self.disk.blindness
-        self.disk.blindness = 0.0  # it is not the coordinator that looks here
         if sum(path.endswith("/record.json") for path in self.disk.seen if "/coordinator/" in path) > (
             self.records_seen
         ):
-            chain = Chain(state, self.template.plan, read_history(state, self.template.plan))
-            for held in chain.verified[self.records_seen :]:
-                name = f"rounds/{held.record.round:04d}/aggregate.bin"
-                self.observer.on_record(held.record, state.read(name))
-            self.records_seen = len(chain.verified)
-        self.disk.blindness = blindness
+            self.undisturbed(self._check_new_records)
+
+    def _check_new_records(self) -> None:
+        chain = self.chain()
+        for held in chain.verified[self.records_seen :]:
+            name = f"rounds/{held.record.round:04d}/aggregate.bin"
+            self.observer.on_record(held.record, self.state.read(name))
+        self.records_seen = len(chain.verified)
+
+    def undisturbed(self, look: Callable[[], _T]) -> _T:
+        """Not the coordinator looks at its disk, but the simulation."""
+        blindness, self.disk.blindness = self.disk.blindness, 0.0
+        try:
+            return look()
+        finally:
+            self.disk.blindness = blindness
 
     # --- the whole
 
@@ -369,10 +400,37 @@ class World:
         self.note("healed")
 
     def finish(self) -> None:
-        """I5."""
+        """I5. One release is enough, and faults may lose it: a silo that let its go in a round that is over has no other."""
         self.heal()
-        if not any(self.run_coordinator() for _ in range(AFTER_HEALING)):
+        is_recorded = self.template.plan.is_one_release and self.records_seen > 0
+        if not is_recorded and not any(self.run_coordinator() for _ in range(AFTER_HEALING)):
+            if self.template.plan.is_one_release and not self.is_quiet and self._is_release_lost():
+                self.note("the release is lost")
+                return
             raise Violation("I5", "no record after the faults stopped")
+
+    def _is_release_lost(self) -> bool:
+        chain = self.chain()
+        number = CoordinatorService(self.state, chain, self).next_round()
+        members = set(chain.roster.public_keys)
+        gone = {name for name in members if self._sent(name) - {number}}
+        least = self.template.parameters[len(members), len(members)].minimum_survivors
+        return len(members - gone) < least
+
+    def _sent(self, silo: SiloId) -> set[int]:
+        """Rounds in which the silo's ledger lets an update leave."""
+        return self.observer.sent_rounds(
+            self.disk.safe_content(self.silos[silo].files.state.path(LEDGER_FILE))
+        )
+
+    @property
+    def state(self) -> StateDir:
+        """The coordinator's."""
+        return StateDir(self.root / COORDINATOR_ROOT)
+
+    def chain(self) -> Chain:
+        """As the coordinator reads it now."""
+        return Chain(self.state, self.template.plan, read_history(self.state, self.template.plan))
 
     def check(self) -> None:
         """I2, over all that was said."""
@@ -386,24 +444,33 @@ class World:
         self.events.append(event)
 
 
+def _clock(seconds: Callable[[], int]) -> SimpleNamespace:
+    """In the place of ``datetime`` where files get their times."""
+    return SimpleNamespace(now=lambda zone: datetime(2026, 1, 1, tzinfo=zone) + timedelta(seconds=seconds()))
+
+
 @dataclass
 class Stage:
     """What a process needs to play schedules: templates, remembered primitives, patched seams."""
 
     root: Path
     tokens: SeededTokens
-    templates: list[Template]
+    templates: dict[str, list[Template]]
+    """By mechanism; three silos and four are played twice as often as five."""
     patch: pytest.MonkeyPatch
     world: World | None = None
 
     @classmethod
     def build(cls, root: Path, patch: pytest.MonkeyPatch) -> Stage:
         tokens = remember_primitives(patch)
-        sizes = ((3, 0), (3, 0), (4, 1), (4, 1), (5, 1))
-        templates = [
-            Template.found(root / f"template-{number}", silos, colluders)
-            for number, (silos, colluders) in enumerate(sizes)
-        ]
+        patch.setattr(state_dir, "datetime", _clock(lambda: 0))
+        templates = {}
+        for mechanism in MECHANISMS:
+            three, four, five = (
+                Template.found(root / f"{mechanism}-{silos}", silos, colluders, mechanism)
+                for silos, colluders in ((3, 0), (4, 1), (5, 1))
+            )
+            templates[mechanism] = [three, three, four, four, five]
         stage = cls(root, tokens, templates, patch)
         stage._watch()
         return stage
@@ -417,13 +484,12 @@ class Stage:
         ) -> MaskedUpdate:
             masked = mask(update, masks, parameters, content=content)
             if self.world is not None:
-                seeds = [seed.reveal() for seed in (*masks.added, *masks.subtracted)]
-                sent, silo = masked.packed.tobytes() + masked.counters.tobytes(), self._acting()
-                self.world.observer.on_mask(silo, seeds, sent)
-                self.world.observer.knowledge.made[masked.packed.tobytes()] = Upload(
-                    Update(silo, self._round_of(silo), update.words.tobytes()),
-                    tuple(seed.reveal() for seed in masks.added),
-                    tuple(seed.reveal() for seed in masks.subtracted),
+                added = tuple(seed.reveal() for seed in masks.added)
+                subtracted = tuple(seed.reveal() for seed in masks.subtracted)
+                observer, silo = self.world.observer, self._acting()
+                observer.on_mask(silo, update, added, subtracted, masked, parameters)
+                observer.knowledge.made[masked.packed.tobytes()] = Upload(
+                    Update(silo, self._round_of(silo), update.to_bytes()), added, subtracted
                 )
             return masked
 
@@ -444,11 +510,13 @@ class Stage:
         watch(self.patch, current)
         self.patch.setattr(answering, "mask", watched_mask)
         self.patch.setattr(SealedUpdate, "encoding", watched_encoding)
-        records = self.templates[0].silos[SiloId("silo-1")].records()
+        records = self.templates[LOCAL][0].silos[SiloId("silo-1")].records()
         self.patch.setattr(SiloFiles, "records", lambda files, view=0: records)
         # One process plays all parties, one at a time: the file lock says nothing here, and costs.
         self.patch.setattr(append_only, "locked", lambda path: SimpleNamespace(release=lambda: None))
         self.patch.setattr(StateDir, "lock", lambda state, name="": contextlib.nullcontext())
+        # Whether two notes were written within one second must not decide what a torn disk leaves of them.
+        self.patch.setattr(state_dir, "datetime", _clock(self._events))
         handle = SiloService.handle
 
         def acting(service: SiloService, phase: str, content: bytes) -> bytes:
@@ -456,6 +524,9 @@ class Stage:
             return handle(service, phase, content)
 
         self.patch.setattr(SiloService, "handle", acting)
+
+    def _events(self) -> int:
+        return 0 if self.world is None else len(self.world.events)
 
     _actor: SiloService | None = None
 
@@ -467,10 +538,10 @@ class Stage:
         assert self._actor is not None
         return self._actor._running().manifest.round
 
-    def new_world(self, seed: int, faults: Faults | None = None) -> World:
+    def new_world(self, seed: int, faults: Faults | None = None, mechanism: str = LOCAL) -> World:
         """A fresh federation for one schedule. Close it before the next one."""
         rng = random.Random(seed)
-        template = self.templates[rng.randrange(len(self.templates))]
+        template = rng.choice(self.templates[mechanism])
         root = Path(ROOT)
         self.tokens.restart(seed)
         faults = faults or Faults.draw(rng)
@@ -487,7 +558,8 @@ class Stage:
             return SimSilo(files.silo, replace(files, state=StateDir(root / files.state.root.name)))
 
         silos = {name: process(files) for name, files in template.silos.items()}
-        observer = Observer(template.parameters, len(template.roster.members))
+        charged = mechanism_fields(mechanism_of(template.plan))
+        observer = Observer(template.parameters, len(template.roster.members), charged)
         newcomer = process(template.newcomer)
         self.world = World(template, seed, root, rng, faults, disk, silos, newcomer, observer)
         return self.world
@@ -520,13 +592,19 @@ def is_honest(strategy: Strategy) -> bool:
     return strategy.__name__ in ("honest", "changing", "coming_and_going")
 
 
-def play(stage: Stage, seed: int, strategy: Strategy = honest, faults: Faults | None = None) -> World:
+def play(
+    stage: Stage,
+    seed: int,
+    strategy: Strategy = honest,
+    faults: Faults | None = None,
+    mechanism: str = LOCAL,
+) -> World:
     """One schedule to its end, every invariant checked.
 
     Raises:
         Violation: with the seed and the last events.
     """
-    world = stage.new_world(seed, faults)
+    world = stage.new_world(seed, faults, mechanism)
     try:
         try:
             _play(stage, world, strategy)
@@ -535,7 +613,9 @@ def play(stage: Stage, seed: int, strategy: Strategy = honest, faults: Faults | 
         except Exception as error:
             raise Violation("I7", f"{type(error).__name__} got out: {error}") from error
     except Violation as violation:
-        violation.add_note(f"seed {seed}, {strategy.__name__}: {len(world.events)} events, the last ones:")
+        violation.add_note(
+            f"seed {seed}, {mechanism}, {strategy.__name__}: {len(world.events)} events, the last ones:"
+        )
         for event in world.events[-30:]:
             violation.add_note(f"  {event}")
         raise

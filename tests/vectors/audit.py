@@ -5,6 +5,9 @@ cache's arithmetic by hand, Ed25519 from pyca. It reads complete-graph federatio
 
     invite.toml, roster.bin, countersignatures.bin, models/0000.safetensors, rounds/*/{record.json,aggregate.bin}
     rosters/0002.bin, rosters/0002.countersignatures.bin and so on, if the roster changed
+    models/0007.safetensors     the cache after the last round, if it is there
+
+Of a plan of one release also its epsilons (``audit_release``), and that there is no second.
 
 ``python -m tests.vectors.audit DIRECTORY`` prints the digest of every cache.
 """
@@ -13,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -24,16 +26,10 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from tests.vectors.audit_cache import Cache, Server
+from tests.vectors.audit_release import ONE_RELEASE, Sums, check_costs, chosen
 from tests.vectors.reference import COORDINATOR, PROTOCOL, _map, msgpack, named
-
-
-class Refused(Exception):
-    """What a check found."""
-
-
-def require(holds: bool, what: str) -> None:
-    if not holds:
-        raise Refused(what)
+from tests.vectors.refusing import Refused, require
 
 
 def check_signature(key: str, purpose: str, message: bytes, signature: bytes) -> None:
@@ -94,47 +90,6 @@ def read_msgpack(raw: bytes) -> Any:
     found = value()
     require(at == len(raw), "bytes after MessagePack")
     return found
-
-
-class Cache:
-    """Keys as float32 numbers; all else as the bytes that its digest is over."""
-
-    def __init__(self, raw: bytes) -> None:
-        size = int.from_bytes(raw[:8], "little")
-        header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
-        fields = json.loads(header["__metadata__"]["cachefl-secure"])
-        self.scalars = b"".join(
-            len(part).to_bytes(8, "big") + part
-            for part in (struct.pack(">d", float(fields[n])) for n in ("alpha", "beta", "logit_scale"))
-        )
-        self.origin = [fields[f"origin_{n}"] for n in ("kind", "name", "licence", "manifest_digest")]
-
-        def content(name: str) -> bytes:
-            begin, end = header[name]["data_offsets"]
-            return bytes(data[begin:end])
-
-        self.labels, self.text = content("key_labels"), content("text_classifier")
-        keys = content("cache_keys")
-        self.classes = struct.unpack(f"<{len(self.labels) // 8}q", self.labels)
-        self.shape = (*header["cache_keys"]["shape"], header["text_classifier"]["shape"][0])
-        self.keys = struct.unpack(f"<{len(keys) // 4}f", keys)
-
-    @property
-    def digest(self) -> str:
-        rows, width, classes = self.shape
-        sizes = [size.to_bytes(8, "big") for size in (rows, classes, width)]
-        scalars = [self.scalars[i + 8 : i + 16] for i in (0, 16, 32)]
-        packed = struct.pack(f"<{len(self.keys)}f", *self.keys)
-        tensors = (packed, self.labels, self.text)
-        return named("cachefl-secure/cache/1", *sizes, *scalars, *tensors, *self.origin)
-
-    def add(self, update: list[float]) -> None:
-        """In double precision, rounded once to single. A row for every key, or for every class."""
-        width = self.shape[1]
-        if len(update) != len(self.keys):
-            update = [x for c in self.classes for x in update[c * width : (c + 1) * width]]
-        total = [key + change for key, change in zip(self.keys, update, strict=True)]
-        self.keys = struct.unpack(f"<{len(total)}f", struct.pack(f"<{len(total)}f", *total))
 
 
 @dataclass
@@ -219,6 +174,10 @@ class Federation:
         for _, silo, digest, signature in approvals:
             check_signature(old.keys[silo], "cachefl-secure/roster-approval/1", digest.encode(), signature)
 
+    @property
+    def is_one_release(self) -> bool:
+        return self.plan["privacy"]["mechanism"] in ONE_RELEASE
+
     def encoding(self, silos: int) -> tuple[float, int, int, int]:
         """(grid step, largest entry, largest noise in a sum, bytes of a word) of a cohort of so many silos."""
         privacy, tail = self.plan["privacy"], 0
@@ -262,33 +221,6 @@ class Federation:
         return length * (privacy["clip_norm"] / unit), clamp, noise
 
 
-class Server:
-    """What becomes of each round's mean update, number by number."""
-
-    def __init__(self, section: dict[str, Any], entries: int) -> None:
-        self.section, self.first = section, [0.0] * entries
-        self.second = [section.get("epsilon", 0.0) * section.get("epsilon", 0.0)] * entries
-
-    def change(self, mean: list[float]) -> list[float]:
-        section = self.section
-        match section["optimizer"]:
-            case "mean":
-                return mean
-            case "momentum":
-                pairs = zip(self.first, mean, strict=True)
-                self.first = [section["momentum"] * before + each for before, each in pairs]
-                return [section["rate"] * each for each in self.first]
-            case "adam":
-                b1, b2 = section["beta1"], section["beta2"]
-                self.first = [b1 * m + (1 - b1) * each for m, each in zip(self.first, mean, strict=True)]
-                self.second = [
-                    b2 * v + (1 - b2) * (each * each) for v, each in zip(self.second, mean, strict=True)
-                ]
-                both = zip(self.first, self.second, strict=True)
-                return [section["rate"] * m / (math.sqrt(v) + section["epsilon"]) for m, v in both]
-        raise Refused("an optimizer of another version")
-
-
 def audit(root: Path) -> list[str]:
     """Digests of all caches, the first one included, each recomputed.
 
@@ -297,6 +229,7 @@ def audit(root: Path) -> list[str]:
     """
     agreed, cache = Federation(root), Cache((root / "models/0000.safetensors").read_bytes())
     require(cache.digest == agreed.plan["cache"]["initial_digest"], "another initial cache")
+    require(not cache.sums, "an initial cache with sums")
     last, number, digests = named("cachefl-secure/genesis/1", agreed.plan_digest), 0, [cache.digest]
     epoch, server = 1, Server(agreed.plan["server"], math.prod(agreed.rows_and_dimension()))
     for folder in sorted(path for path in (root / "rounds").iterdir() if (path / "record.json").exists()):
@@ -305,16 +238,25 @@ def audit(root: Path) -> list[str]:
         check_signature(agreed.coordinator, "cachefl-secure/record/1", body, signature)
         record = json.loads(body)
         require(record["round"] > number and record["previous_record"] == last, "not the next record")
+        require(number == 0 or not agreed.is_one_release, "a second release")
         require(record["cache_before"] == cache.digest, "starts from another cache")
         require(record["roster_digest"] in agreed.rosters, "another roster")
         roster = agreed.rosters[record["roster_digest"]]
         require(roster.epoch >= epoch and roster.is_countersigned, "a roster that was over, or never begun")
         certified(record, agreed, roster)
         epoch = roster.epoch
-        cache.add(server.change(mean(record, (folder / "aggregate.bin").read_bytes(), agreed)))
+        total = (folder / "aggregate.bin").read_bytes()
+        require(named("cachefl-secure/aggregate/1", total) == record["aggregate_digest"], "another sum")
+        if agreed.is_one_release:
+            release(record, total, agreed, cache)
+        else:
+            cache.add(server.change(mean(record, total, agreed)))
         require(cache.digest == record["cache_after"], "the sum gives another cache")
         last, number = named("cachefl-secure/record-digest/1", body), record["round"]
         digests.append(cache.digest)
+    if number and (path := root / f"models/{number:04d}.safetensors").exists():
+        kept = Cache(path.read_bytes())
+        require(kept.digest == cache.digest, "the cache that is kept is another one")
     return digests
 
 
@@ -354,7 +296,6 @@ def mean(record: dict[str, Any], total: bytes, agreed: Federation) -> list[float
     entries = math.prod(agreed.rows_and_dimension())
     silos, survivors = len(record["cohort"]), len(record["survivors"])
     step, largest, tail, width = agreed.encoding(silos)
-    require(named("cachefl-secure/aggregate/1", total) == record["aggregate_digest"], "another sum")
     require(len(total) == entries * width + 8, "a sum of another size")
     words = [
         int.from_bytes(total[i : i + width], "little", signed=True) for i in range(0, entries * width, width)
@@ -363,6 +304,18 @@ def mean(record: dict[str, Any], total: bytes, agreed: Federation) -> list[float
     saturated, most = int.from_bytes(total[-8:], "little"), 0 if tail else silos * entries
     require(saturated == record["saturated"] <= most, "another count of clamped entries")
     return [word * step / survivors for word in words]
+
+
+def release(record: dict[str, Any], total: bytes, agreed: Federation, cache: Cache) -> None:
+    """The cache keeps the sums of statistics, or takes the pair that a grid's counts choose."""
+    survivors = len(record["survivors"])
+    check_costs(agreed.plan)
+    sums = Sums.read(agreed.plan, total, len(record["cohort"]), survivors)
+    require(sums.clamped == record["saturated"], "another count of clamped entries")
+    if agreed.plan["privacy"]["mechanism"] == "grid":
+        cache.alpha, cache.beta = chosen(agreed.plan, sums.numbers[0])
+    else:
+        cache.sums = sums.pieces(agreed.plan, survivors)
 
 
 if __name__ == "__main__":

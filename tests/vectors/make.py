@@ -8,6 +8,7 @@ derivations.json                secrets derived for every purpose
 shares.json                     secrets, coefficients' seed, and the shares of some places
 round_n5_drop1.json ...         a whole attempt: everything given, every message, the sum
 parcels.json, contact_cards.json, join_requests.json, and each with _bad_read: what lies in a shared place
+release_n4_drop1.json ...       what a coordinator publishes of one release of statistics; with _bad_published lies about it
 round_n6_drop1_bad_<phase>.json messages with one thing wrong each, and the error that they must end in
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.protocol import reference as slow
-from tests.vectors import mail
+from tests.vectors import mail, release_vectors
 from tests.vectors.parts import primitives
 from tests.vectors.reference import (
     COORDINATOR,
@@ -285,7 +286,7 @@ def special(played: RoundReference, phase: str, silo: str) -> dict[str, tuple[by
 
 def everything() -> dict[str, dict[str, Any]]:
     """File name, without .json, -> content."""
-    files = primitives() | mail.everything()
+    files = primitives() | mail.everything() | release_vectors.everything()
     for name in ROUNDS:
         played, files[name] = build(name)
         if name == BAD_OF:

@@ -18,7 +18,8 @@ from cachefl_secure.plan import Trained, plan_digest
 from cachefl_secure.server_plan import FEDAVG, AdamServer, MomentumServer, ServerPlan
 from cachefl_secure.transport.local_federation import run_local_rounds
 from tests.small_federation import SmallFederation, found, small_privacy
-from tests.vectors.audit import Refused, audit, canonical
+from tests.vectors.audit import audit, canonical
+from tests.vectors.refusing import Refused
 
 PUBLIC = ("invite.toml", "roster.bin", "countersignatures.bin", "models/0000.safetensors")
 

@@ -34,7 +34,8 @@ from tests.changing import (
     without_silo,
 )
 from tests.small_federation import SmallFederation, found
-from tests.vectors.audit import Refused, audit
+from tests.vectors.audit import audit
+from tests.vectors.refusing import Refused
 
 FOUR = ("silo-1", "silo-2", "silo-3", "silo-4")
 
