@@ -137,13 +137,13 @@ _LANES = 64
 def _inner_products(features: Tensor, rows: Tensor) -> Tensor:
     """(b, n): features (b, C) times rows (n, C), contiguous, padded with zeros to whole lanes.
 
-    In odd shapes a matrix product gives the same row other last bits at another place in the batch, and then
-    one record's gradient would depend on how many stand before it. ``privacy.training`` tries it out before it trains.
+    In odd shapes a matrix product gives the same row other last bits at another place in the batch or in memory, and
+    then one record's gradient would depend on how many stand before it. ``privacy.training`` tries it out before it trains.
     """
-    missing = -features.shape[1] % _LANES
     n, more = len(rows), -len(rows) % _LANES
-    if missing or more:
-        features, rows = functional.pad(features, (0, missing)), functional.pad(rows, (0, missing, 0, more))
+    features, rows = _whole_lanes(features), _whole_lanes(rows)
+    if more:
+        rows = functional.pad(rows, (0, 0, 0, more))
     products = features @ rows.T
     return products[:, :n].contiguous() if more else products
 
@@ -210,7 +210,7 @@ def _activations_and_logits(
     model: CacheModel, features: Tensor, key_rows: KeyRows | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A (b, NK), its sums by class (b, N), and the logits (b, N)."""
-    activations = _activations(model, features, key_rows)
+    activations = _activations(model, features, key_rows or model.cache_keys.__getitem__)
     text_logits = _inner_products(features, model.text_classifier.to(features)).mul_(model.logit_scale)
     if (images := _images_per_class(model)) is not None:
         by_class = activations.view(len(features), model.number_of_classes, images).sum(dim=2)
@@ -224,16 +224,24 @@ def _activations_and_logits(
     return activations, by_class, scores
 
 
-def _activations(model: CacheModel, features: Tensor, key_rows: KeyRows | None) -> Tensor:
-    """(b, NK): exp(-beta (1 - affinity)), in two passes over as many numbers."""
-    offset = features.new_tensor(-model.beta)
-    if key_rows is None:
-        return torch.addmm(offset, features, model.cache_keys.to(features).T, alpha=model.beta).exp_()
+def _activations(model: CacheModel, features: Tensor, key_rows: KeyRows) -> Tensor:
+    """(b, NK): exp(-beta (1 - affinity)), in two passes over as many numbers. Padded as ``_inner_products`` is."""
+    offset, padded = features.new_tensor(-model.beta), _whole_lanes(features)
     activations = features.new_empty(len(features), model.number_of_keys)
     for rows in row_blocks(model.cache_keys):
-        keys = key_rows(rows).to(features)
-        torch.addmm(offset, features, keys.T, alpha=model.beta, out=activations[:, rows])
+        keys, block = _whole_lanes(key_rows(rows).to(features)), activations[:, rows]
+        if more := -len(keys) % _LANES:
+            keys = functional.pad(keys, (0, 0, 0, more))
+            block.copy_(torch.addmm(offset, padded, keys.T, alpha=model.beta)[:, : block.shape[1]])
+        else:
+            torch.addmm(offset, padded, keys.T, alpha=model.beta, out=block)
     return activations.exp_()
+
+
+def _whole_lanes(rows: Tensor) -> Tensor:
+    """(n, C) with zeros behind, so that C is a multiple of ``_LANES``: then every row begins at a like address."""
+    missing = -rows.shape[1] % _LANES
+    return functional.pad(rows, (0, missing)) if missing else rows
 
 
 @lru_cache(maxsize=4)

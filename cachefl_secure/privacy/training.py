@@ -48,6 +48,9 @@ from cachefl_secure.updates import NoisedUpdate, PrivateUpdate, ScaledUpdate
 _CHUNK_RECORDS = 128
 """Without privacy: records whose ``a`` (as many numbers as rows are trained) and affinities (NK) are in memory at once."""
 
+_SHIFTS = 4
+"""Places that a batch is moved by when it is tried out: addresses repeat after so many float32 in 16 bytes."""
+
 
 def train_privately(
     cache: CacheModel,
@@ -124,7 +127,7 @@ def check_rows_alike(
     """Before the charge: that a record's gradient does not depend on its place in a batch, bit for bit, in these shapes.
 
     What one more record may change is one gradient; if others moved with it, by one place, and came out differently,
-    the sum would change by more than is accounted for. Tried on a batch and the same batch one place further.
+    the sum would change by more than is accounted for. Tried on a batch and the same batch one to four places further.
 
     Raises:
         ConfigError: they do depend on it. Train on another device.
@@ -143,15 +146,23 @@ def _rows_alike(shape: tuple[bytes, int, int], chunk: int, device: str, trained:
     labels = torch.from_numpy(np.frombuffer(raw, "<i8").astype(np.int64))
     keys = len(labels)
     random = torch.Generator().manual_seed(0)
-    rows = normalize(torch.randn(keys + classes + chunk + 1, dim, generator=random), dim=1)
+    rows = normalize(torch.randn(keys + classes + chunk + _SHIFTS, dim, generator=random), dim=1)
     model = CacheModel(
         rows[:keys], labels, rows[keys : keys + classes], alpha=16.0, beta=5.5, logit_scale=100.0
     )
-    features, wanted = rows[keys + classes :].to(device), (torch.arange(chunk + 1) % classes).to(device)
     key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
-    first = rank_one_gradient(model, features[:-1], wanted[:-1], trained, key_rows)
-    shifted = rank_one_gradient(model, features[1:], wanted[1:], trained, key_rows)
-    return torch.equal(first[1:], shifted[:-1])
+    features, wanted = rows[keys + classes :], torch.arange(chunk + _SHIFTS) % classes
+
+    def gradients(first: int) -> Tensor:
+        """In memory of their own, as training has them: a view of others' would keep every row at its address."""
+        batch = slice(first, first + chunk)
+        some, theirs = features[batch].clone().to(device), wanted[batch].to(device)
+        return rank_one_gradient(model, some, theirs, trained, key_rows)
+
+    unmoved = gradients(0)
+    return all(
+        torch.equal(unmoved[shift:], gradients(shift)[: chunk - shift]) for shift in range(1, _SHIFTS + 1)
+    )
 
 
 def _check_records(cache: CacheModel, records: FeatureSet) -> None:

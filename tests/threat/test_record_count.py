@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from cachefl_secure.cache import model
 from cachefl_secure.cache.features import FeatureSet
-from cachefl_secure.cache.model import affinity_gradient, cache_digest, cache_to_bytes
+from cachefl_secure.cache.heads import rank_one_gradient
+from cachefl_secure.cache.model import CacheModel, affinity_gradient, cache_digest, cache_to_bytes
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.chain import install_initial_cache
 from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.plan import Trained
 from cachefl_secure.privacy.mechanism import DistributedMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.training import (
@@ -191,35 +193,67 @@ def test_torch_threads_and_seeds_are_not_touched_by_training() -> None:
 
 
 @pytest.mark.claim("C7")
+@pytest.mark.parametrize("trained", ["keys", "class_residual"])
 @pytest.mark.parametrize(
     ("classes", "images", "dim"),
-    [(10, 4, 65), (7, 16, 511), (11, 4, 513), (10, 1, 50), (2, 1, 3), (100, 4, 512)],
+    [
+        (10, 4, 65),
+        (7, 16, 511),
+        (11, 4, 513),
+        (10, 1, 50),
+        (2, 1, 3),
+        (100, 4, 512),
+        (5, 2, 33),
+        (100, 2, 514),  # the last block of keys has eight rows
+        (37, 9, 130),
+    ],
 )
 def test_a_records_gradient_does_not_depend_on_its_place_in_the_batch(
-    classes: int, images: int, dim: int
+    classes: int, images: int, dim: int, trained: Trained
 ) -> None:
-    """In odd shapes a bare product gives most rows other last bits one place further, and a removed record moves all."""
-    cache, records = cache_of(classes, images, dim), records_of(257, classes, dim)
-    first, shifted = (
-        affinity_gradient(cache, records.features[part], records.labels[part])
-        for part in (slice(0, 256), slice(1, 257))
-    )
-    assert torch.equal(first[1:], shifted[:-1])
+    """In odd shapes a bare product gives rows other last bits at another place or address, and a removed record moves all."""
+    cache, records = cache_of(classes, images, dim), records_of(260, classes, dim)
+
+    def gradients(first: int) -> torch.Tensor:
+        batch = slice(first, first + 256)  # in memory of its own, as training has it
+        return rank_one_gradient(cache, records.features[batch].clone(), records.labels[batch], trained)
+
+    unmoved = gradients(0)
+    for shift in range(1, 5):
+        assert torch.equal(unmoved[shift:], gradients(shift)[: 256 - shift])
+
+
+def test_a_gradient_has_the_same_bits_alone_and_among_others_in_any_order() -> None:
+    cache, records = cache_of(5, 2, 33), records_of(64, 5, 33)
+
+    def gradients(order: torch.Tensor) -> torch.Tensor:
+        features, labels = torch.zeros(128, 33), torch.zeros(128, dtype=torch.int64)
+        features[: len(order)], labels[: len(order)] = records.features[order], records.labels[order]
+        return affinity_gradient(cache, features, labels)[: len(order)]
+
+    together = gradients(torch.arange(64))
+    for order in (torch.arange(63, -1, -1), torch.tensor([7]), torch.tensor([9, 1, 40])):
+        assert torch.equal(gradients(order), together[order])
 
 
 @pytest.mark.claim("C7", "C9")
-def test_a_device_whose_gradients_depend_on_the_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_rows_alike(cache_of(), distributed(), "cpu")
-    genuine = model._inner_products
+@pytest.mark.parametrize("by", ["row", "address"])
+def test_a_device_whose_gradients_depend_on_the_place_is_refused(
+    monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    narrow = distributed(dimension=10 * 33)
+    check_rows_alike(cache_of(5, 2, 33), narrow, "cpu")
+    genuine = model._activations
 
-    def last_bits(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        products = genuine(features, rows)
-        return products + 1e-7 * torch.arange(len(products)).unsqueeze(1)
+    def last_bits(cache: CacheModel, features: torch.Tensor, key_rows: model.KeyRows) -> torch.Tensor:
+        rows = torch.arange(len(features)).unsqueeze(1)
+        address = (features.data_ptr() // 4 + rows * features.shape[1]) % 4
+        return genuine(cache, features, key_rows) + 1e-7 * (rows if by == "row" else address)
 
-    monkeypatch.setattr(model, "_inner_products", last_bits)
+    monkeypatch.setattr(model, "_activations", last_bits)
     _rows_alike.cache_clear()
     with pytest.raises(ConfigError, match="depends on its place in a batch"):
-        check_rows_alike(cache_of(), distributed(), "cpu")
+        check_rows_alike(cache_of(5, 2, 33), narrow, "cpu")
     _rows_alike.cache_clear()
 
 
