@@ -44,12 +44,15 @@ def apply_aggregate(
 
 
 def chosen_pair(model: CacheModel, cache: CachePlan, section: GridPlan) -> tuple[float, float]:
-    """(alpha, beta), as the plan writes them, of the cache after a grid's round."""
-    return next(
-        (alpha, beta)
-        for alpha, beta in section.pairs
-        if (cache.in_model(alpha), beta) == (model.alpha, model.beta)
-    )
+    """(alpha, beta), as the plan writes them, of the cache after a grid's round.
+
+    Raises:
+        ValueError: the cache has none of the grid's pairs, so it is of no such round.
+    """
+    for alpha, beta in section.pairs:
+        if (cache.in_model(alpha), beta) == (model.alpha, model.beta):
+            return alpha, beta
+    raise ValueError("a cache with none of the grid's pairs")
 
 
 def released_sums(

@@ -126,11 +126,17 @@ def with_least_noise(
         alone = noise_multiplier_for(epsilon, section.delta, 1.0, steps, slack=hardly)
         return alone / math.sqrt(shares)
 
-    noise = upward(max(noise_for(view) for view in View), 5)
+    deciding = max(View, key=noise_for)
+    noise = upward(noise_for(deciding), 5)
     while not cost(noise).within(targets):
         noise = upward(noise * 1.0005, 5)
     local = min(section.epsilon_local, upward(cost(noise).local, 4))
     made = msgspec.structs.replace(
         section, noise_multiplier=noise, epsilon_local=local, rdp_order=ORDER_BESIDE_TRAINING
     )
-    return checked(lambda: made)
+    try:
+        return checked(lambda: made)
+    except ConfigError:  # all else was checked as a draft
+        choice = "epsilon" if deciding is View.AGGREGATE else "epsilon_local"
+        reason = f"{targets.of(deciding):g} asks for more noise than a plan may hold; raise it"
+        raise ConfigError(OPTIONS, choice, reason) from None

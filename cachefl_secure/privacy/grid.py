@@ -13,8 +13,8 @@ which have one sum in every order:
 Only then come two multiplications and an addition for each class, one after another, which IEEE rounds in one way; and
 the first of the largest. That may differ from ``cache.model.logits`` where those are equal to about 1 in 10,000.
 
-A record adds ``step`` to the count of every pair that is right about it. With G pairs ``G step^2 <= unit^2``, checked in
-whole numbers, so one record changes the vector of counts by at most ``unit`` in L2, exactly. To each count a silo adds
+A record adds ``step`` to the count of every pair that is right about it. With G pairs ``G step^2 <= unit^2`` in whole
+numbers (``grid_layout.step_of``), so one record changes the vector of counts by at most ``unit`` in L2, exactly. To each count a silo adds
 its share of discrete Gaussian noise. Zero records release noise only; a record whose feature is not finite or has no length
 counts as absent.
 """
@@ -59,8 +59,6 @@ def check_grid(model: CacheModel, pairs: Pairs, mechanism: GridMechanism) -> Non
         raise ValueError(f"the mechanism is for {mechanism.dimension} pairs, these are {len(pairs)}")
     if model.number_of_keys > _MOST_KEYS or model.sums is not None:
         raise ValueError("a grid is over alpha and beta of a cache of keys alone")
-    if len(pairs) * mechanism.step**2 > mechanism.unit**2:
-        raise ValueError("one record would change the counts by more than the unit")
 
 
 def release_grid(

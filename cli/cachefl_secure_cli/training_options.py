@@ -73,7 +73,7 @@ def alpha_beta_source(text: str) -> AlphaBetaSource:
     if text == LEAVE_ONE_OUT:
         return "leave-one-out"
     if text.startswith(GRID) and text != GRID:
-        return Path(text.removeprefix(GRID))
+        return Path(text.removeprefix(GRID)).expanduser()
     raise ConfigError(
         "--alpha-beta", "", f"{text!r} is none of given, table, leave-one-out and grid:DIRECTORY"
     )

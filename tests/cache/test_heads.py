@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cachefl_secure.cache.heads import moved, rank_one_gradient, row_of_key, trained_rows
-from cachefl_secure.cache.model import CacheModel, cache_digest, with_keys
+from cachefl_secure.cache.model import CacheModel, cache_digest, row_blocks, with_keys
 from cachefl_secure.plan import Trained
 
 BOTH: tuple[Trained, ...] = ("keys", "class_residual")
@@ -103,6 +103,17 @@ def test_keys_that_come_a_few_at_a_time_give_the_gradient_of_all_together(traine
         rank_one_gradient(model, features, wanted, trained, some), whole, rtol=1e-4, atol=1e-7
     )
     assert [(rows.start, rows.stop) for rows in asked] == [(0, 512), (512, 1024), (1024, 1040)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "width", "ends"), [(3000, 100, [1280, 2560, 3000]), (5, 200_000, [1, 2, 3, 4, 5]), (64, 8, [64])]
+)
+def test_blocks_of_rows_are_whole_lanes_where_there_are_so_many(
+    keys: int, width: int, ends: list[int]
+) -> None:
+    blocks = row_blocks(torch.empty(keys, width))
+    assert [block.stop for block in blocks] == ends
+    assert [block.start for block in blocks] == [0, *ends[:-1]]
 
 
 def test_a_residual_moves_all_keys_of_its_class_and_is_rounded_once() -> None:

@@ -35,7 +35,11 @@ def answer(*words: str | Path) -> Any:
 def refusal(*words: str | Path) -> str:
     result = invoke(*words)
     assert result.exit_code == 7, result.output
-    return " ".join(result.stderr.split())
+    return flat(result.stderr)
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +53,13 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+USUAL = ("-k", "2", "--generator", "text", "--expected-records", "20")
+
+
 def found(root: Path, features: Path, *words: str, ledgers: Path | None = None) -> Any:
     """A coordinator and three admitted silos in ``root``; what init told. Sentences stand for pictures."""
-    coordinator, usual = root / "coordinator", ("-k", "2", "--generator", "text", "--expected-records", "20")
-    told = answer("init", coordinator, *usual, *words)
+    coordinator = root / "coordinator"
+    told = answer("init", coordinator, *USUAL, *words)
     for name in SILOS:
         mine: list[str | Path] = ["--data", features / f"{name}.npz", "--name", name, "--no-wait"]
         # The first ledger's caps are for all that comes into it, so they leave room for the training.
@@ -119,7 +126,11 @@ def test_round_tells_what_was_chosen_and_what_to_do_with_it(features: Path, tmp_
     assert f"alpha and beta chosen: {status['alpha']:g} and {status['beta']:g}" in shown
     assert status["alpha"] in DEFAULT_ALPHAS
     assert f"--alpha-beta grid:{tmp_path / 'coordinator'}" in shown
+    founded = invoke("init", tmp_path / "another-grid", "--mechanism", "grid", *USUAL).stderr
+    assert "that leave room for the training: the caps of the first ledger bind" in flat(founded)
     taken = ("--alpha-beta", f"grid:{tmp_path / 'coordinator'}", "--generator", "text")
+    founded = invoke("init", tmp_path / "training", "--alpha-norm", "mean", "-k", "5", *taken).stderr
+    assert "join with `--ledger DIRECTORY_OF_THE_GRID`: both are charged to one budget" in flat(founded)
     told = answer("init", tmp_path / "same", "--alpha-norm", "mean", "-k", "5", *taken)
     assert told["alpha"] == status["alpha"]
     assert (told["alpha_from"], told["beta_from"]) == ("grid", "grid")

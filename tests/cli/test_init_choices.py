@@ -155,6 +155,17 @@ def test_plan_names_options_as_init_does() -> None:
 
     from cachefl_secure_cli.main import app
 
-    refused = CliRunner().invoke(app, ["plan", "--delta", "1"])
-    assert refused.exit_code == 7
-    assert refused.stderr == "cachefl-secure: --delta: must be at most 0.001, is 1\n"
+    for words, told in (
+        ("--delta 1", "--delta: must be at most 0.001, is 1"),
+        (
+            "--mechanism grid --epsilon 0.0005",
+            "--epsilon: 0.0005 asks for more noise than a plan may hold; raise it",
+        ),
+        (
+            "--mechanism statistics --epsilon 8 --epsilon-local 0.001",
+            "--epsilon-local: 0.001 asks for more noise than a plan may hold; raise it",
+        ),
+    ):
+        refused = CliRunner().invoke(app, ["plan", *words.split()])
+        assert refused.exit_code == 7
+        assert refused.stderr == f"cachefl-secure: {told}\n"

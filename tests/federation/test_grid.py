@@ -18,6 +18,7 @@ from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.chosen_pair import ChosenPair, chosen_pair_of
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
+from cachefl_secure.federation.declining import Decline
 from cachefl_secure.federation.forecasting import forecast_of
 from cachefl_secure.federation.grid_choices import DEFAULT_ALPHAS, DEFAULT_BETAS, GridChoices
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, open_chain, status
@@ -229,7 +230,7 @@ def test_a_silo_asked_for_a_second_grid_declines_whatever_its_caps(tmp_path: Pat
     files = SiloFiles.open(federation.silos[SiloId("silo-2")])
     with files.ledger() as ledger:
         service = SiloService(files, ledger)
-        with pytest.raises(Exception, match="update-already-released"):
+        with pytest.raises(Decline, match="update-already-released"):
             service._check_not_released(open_chain(federation.silos[SiloId("silo-2")]), 2)
 
 

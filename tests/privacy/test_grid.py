@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
+from cachefl_secure.cache.closed_form import HeadKind
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, logits
+from cachefl_secure.cache.released_sums import ReleasedSums
 from cachefl_secure.grid_layout import GRID, MOST_PAIRS, UNIT, UNIT_BITS, best_of, entry_bound, step_of
+from cachefl_secure.privacy import grid as grid_module
 from cachefl_secure.privacy.accountants import epsilon_closed_form
 from cachefl_secure.privacy.accounting import Cost, cost_of, epsilon_rdp
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
@@ -293,11 +296,26 @@ def test_silos_counts_come_out_of_masks_exactly() -> None:
 # --- what does not fit
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="classes"):
         release(FeatureSet(records_of(3).features, torch.full((3,), 5)))
     with pytest.raises(ValueError, match="pairs"):
         check_grid(cache_of(), PAIRS[1:], mechanism_for())
+    sums = ReleasedSums(
+        torch.zeros(5, 16, dtype=torch.int64),
+        torch.zeros(136, dtype=torch.int64),
+        unit=1 << 18,
+        noise_std=1.0,
+        head=HeadKind("gda"),
+        regulariser=0.1,
+        gamma=8.0,
+    )
+    released = replace(cache_of(), sums=sums)
+    with pytest.raises(ValueError, match="of keys alone"):
+        check_grid(released, PAIRS, mechanism_for())
+    monkeypatch.setattr(grid_module, "_MOST_KEYS", cache_of().number_of_keys - 1)
+    with pytest.raises(ValueError, match="of keys alone"):
+        check_grid(cache_of(), PAIRS, mechanism_for())
     with pytest.raises(ValueError, match="unit"):
         grid(dimension=200, unit_bits=3)
     with pytest.raises(ValueError, match="fit"):

@@ -36,6 +36,7 @@ from tests.privacy.examples import (
     TRANSCRIPT,
     UPDATE,
     distributed,
+    grid,
     local,
     new_ledger,
     spend,
@@ -235,9 +236,14 @@ def test_whichever_cap_is_reached_first_ends_it_and_is_named(path: Path, caps: C
     assert 0 < most < 20
 
 
-def test_no_plan_counts_on_more_shares_of_noise_than_survivors_less_colluders(path: Path) -> None:
+@pytest.mark.parametrize("made", [distributed, statistics, grid])
+def test_no_plan_counts_on_more_shares_of_noise_than_survivors_less_colluders(made: Any) -> None:
+    assert terms(made(honest_survivors=3), survivors=5, colluders=2).colluders == 2
     with pytest.raises(ValueError, match="other shares"):
-        terms(distributed(honest_survivors=4), survivors=5, colluders=2)
+        terms(made(honest_survivors=4), survivors=5, colluders=2)
+
+
+def test_terms_need_a_survivor_who_does_not_collude_and_an_order() -> None:
     with pytest.raises(ValueError, match="other shares"):
         terms(colluders=5, survivors=5)
     with pytest.raises(ValueError, match="order"):

@@ -103,17 +103,17 @@ def command(
                 keep_parcels=keep_messages,
             )
     finally:  # rounds that happened are shown also when a later one failed
+        if not json and outcomes:
+            console().print(_table(outcomes))
         alpha, beta = chosen_at(directory) if outcomes else (None, None)
         if json:
             rounds = [_plain(outcome) for outcome in outcomes]
             print_json("round", {"rounds": rounds, "alpha": alpha, "beta": beta})
-        elif outcomes:
-            console().print(_table(outcomes))
-            if alpha is not None:
-                console().print(
-                    f"alpha and beta chosen: {alpha:g} and {beta:g}; train with `cachefl-secure init NEW_DIRECTORY "
-                    f"--alpha-beta grid:{directory}`, which silos join with --ledger"
-                )
+        elif alpha is not None:
+            console().print(
+                f"alpha and beta chosen: {alpha:g} and {beta:g}; train with `cachefl-secure init NEW_DIRECTORY "
+                f"--alpha-beta grid:{directory}`, which silos join with --ledger"
+            )
 
 
 def _table(outcomes: list[RoundOutcome]) -> Any:
