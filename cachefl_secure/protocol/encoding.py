@@ -212,8 +212,7 @@ def decode_sum(total: AggregateSum, parameters: RoundParameters) -> DecodedSum:
     signed = total.words.view(parameters.word.str.replace("u", "i"))  # centred lift: [-2^(w-1), 2^(w-1))
     bound = parameters.sum_bound(parameters.cohort_size)
     saturated = int(total.counters[0])
-    # Integers with noise are never counted (IntegerEncoding).
-    most_saturated = 0 if parameters.noise_std else parameters.cohort_size * parameters.dimension
+    most_saturated = parameters.cohort_size * parameters.dimension if parameters.counts_clamped else 0
     if signed.max() > bound or signed.min() < -bound or saturated > most_saturated:
         raise PeerError("a silo of the cohort", "the sum lies outside the agreed bound")
     values = signed * np.float64(parameters.grid_step)

@@ -66,6 +66,8 @@ class RoundParameters:
     """Further integer vectors of the same masked input, in this order after the update."""
     noise_std: float = 0.0
     """Standard deviation, in grid steps, of the integer noise in the sum of all updates. 0: there is none."""
+    counts_clamped: bool = True
+    """Whether counter 0 may count clamped entries. Of what is whole numbers already it stays 0 (``IntegerEncoding``)."""
     ring: Ring | None = None
     """Sparse graph of a large cohort; None: everybody shares with everybody."""
 
@@ -126,6 +128,7 @@ class RoundParameters:
             vector_bits=bits,
             segments=segments,
             noise_std=noise_std,
+            counts_clamped=isinstance(plan.privacy, LocalPlan | NoPrivacyPlan),
             ring=_ring(plan, cohort_size),
         )
 

@@ -74,7 +74,7 @@ class Sums:
         update = int.from_bytes(total[:_UPDATE_BYTES], "little", signed=True)
         require(abs(update) <= survivors * _UPDATE_LARGEST, "an update beyond what survivors can have sent")
         clamped = int.from_bytes(total[_UPDATE_BYTES:at], "little")
-        require(clamped <= silos, "another count of clamped entries")
+        require(clamped == 0, "a count of clamped entries, of which a release has none")
         found = []
         for each in layout:
             ends = range(at, at + each.entries * each.word_bytes, each.word_bytes)
@@ -143,10 +143,24 @@ def check_costs(plan: dict[str, Any]) -> None:
     Raises:
         Refused: the plan says less than its release costs, or promises what noise of integers does not give.
     """
+    _check_section(plan["privacy"])
     promised = plan["privacy"]["epsilon_local"], plan["privacy"]["epsilon_aggregate"]
     require(max(promised) <= 50.0, "an epsilon beyond what can be accounted for")
     for name, cost, most in zip(("local", "aggregate"), costs(plan), promised, strict=True):
         require(cost <= most, f"the plan says less than the {name} epsilon of its release")
+
+
+def _check_section(privacy: dict[str, Any]) -> None:
+    """The format's own limits, which are not of any cost."""
+    is_grid = privacy["mechanism"] == "grid"
+    require(0.0 < privacy["noise_multiplier"] <= (1024.0 if is_grid else 256.0), "noise out of range")
+    if not is_grid:
+        return
+    for name in ("alphas", "betas"):
+        values = [float(value) for value in privacy[name]]
+        require(all(0.0 < value < math.inf for value in values), f"{name} out of range")
+        require(values == sorted(set(values)), f"{name} that do not rise")
+    require(2 <= len(privacy["alphas"]) * len(privacy["betas"]) <= 256, "too few or too many pairs")
 
 
 def _gaussian_epsilon(noise: float, delta: float) -> float:
