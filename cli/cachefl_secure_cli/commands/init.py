@@ -324,19 +324,25 @@ def _tell_of_shared_budget(plan: FederationPlan, *, after_grid: bool) -> None:
 
 def _tell_of_tighter_local(plan: FederationPlan) -> None:
     """Where the bound on the local epsilon asks for more noise than the aggregate one did."""
+    reached = _tighter_aggregate(plan)
+    if reached is not None:
+        say(
+            f"the bound on the local epsilon asks for more noise: the aggregate one will be {reached:.3g} after all "
+            "rounds; raise --epsilon-local for what was asked"
+        )
+
+
+def _tighter_aggregate(plan: FederationPlan) -> float | None:
+    """What the planned rounds cost, where that is clearly less than the aggregate epsilon that was asked for."""
     from cachefl_secure.privacy.accounting import cost_of
     from cachefl_secure.privacy.mechanism import mechanism_of
     from cachefl_secure.privacy_plan import DistributedPlan, ReleasePlan
 
     section = plan.privacy
     if not isinstance(section, DistributedPlan | ReleasePlan):
-        return
+        return None
     reached = cost_of([(mechanism_of(plan), section.rounds)], section.delta).aggregate
-    if reached < 0.99 * section.epsilon_aggregate:
-        say(
-            f"the bound on the local epsilon asks for more noise: the aggregate one will be {reached:.3g} after all "
-            f"rounds, not {section.epsilon_aggregate:g}; raise --epsilon-local for the latter"
-        )
+    return reached if reached < 0.99 * section.epsilon_aggregate else None
 
 
 def _what_is_made(plan: FederationPlan) -> list[tuple[str, str]]:
@@ -360,8 +366,12 @@ def _privacy_rows(plan: FederationPlan, planned: Cost) -> list[tuple[str, str]]:
     after = f"delta {plan.privacy.delta:g}, {times}"
     section = plan.secure_sum
     trust = f"at most {section.colluders} collude, {section.guaranteed_survivors} survive every round"
+    reached = _tighter_aggregate(plan)
+    aggregate = (
+        f"{planned.aggregate:g}" if reached is None else f"{reached:.3g}, of {planned.aggregate:g} allowed"
+    )
     return [
         ("mechanism", plan.privacy.mechanism),
-        ("aggregate epsilon", f"{planned.aggregate:g} ({after}; {trust})"),
+        ("aggregate epsilon", f"{aggregate} ({after}; {trust})"),
         ("local epsilon", f"{planned.local:g} ({after}; nobody else is trusted)"),
     ]
