@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, assert_never
 
 import msgspec
 import tomli_w
@@ -20,7 +20,15 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.fields import ClassName, Count, Hex64, Positive, Strict
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.names import Digest, FederationId, PublicKeyHex, digest_of
-from cachefl_secure.privacy_plan import GridPlan, PrivacyPlan, ReleasePlan
+from cachefl_secure.privacy_plan import (
+    DistributedPlan,
+    GridPlan,
+    LocalPlan,
+    NoPrivacyPlan,
+    PrivacyPlan,
+    ReleasePlan,
+    StatisticsPlan,
+)
 from cachefl_secure.server_plan import FEDAVG, ServerPlan
 from cachefl_secure.statistics_layout import entries
 
@@ -144,11 +152,15 @@ class FederationPlan(Strict, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def number_of_parameters(self) -> int:
         """What a silo sends, in ring elements: d = rows * C, the entries of class sums and Gram matrix, or one a pair."""
-        if isinstance(self.privacy, GridPlan):
-            return len(self.privacy.pairs)
-        if self.is_one_release:
-            return sum(entries(len(self.classes), self.encoder.feature_dim).values())
-        return self.trained_rows * self.encoder.feature_dim
+        match self.privacy:
+            case DistributedPlan() | LocalPlan() | NoPrivacyPlan():
+                return self.trained_rows * self.encoder.feature_dim
+            case StatisticsPlan():
+                return sum(entries(len(self.classes), self.encoder.feature_dim).values())
+            case GridPlan():
+                return len(self.privacy.pairs)
+            case unknown:
+                assert_never(unknown)
 
     @property
     def is_one_release(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from cachefl_secure.cache.released_sums import ReleasedSums
 from cachefl_secure.federation.server_steps import Moments, server_step
 from cachefl_secure.grid_layout import GRID, best_of
 from cachefl_secure.plan import CachePlan, FederationPlan
-from cachefl_secure.privacy_plan import GridPlan, StatisticsPlan
+from cachefl_secure.privacy_plan import DistributedPlan, GridPlan, LocalPlan, NoPrivacyPlan, StatisticsPlan
 from cachefl_secure.protocol.encoding import DecodedSum
 from cachefl_secure.statistics_layout import CLASS_SUMS, GRAM, UNIT
 
@@ -32,15 +33,19 @@ def apply_aggregate(
 
     With ``statistics`` the cache with their sums, with ``grid`` the one with the pair that won: there is no step.
     """
-    if isinstance(plan.privacy, GridPlan):
-        alpha, beta = plan.privacy.pairs[best_of(decoded.integers[GRID].tolist())]
-        return replace(model, alpha=plan.cache.in_model(alpha), beta=beta), moments
-    if isinstance(plan.privacy, StatisticsPlan):
-        noise_std = plan.privacy.noise_multiplier * math.sqrt(survivors)
-        sums = released_sums(plan.privacy, decoded.integers, classes=len(plan.classes), noise_std=noise_std)
-        return with_sums(model, sums), moments
-    change, moments = server_step(plan.server, moments, decoded.values / survivors)
-    return moved(model, change, plan.cache.trained), moments
+    match plan.privacy:
+        case DistributedPlan() | LocalPlan() | NoPrivacyPlan():
+            change, moments = server_step(plan.server, moments, decoded.values / survivors)
+            return moved(model, change, plan.cache.trained), moments
+        case StatisticsPlan() as section:
+            noise_std = section.noise_multiplier * math.sqrt(survivors)
+            sums = released_sums(section, decoded.integers, classes=len(plan.classes), noise_std=noise_std)
+            return with_sums(model, sums), moments
+        case GridPlan() as section:
+            alpha, beta = section.pairs[best_of(decoded.integers[GRID].tolist())]
+            return replace(model, alpha=plan.cache.in_model(alpha), beta=beta), moments
+        case unknown:
+            assert_never(unknown)
 
 
 def chosen_pair(model: CacheModel, cache: CachePlan, section: GridPlan) -> tuple[float, float]:

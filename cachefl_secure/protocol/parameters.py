@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -283,8 +283,10 @@ def _segments(plan: FederationPlan, silos: int) -> tuple[Segment, ...]:
         case GridPlan():
             lengths = {GRID: len(privacy.pairs)}
             bound = grid_entry_bound(lengths[GRID], privacy.expected_records, privacy.noise_multiplier)
-        case _:
+        case DistributedPlan() | LocalPlan() | NoPrivacyPlan():
             return ()
+        case unknown:
+            assert_never(unknown)
     try:
         return tuple(Segment.of(name, length, bound, silos) for name, length in lengths.items())
     except ValueError as error:
@@ -310,6 +312,8 @@ def _encoding(plan: FederationPlan) -> tuple[float, float, float]:
             return signal, 2 * signal / _LEVELS_WITHOUT_NOISE, 0.0
         case StatisticsPlan() | GridPlan():
             return 1.0, 1.0, 0.0  # of the update; see _segments
+        case unknown:
+            assert_never(unknown)
 
 
 def _signal(privacy: LocalPlan | NoPrivacyPlan) -> float:

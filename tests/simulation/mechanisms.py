@@ -6,6 +6,8 @@ is too narrow anywhere comes out wrong. ``none`` encodes, charges and releases a
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,8 @@ from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.mechanism import (
     DistributedMechanism,
     GridMechanism,
+    LocalMechanism,
+    NoMechanism,
     StatisticsMechanism,
     mechanism_of,
 )
@@ -44,18 +48,22 @@ def mechanism_of_seed(seed: int) -> str:
 def privacy_of(mechanism: str, silos: int) -> PrivacyPlan | None:
     """The section of a plan. Three silos release statistics in words of 64 bits, more of them in fewer bits."""
     match mechanism:
+        case "local":
+            return None  # that of a small federation
         case "distributed":
             return small_privacy(PrivacyChoices(mechanism="distributed", rounds=4, expected_records=15))
         case "statistics":
             return one_release(ReleaseChoices(expected_records=_MANY_RECORDS if silos == 3 else 15))
         case "grid":
             return over_grid()
-    return None  # that of a small federation, ``local``
+    raise ValueError(f"the simulation does not play {mechanism!r}")
 
 
 def drawn_update(plan: FederationPlan, rng: np.random.Generator) -> NoisedUpdate:
     """Another update each time, as with real noise."""
     match mechanism := mechanism_of(plan):
+        case LocalMechanism() | NoMechanism():
+            return PrivateUpdate(rng.normal(size=plan.number_of_parameters) * 3)
         case DistributedMechanism():
             drawn = _integers(rng, mechanism.dimension, mechanism.sum_bound, mechanism.noise_scale)
             return IntegerUpdate(drawn.astype(np.int32))
@@ -72,7 +80,8 @@ def drawn_update(plan: FederationPlan, rng: np.random.Generator) -> NoisedUpdate
             largest = grid_entry_bound(mechanism.dimension, mechanism.expected_records, noise)
             drawn[:2] = largest, -largest
             return NoisedSums(drawn)
-    return PrivateUpdate(rng.normal(size=plan.number_of_parameters) * 3)
+        case unknown:
+            assert_never(unknown)
 
 
 def _integers(rng: np.random.Generator, size: int, bound: int, noise_scale: float) -> NDArray[np.int64]:
