@@ -22,7 +22,7 @@ from cachefl_secure.federation.coordinator_files import INVITE_FILE, Coordinator
 from cachefl_secure.federation.enrolment import write_invite
 from cachefl_secure.federation.grid_choices import GridChoices
 from cachefl_secure.federation.joining import Features, JoinChoices, Joined, establish_silo
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.names import Digest, SiloId
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan, Trained
@@ -146,9 +146,9 @@ def small_privacy(choices: PrivacyChoices | None = None, trained: Trained = "key
     return (choices or PrivacyChoices(mechanism="local", rounds=4, expected_records=15)).plan(sizes)
 
 
-def one_release(choices: ReleaseChoices | None = None) -> StatisticsPlan:
+def one_release(choices: StatisticsChoices | None = None) -> StatisticsPlan:
     """The same for a release of statistics, at an aggregate epsilon of 2 unless chosen otherwise."""
-    return (choices or ReleaseChoices(expected_records=15)).plan(
+    return (choices or StatisticsChoices(expected_records=15)).plan(
         number_of_classes=CLASSES, feature_dim=FEATURE_DIM, honest_survivors=2
     )
 

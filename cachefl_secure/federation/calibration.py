@@ -11,9 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.option_errors import OPTIONS as OPTIONS
-from cachefl_secure.federation.option_errors import checked as checked
+from cachefl_secure.errors import OPTIONS, ConfigError
+from cachefl_secure.federation.option_errors import check_epsilon, checked
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy.accounting import epsilon_spent, noise_multiplier_for, rdp_order_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
@@ -105,9 +104,8 @@ class PrivacyChoices:
         Raises:
             ConfigError: a number out of range.
         """
-        if LARGEST_EPSILON < self.target < math.inf:
-            reason = f"{self.target:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
-            raise ConfigError(OPTIONS, "epsilon", reason)
+        if self.target < math.inf:
+            check_epsilon(self.target)
         steps = {
             "clip_norm": self.clip_norm,
             "sampling_rate": self.sampling_rate,

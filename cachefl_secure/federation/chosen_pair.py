@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cachefl_secure.errors import ConfigError
+from cachefl_secure.errors import OPTIONS, ConfigError
 from cachefl_secure.federation.applying import chosen_pair
 from cachefl_secure.federation.inspection import open_chain
 from cachefl_secure.plan import FederationPlan
 from cachefl_secure.privacy_plan import GridPlan
-
-_OPTION = "--alpha-beta"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,9 @@ class ChosenPair:
         }
         for what, holds in same.items():
             if not holds:
-                reason = f"its grid was over {what} than this federation has; found one for this task"
-                raise ConfigError(_OPTION, str(self.root), reason)
+                raise _refused(
+                    self.root, f"its grid was over {what} than this federation has; found one for this task"
+                )
 
 
 def chosen_pair_of(root: Path) -> ChosenPair:
@@ -64,14 +63,17 @@ def chosen_pair_of(root: Path) -> ChosenPair:
         ConfigError: no such directory, another mechanism, or its round has not happened.
         RecordRejected: its records or caches do not hold.
     """
-    if not root.is_dir():
-        raise ConfigError(_OPTION, str(root), "no such directory; name that of a party of a grid federation")
     chain = open_chain(root)
     section = chain.plan.privacy
     if not isinstance(section, GridPlan):
-        reason = f"its mechanism is {section.mechanism}, not grid: it has chosen no alpha and beta"
-        raise ConfigError(_OPTION, str(root), reason)
+        raise _refused(
+            root, f"its mechanism is {section.mechanism}, not grid: it has chosen no alpha and beta"
+        )
     if chain.position.round == 0:
-        raise ConfigError(_OPTION, str(root), "its round has not happened yet; run it first")
+        raise _refused(root, "its round has not happened yet; run it first")
     *_, (_, last) = chain.models()  # verifies the sum and the cache
     return ChosenPair(*chosen_pair(last, chain.plan.cache, section), chain.plan, root)
+
+
+def _refused(root: Path, reason: str) -> ConfigError:
+    return ConfigError(OPTIONS, "alpha_beta", f"{root}: {reason}")

@@ -29,7 +29,7 @@ from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.release_comparison import (
     ReleasePoint,
     release_point,
-    release_section,
+    statistics_section,
     without_noise,
 )
 from cachefl_secure.federation.server_steps import Moments, server_step
@@ -113,7 +113,7 @@ def compare(
 
     Where the plan is for one release, training is as ``init`` would have it with the same delta and declared records.
     """
-    privacy, section = _steps_of(plan.privacy), release_section(plan.privacy)
+    privacy, section = _steps_of(plan.privacy), statistics_section(plan.privacy)
     total = 1 + len(epsilons) * (1 + len(silos))
     done = 0
 

@@ -78,7 +78,7 @@ def forecast(section: StepsPlan, secure_sum: SecureSumPlan, sizes: Sizes) -> For
     return forecast_for(mechanism, section, secure_sum)
 
 
-def forecast_release(
+def forecast_statistics(
     section: StatisticsPlan, secure_sum: SecureSumPlan, *, number_of_classes: int, feature_dim: int
 ) -> Forecast:
     """Of a calibrated release of statistics."""

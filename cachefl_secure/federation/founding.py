@@ -18,10 +18,10 @@ from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.federation.calibration import Sizes
 from cachefl_secure.federation.clip_source import load_source
 from cachefl_secure.federation.enrolment import write_invite
-from cachefl_secure.federation.founding_checks import check_choices, server_of
-from cachefl_secure.federation.founding_choices import FoundingChoices
+from cachefl_secure.federation.founding_checks import check_choices
+from cachefl_secure.federation.founding_choices import FoundingChoices, server_of
 from cachefl_secure.federation.grid_choices import GridChoices
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure.federation.option_errors import checked
 from cachefl_secure.federation.ports import Progress, silent
 from cachefl_secure.federation.state_dir import StateDir
@@ -89,7 +89,7 @@ def _privacy(choices: FoundingChoices, feature_dim: int, server: ServerPlan) -> 
     honest = choices.secure_sum.honest_survivors
     if isinstance(choices.privacy, GridChoices):
         return choices.privacy.plan(honest_survivors=honest)
-    if isinstance(choices.privacy, ReleaseChoices):
+    if isinstance(choices.privacy, StatisticsChoices):
         return choices.privacy.plan(
             number_of_classes=len(choices.classes), feature_dim=feature_dim, honest_survivors=honest
         )

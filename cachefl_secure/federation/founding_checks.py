@@ -12,15 +12,19 @@ from cachefl_secure.cache.pipeline_files import BARE, INDEX
 from cachefl_secure.cache.sources import is_feature_file
 from cachefl_secure.embedded import CLASSES, GENERATOR_DIR
 from cachefl_secure.errors import OPTIONS, ConfigError
-from cachefl_secure.federation.calibration import USUAL_MOMENTUM, server_section
 from cachefl_secure.federation.clip_source import EMBEDDED, ClipSource
-from cachefl_secure.federation.founding_choices import FEATURES, FOLDER, TEXT, FoundingChoices, prompts_of
-from cachefl_secure.federation.grid_choices import GridChoices
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.founding_choices import (
+    FEATURES,
+    FOLDER,
+    TEXT,
+    FoundingChoices,
+    ReleaseChoices,
+    prompts_of,
+    server_of,
+)
 from cachefl_secure.federation.option_errors import checked
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.plan import CachePlan, EncoderPlan, FederationPlan, SecureSumPlan
-from cachefl_secure.server_plan import FEDAVG, ServerPlan
 from cachefl_secure.wording import counted
 
 _NOTHING = "0" * 64
@@ -64,28 +68,9 @@ def check_secure_sum(section: SecureSumPlan) -> None:
         raise ConfigError(OPTIONS, "minimum_survivors", reason)
 
 
-def server_of(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
-    """The server's section.
-
-    Raises:
-        ConfigError: a number out of range, or any server where nothing is trained.
-    """
-    if isinstance(choices.privacy, ReleaseChoices | GridChoices):
-        if (choices.server, choices.server_rate, choices.server_momentum) != ("mean", None, USUAL_MOMENTUM):
-            raise ConfigError(OPTIONS, "server", "is about training; with one release there is none")
-        return FEDAVG
-    return server_section(
-        choices.server,
-        choices.server_rate,
-        choices.server_momentum,
-        rounds=choices.privacy.rounds,
-        feature_dim=feature_dim,
-    )
-
-
 def _provisional(choices: FoundingChoices) -> FederationPlan:
     """The plan as far as it follows from the choices: digests, dimension and calibration are placeholders."""
-    if isinstance(choices.privacy, ReleaseChoices | GridChoices) and choices.trained != "keys":
+    if isinstance(choices.privacy, ReleaseChoices) and choices.trained != "keys":
         raise ConfigError(OPTIONS, "trained", "is about training; with one release there is none")
     privacy = choices.privacy.draft()
     return FederationPlan(
@@ -128,8 +113,8 @@ def _check_keys(choices: FoundingChoices) -> None:
         reason = f"{candidates} a class, of which the best {keys} are to be kept; give {keys} or more"
         raise ConfigError(OPTIONS, "candidates", reason)
     if isinstance(choices.alpha_beta, Path) and not choices.alpha_beta.is_dir():
-        reason = "no such directory; name that of a party of a grid federation"
-        raise ConfigError("--alpha-beta", str(choices.alpha_beta), reason)
+        reason = f"{choices.alpha_beta}: no such directory; name that of a party of a grid federation"
+        raise ConfigError(OPTIONS, "alpha_beta", reason)
     if choices.alpha_beta == "leave-one-out" and keys < 2:
         reason = "leave-one-out needs at least two images a class; raise --images-per-class"
         raise ConfigError(OPTIONS, "alpha_beta", reason)
@@ -138,7 +123,7 @@ def _check_keys(choices: FoundingChoices) -> None:
 def _check_clip(source: ClipSource) -> None:
     if source.local_dir is not None:
         if not source.local_dir.is_dir():
-            raise ConfigError("--clip", source.text, "no such folder")
+            raise ConfigError(OPTIONS, "clip", f"{source.text}: no such folder")
         check_folder(source.local_dir)
     elif source.model != EMBEDDED and ":" not in source.model and not source.pretrained:
         reason = (
@@ -155,7 +140,7 @@ def _check_generator(choices: FoundingChoices) -> None:
                 check(Path(text.removeprefix(prefix)).expanduser(), choices.classes)
             except ConfigError as error:
                 reason = f"{error.field}: {error.reason}" if error.field else error.reason
-                raise ConfigError("--generator", text[:200], reason) from None
+                raise _generator_error(text, reason) from None
             return
     if text == TEXT:
         return
@@ -188,6 +173,10 @@ def _check_pipeline(text: str) -> None:
     if folder.is_dir():
         if not any((folder / name).is_file() for name in (INDEX, BARE)):
             reason = f"no {INDEX} in it, as a diffusers pipeline has; a folder of pictures is given as {FOLDER}{text}"
-            raise ConfigError("--generator", text[:200], reason)
+            raise _generator_error(text, reason)
     elif not _MODEL_ID.fullmatch(text):
-        raise ConfigError("--generator", text[:200], "no such folder, and no model id of the hub")
+        raise _generator_error(text, "no such folder, and no model id of the hub")
+
+
+def _generator_error(text: str, reason: str) -> ConfigError:
+    return ConfigError(OPTIONS, "generator", f"{text[:200]}: {reason}")

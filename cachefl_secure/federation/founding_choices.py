@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from cachefl_secure.cache.prompts import PAPER, Prompts, file_prompts, template_prompts
-from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import USUAL_MOMENTUM, PrivacyChoices, ServerName
+from cachefl_secure.errors import OPTIONS, ConfigError
+from cachefl_secure.federation.calibration import USUAL_MOMENTUM, PrivacyChoices, ServerName, server_section
 from cachefl_secure.federation.clip_source import ClipSource
 from cachefl_secure.federation.grid_choices import GridChoices
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure.plan import SecureSumPlan, Trained
+from cachefl_secure.server_plan import FEDAVG, ServerPlan
 
 FOLDER, FEATURES, TEXT = "folder:", "features:", "text"
 """What ``--generator`` takes beside a diffusers pipeline."""
@@ -22,6 +23,9 @@ def is_drawn(generator: str) -> bool:
     """Whether pictures are drawn, or taken from elsewhere, or there are none."""
     return generator != TEXT and not generator.startswith((FOLDER, FEATURES))
 
+
+ReleaseChoices = StatisticsChoices | GridChoices
+"""Of one release."""
 
 AlphaBetaSource = Literal["given", "leave-one-out"] | Path
 """The two fields above it, or chosen on the synthetic cache, or by another federation, with mechanism ``grid``, of which
@@ -68,7 +72,7 @@ class FoundingChoices:
     server_rate: float | None = None
     """None: as ``calibration.server_section`` chooses it."""
     server_momentum: float = USUAL_MOMENTUM
-    privacy: PrivacyChoices | ReleaseChoices | GridChoices
+    privacy: PrivacyChoices | ReleaseChoices
     secure_sum: SecureSumPlan
     device: str = "cpu"
     engine: str = ""
@@ -89,4 +93,23 @@ def prompts_of(choices: FoundingChoices) -> Prompts:
     kind, colon, place = text.partition(":")
     if kind == "file" and colon and place:
         return file_prompts(Path(place).expanduser(), choices.classes)
-    raise ConfigError("--prompts", "", "write paper, dataset or file:PATH")
+    raise ConfigError(OPTIONS, "prompts", "write paper, dataset or file:PATH")
+
+
+def server_of(choices: FoundingChoices, feature_dim: int) -> ServerPlan:
+    """The server's section.
+
+    Raises:
+        ConfigError: a number out of range, or any server where nothing is trained.
+    """
+    if isinstance(choices.privacy, ReleaseChoices):
+        if (choices.server, choices.server_rate, choices.server_momentum) != ("mean", None, USUAL_MOMENTUM):
+            raise ConfigError(OPTIONS, "server", "is about training; with one release there is none")
+        return FEDAVG
+    return server_section(
+        choices.server,
+        choices.server_rate,
+        choices.server_momentum,
+        rounds=choices.privacy.rounds,
+        feature_dim=feature_dim,
+    )

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import OPTIONS, checked
 from cachefl_secure.federation.one_release import with_least_noise
-from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
+from cachefl_secure.federation.option_errors import check_epsilon, checked
 from cachefl_secure.privacy.mechanism import grid_mechanism
 from cachefl_secure.privacy_plan import GridPlan
 
@@ -41,9 +39,7 @@ class GridChoices:
         Raises:
             ConfigError: a number out of range.
         """
-        if self.epsilon > LARGEST_EPSILON:
-            reason = f"{self.epsilon:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
-            raise ConfigError(OPTIONS, "epsilon", reason)
+        check_epsilon(self.epsilon)
         return checked(
             lambda: GridPlan(
                 noise_multiplier=1.0,

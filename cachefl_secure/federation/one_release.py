@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from cachefl_secure.errors import ConfigError
-from cachefl_secure.federation.calibration import OPTIONS, checked, upward
+from cachefl_secure.federation.calibration import upward
+from cachefl_secure.federation.option_errors import check_epsilon, checked
 from cachefl_secure.privacy.accounting import Cost, cost_of, noise_multiplier_for
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import ReleaseMechanism, View, statistics_mechanism
@@ -34,7 +34,7 @@ _Section = TypeVar("_Section", StatisticsPlan, GridPlan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseChoices:
+class StatisticsChoices:
     """What an operator chooses of it."""
 
     epsilon: float = DEFAULT_EPSILON_AGGREGATE
@@ -53,9 +53,7 @@ class ReleaseChoices:
         Raises:
             ConfigError: a number out of range.
         """
-        if self.epsilon > LARGEST_EPSILON:
-            reason = f"{self.epsilon:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
-            raise ConfigError(OPTIONS, "epsilon", reason)
+        check_epsilon(self.epsilon)
         return checked(
             lambda: StatisticsPlan(
                 noise_multiplier=1.0,

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import msgspec
 
-from cachefl_secure.errors import OPTIONS as OPTIONS
-from cachefl_secure.errors import ConfigError
+from cachefl_secure.errors import OPTIONS, ConfigError
+from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.wording import counted
 
 _Made = TypeVar("_Made", bound=msgspec.Struct)
@@ -41,6 +41,18 @@ def checked(make: Callable[[], _Made], *, chosen_as: Mapping[str, str] = _UNCHAN
         place = place.rstrip("`")
         raise _refused(place, in_words(reason, _found(made, place)), chosen_as) from None
     return made
+
+
+def check_epsilon(epsilon: float) -> None:
+    """
+    Raises:
+        ConfigError: in ``OPTIONS``; more than accountants answer for.
+    """
+    if epsilon > LARGEST_EPSILON:
+        reason = (
+            f"{epsilon:g} is more than can be accounted for, {LARGEST_EPSILON:g}; it would protect nobody"
+        )
+        raise ConfigError(OPTIONS, "epsilon", reason)
 
 
 def in_words(reason: str, found: object = None) -> str:

@@ -15,7 +15,7 @@ from cachefl_secure.cache.evaluate import closed_form_alone, evaluate
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel, with_sums
 from cachefl_secure.federation.applying import released_sums
-from cachefl_secure.federation.one_release import ReleaseChoices, calibrated
+from cachefl_secure.federation.one_release import StatisticsChoices, calibrated
 from cachefl_secure.privacy.discretisation import LARGEST_EPSILON
 from cachefl_secure.privacy.mechanism import statistics_mechanism
 from cachefl_secure.privacy.statistics import integer_sums, release_statistics
@@ -32,11 +32,11 @@ class ReleasePoint:
     alone: float
 
 
-def release_section(privacy: PrivacyPlan) -> StatisticsPlan:
+def statistics_section(privacy: PrivacyPlan) -> StatisticsPlan:
     """The plan's own, or one with its delta and declared records."""
     if isinstance(privacy, StatisticsPlan):
         return privacy
-    return ReleaseChoices(delta=privacy.delta, expected_records=privacy.expected_records).draft()
+    return StatisticsChoices(delta=privacy.delta, expected_records=privacy.expected_records).draft()
 
 
 def release_point(

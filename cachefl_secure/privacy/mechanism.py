@@ -13,7 +13,13 @@ The kinds are a closed set, the union ``Mechanism``:
 ``none``          the same steps without noise; not private
 
 Every ``match`` over mechanisms refuses a kind it does not name: an unknown mechanism costs infinity and fits no
-filter. Two epsilons can be asked of each, see ``View``. Only mechanisms of *one* noised release a round have
+filter. A new kind gets a section and a place in the unions of ``privacy_plan``, then its class, a place in the unions,
+``_KINDS`` and ``_COUNTS`` here; mypy then names every place that must know it but these: ``accounting._history`` and
+``terms.relies_on``, which refuse it until they do; ``founding_choices``, ``forecasting`` and the command line's
+``given_privacy``, so that it can be chosen; the second auditor and the simulation (``tests/vectors/audit_release``,
+``tests/simulation/mechanisms``).
+
+Two epsilons can be asked of each, see ``View``. Only mechanisms of *one* noised release a round have
 ``honest_survivors``, hence a smaller aggregate epsilon. For several local steps dividing by sqrt(h) is false, since
 later steps depend on what a silo's own noise left of the earlier ones (it claims 1.20 where 2.22 leaks, in
 the counter-example of the tests); so ``LocalMechanism`` has nowhere to say it.

@@ -13,7 +13,7 @@ from cachefl_secure_cli.panels import PRIVACY, SECURE_SUM, TRAINING
 if TYPE_CHECKING:
     from cachefl_secure.federation.calibration import MechanismName, PrivacyChoices
     from cachefl_secure.federation.grid_choices import GridChoices
-    from cachefl_secure.federation.one_release import ReleaseChoices
+    from cachefl_secure.federation.one_release import StatisticsChoices
 
 
 class MechanismChoice(enum.StrEnum):
@@ -212,12 +212,12 @@ def release_choices(
     expected_records: int,
     head: HeadChoice,
     gamma: float,
-) -> ReleaseChoices:
+) -> StatisticsChoices:
     """What was chosen of one release of statistics."""
     from cachefl_secure.federation.calibration import default_delta
-    from cachefl_secure.federation.one_release import DEFAULT_EPSILON_AGGREGATE, ReleaseChoices
+    from cachefl_secure.federation.one_release import DEFAULT_EPSILON_AGGREGATE, StatisticsChoices
 
-    return ReleaseChoices(
+    return StatisticsChoices(
         epsilon=DEFAULT_EPSILON_AGGREGATE if epsilon is None else epsilon,
         epsilon_local=epsilon_local,
         delta=default_delta(expected_records) if delta is None else delta,
@@ -245,7 +245,7 @@ def privacy_choices(
     gamma: float,
     alphas: str,
     betas: str,
-) -> PrivacyChoices | ReleaseChoices | GridChoices:
+) -> PrivacyChoices | StatisticsChoices | GridChoices:
     """What was chosen, with the defaults that depend on other choices.
 
     Raises:

@@ -22,7 +22,7 @@ from cachefl_secure.federation.budget import silo_budget
 from cachefl_secure.federation.chain import Chain, install_initial_cache
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_silo, open_chain
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure.federation.sealed_update import SealedUpdate
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
@@ -95,7 +95,7 @@ def slow_statistics(records: FeatureSet, noise_std: float) -> ClassStatistics:
 @pytest.mark.usefixtures("no_noise")
 @pytest.mark.parametrize("head", list(HeadKind))
 def test_the_federated_head_is_that_of_all_records_in_one_place(tmp_path: Path, head: HeadKind) -> None:
-    choices = ReleaseChoices(expected_records=15, head=head.value)
+    choices = StatisticsChoices(expected_records=15, head=head.value)
     federation = found(tmp_path, records=RECORDS, privacy=one_release(choices))
     run(federation)
     model = latest(federation.silos[SiloId("silo-2")])
@@ -139,7 +139,7 @@ def test_however_records_are_dealt_out_the_chain_holds_the_same_integers(
         monkeypatch.setattr(
             small_federation, "random_features", lambda number, seed, parts=parts: parts[seed - 1]
         )
-        privacy = one_release(ReleaseChoices(expected_records=70))
+        privacy = one_release(StatisticsChoices(expected_records=70))
         federation = found(tmp_path / name, records=tuple(map(len, parts)), privacy=privacy)
         (outcome,) = run(federation)
         digests.add(outcome.record.cache_after)
@@ -224,7 +224,7 @@ def test_what_the_records_say_reaches_the_predictions(
         return FeatureSet(torch.nn.functional.normalize(scattered, dim=1), labels)
 
     monkeypatch.setattr(small_federation, "random_features", around_centres)
-    choices = ReleaseChoices(epsilon=20.0, epsilon_local=40.0, expected_records=200)
+    choices = StatisticsChoices(epsilon=20.0, epsilon_local=40.0, expected_records=200)
     federation = found(tmp_path, records=(200,) * 4, privacy=one_release(choices))
     run(federation)
     test = around_centres(500, 99)
@@ -407,12 +407,12 @@ def test_an_initial_cache_with_sums_is_refused(federation: SmallFederation, tmp_
 
 def test_a_declared_number_of_records_that_no_ring_holds_is_refused() -> None:
     with pytest.raises(ConfigError):
-        one_release(ReleaseChoices(expected_records=1 << 60))
+        one_release(StatisticsChoices(expected_records=1 << 60))
 
 
 def test_the_sum_takes_as_many_bits_as_the_declared_records_ask_for(federation: SmallFederation) -> None:
     for expected, bits in ((15, 32), (100_000, 64)):
-        privacy = one_release(ReleaseChoices(expected_records=expected))
+        privacy = one_release(StatisticsChoices(expected_records=expected))
         plan = msgspec.structs.replace(federation.plan, privacy=privacy)
         parameters = RoundParameters.derive(plan, 5, 5)
         assert [segment.name for segment in parameters.segments] == [CLASS_SUMS, GRAM]

@@ -14,12 +14,12 @@ from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import CacheModel
 from cachefl_secure.errors import ConfigError
 from cachefl_secure.federation.comparison import Comparison, GridPoint, best_of
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure.federation.release_comparison import (
     ReleasePoint,
     release_point,
-    release_section,
     released_together,
+    statistics_section,
     without_noise,
 )
 from cachefl_secure.privacy.accounting import Cost, cost_of
@@ -40,7 +40,7 @@ def cost(section: StatisticsPlan, honest_survivors: int) -> Cost:
 @pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
 @pytest.mark.parametrize("epsilon_local", [3.0, 40.0])
 def test_noise_is_just_enough_for_both_epsilons(epsilon: float, epsilon_local: float) -> None:
-    choices = ReleaseChoices(epsilon=epsilon, epsilon_local=epsilon_local)
+    choices = StatisticsChoices(epsilon=epsilon, epsilon_local=epsilon_local)
     section = choices.plan(**SHAPE, honest_survivors=4)
     spent = cost(section, 4)
     assert spent.within(Cost(epsilon_local, epsilon))
@@ -52,15 +52,15 @@ def test_noise_is_just_enough_for_both_epsilons(epsilon: float, epsilon_local: f
 @pytest.mark.parametrize(
     ("choices", "field"),
     [
-        (ReleaseChoices(epsilon=51.0), "epsilon"),
-        (ReleaseChoices(epsilon=0.0), "epsilon"),
-        (ReleaseChoices(expected_records=0), "expected_records"),
-        (ReleaseChoices(gamma=-1.0), "gamma"),
-        (ReleaseChoices(regulariser=0.0), "regulariser"),
-        (ReleaseChoices(delta=0.1), "delta"),
+        (StatisticsChoices(epsilon=51.0), "epsilon"),
+        (StatisticsChoices(epsilon=0.0), "epsilon"),
+        (StatisticsChoices(expected_records=0), "expected_records"),
+        (StatisticsChoices(gamma=-1.0), "gamma"),
+        (StatisticsChoices(regulariser=0.0), "regulariser"),
+        (StatisticsChoices(delta=0.1), "delta"),
     ],
 )
-def test_a_choice_out_of_range_names_its_field(choices: ReleaseChoices, field: str) -> None:
+def test_a_choice_out_of_range_names_its_field(choices: StatisticsChoices, field: str) -> None:
     with pytest.raises(ConfigError) as caught:
         choices.draft()
     assert caught.value.field == field
@@ -68,7 +68,7 @@ def test_a_choice_out_of_range_names_its_field(choices: ReleaseChoices, field: s
 
 def test_more_noise_than_there_are_integers_for_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        ReleaseChoices(epsilon=0.01, epsilon_local=0.01).plan(**SHAPE, honest_survivors=1)
+        StatisticsChoices(epsilon=0.01, epsilon_local=0.01).plan(**SHAPE, honest_survivors=1)
     assert caught.value.field == "noise_multiplier"
 
 
@@ -87,7 +87,7 @@ def silos_and_test() -> tuple[CacheModel, list[FeatureSet], FeatureSet]:
 
 def test_a_release_without_noise_learns_what_the_records_say_and_one_at_a_small_epsilon_less() -> None:
     model, silos, test = silos_and_test()
-    section = release_section(small_privacy())
+    section = statistics_section(small_privacy())
     exact = without_noise(model, silos, test, section)
     assert exact.alone > 0.95
     assert math.isinf(exact.epsilon)
@@ -100,7 +100,7 @@ def test_a_release_without_noise_learns_what_the_records_say_and_one_at_a_small_
 
 def test_the_head_alone_is_the_fused_model_with_all_weight_on_it() -> None:
     model, silos, test = silos_and_test()
-    section = ReleaseChoices(epsilon=8.0, epsilon_local=40.0).plan(
+    section = StatisticsChoices(epsilon=8.0, epsilon_local=40.0).plan(
         number_of_classes=CLASSES, feature_dim=FEATURE_DIM, honest_survivors=3
     )
     after = released_together(model, silos, section, 3)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachefl_secure.federation.calibration import PrivacyChoices
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure.grid_layout import count_bound
 from cachefl_secure.grid_layout import entry_bound as grid_entry_bound
 from cachefl_secure.plan import FederationPlan
@@ -53,7 +53,7 @@ def privacy_of(mechanism: str, silos: int) -> PrivacyPlan | None:
         case "distributed":
             return small_privacy(PrivacyChoices(mechanism="distributed", rounds=4, expected_records=15))
         case "statistics":
-            return one_release(ReleaseChoices(expected_records=_MANY_RECORDS if silos == 3 else 15))
+            return one_release(StatisticsChoices(expected_records=_MANY_RECORDS if silos == 3 else 15))
         case "grid":
             return over_grid()
     raise ValueError(f"the simulation does not play {mechanism!r}")

@@ -19,7 +19,7 @@ from cachefl_secure.federation.chain import Chain
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.enrolment import read_invite
 from cachefl_secure.federation.grid_choices import GridChoices
-from cachefl_secure.federation.one_release import ReleaseChoices
+from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure.federation.record import open_record, sign_record
 from cachefl_secure.federation.roster_files import read_history
 from cachefl_secure.federation.state_dir import StateDir
@@ -38,7 +38,7 @@ from tests.vectors.release_vectors import FEDERATIONS, restored
 SECTIONS = (
     one_release(),
     one_release(
-        ReleaseChoices(expected_records=20_000, head="ridge", epsilon=0.5, regulariser=2.5, gamma=1.0)
+        StatisticsChoices(expected_records=20_000, head="ridge", epsilon=0.5, regulariser=2.5, gamma=1.0)
     ),
     over_grid(),
     over_grid(GridChoices(alphas=(0.5, 3.0, 20.0), betas=(1.0, 7.5), epsilon=0.3, expected_records=30_000)),

@@ -61,11 +61,16 @@ def command(
     """
     from cachefl_secure.federation.calibration import Sizes
     from cachefl_secure.federation.enrolment import read_invite
-    from cachefl_secure.federation.forecasting import forecast, forecast_grid, forecast_of, forecast_release
+    from cachefl_secure.federation.forecasting import (
+        forecast,
+        forecast_grid,
+        forecast_of,
+        forecast_statistics,
+    )
     from cachefl_secure.federation.founding import INVITE_FILE
     from cachefl_secure.federation.founding_checks import check_secure_sum
     from cachefl_secure.federation.grid_choices import GridChoices
-    from cachefl_secure.federation.one_release import ReleaseChoices
+    from cachefl_secure.federation.one_release import StatisticsChoices
     from cachefl_secure.plan import SecureSumPlan
 
     if invite is not None:
@@ -96,10 +101,10 @@ def command(
             alphas=alphas,
             betas=betas,
         )
-        if isinstance(choices, ReleaseChoices):
+        if isinstance(choices, StatisticsChoices):
             shape = {"number_of_classes": number_of_classes, "feature_dim": feature_dim}
             section = choices.plan(**shape, honest_survivors=sizes.honest_survivors)
-            found = forecast_release(section, secure_sum, **shape)
+            found = forecast_statistics(section, secure_sum, **shape)
         elif isinstance(choices, GridChoices):
             found = forecast_grid(choices.plan(honest_survivors=sizes.honest_survivors), secure_sum)
         else:
