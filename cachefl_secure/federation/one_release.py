@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from cachefl_secure.errors import OPTIONS, ConfigError
 from cachefl_secure.federation.calibration import upward
 from cachefl_secure.federation.option_errors import check_epsilon, checked
 from cachefl_secure.privacy.accounting import Cost, cost_of, noise_multiplier_for
