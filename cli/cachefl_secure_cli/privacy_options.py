@@ -1,19 +1,16 @@
-"""The options that decide about privacy, shared by ``init``, which founds, and ``plan``, which only tells."""
+"""The options that decide about privacy, shared by ``init``, which founds, and ``plan``, which only tells.
+
+Their defaults, and what is made of them, are in ``given_privacy``.
+"""
 
 from __future__ import annotations
 
 import enum
-import math
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from cachefl_secure_cli.panels import PRIVACY, SECURE_SUM, TRAINING
-
-if TYPE_CHECKING:
-    from cachefl_secure.federation.calibration import MechanismName, PrivacyChoices
-    from cachefl_secure.federation.grid_choices import GridChoices
-    from cachefl_secure.federation.one_release import StatisticsChoices
 
 
 class MechanismChoice(enum.StrEnum):
@@ -69,8 +66,6 @@ Delta = Annotated[
         rich_help_panel=PRIVACY,
     ),
 ]
-DEFAULT_ROUNDS = 20
-DEFAULT_CLIP_NORM, DEFAULT_GAMMA = 0.1, 8.0
 Rounds = Annotated[
     int,
     typer.Option(
@@ -129,8 +124,6 @@ Colluders = Annotated[
         rich_help_panel=SECURE_SUM,
     ),
 ]
-
-
 Head = Annotated[
     HeadChoice,
     typer.Option(
@@ -145,9 +138,6 @@ Gamma = Annotated[
         rich_help_panel=PRIVACY,
     ),
 ]
-
-
-DEFAULT_ALPHAS, DEFAULT_BETAS = "1,3,10,30,100", "1,3,9"
 Alphas = Annotated[
     str,
     typer.Option(
@@ -162,156 +152,3 @@ Betas = Annotated[
         rich_help_panel=PRIVACY,
     ),
 ]
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    """In rising order, each once."""
-    from cachefl_secure.errors import ConfigError
-
-    try:
-        numbers = {float(part) for part in text.split(",")}
-    except ValueError:
-        numbers = {math.nan}
-    if not all(map(math.isfinite, numbers)):
-        raise ConfigError(option, "", f"{text!r}: write numbers separated by commas")
-    return tuple(sorted(numbers))
-
-
-def grid_choices(
-    *,
-    epsilon: float | None,
-    epsilon_local: float,
-    delta: float | None,
-    expected_records: int,
-    alphas: str,
-    betas: str,
-) -> GridChoices:
-    """What was chosen of a grid.
-
-    Raises:
-        ConfigError: words where numbers are due.
-    """
-    from cachefl_secure.federation.calibration import default_delta
-    from cachefl_secure.federation.grid_choices import DEFAULT_EPSILON_AGGREGATE, GridChoices
-
-    return GridChoices(
-        alphas=_numbers("--alphas", alphas),
-        betas=_numbers("--betas", betas),
-        epsilon=DEFAULT_EPSILON_AGGREGATE if epsilon is None else epsilon,
-        epsilon_local=epsilon_local,
-        delta=default_delta(expected_records) if delta is None else delta,
-        expected_records=expected_records,
-    )
-
-
-def release_choices(
-    *,
-    epsilon: float | None,
-    epsilon_local: float,
-    delta: float | None,
-    expected_records: int,
-    head: HeadChoice,
-    gamma: float,
-) -> StatisticsChoices:
-    """What was chosen of one release of statistics."""
-    from cachefl_secure.federation.calibration import default_delta
-    from cachefl_secure.federation.one_release import DEFAULT_EPSILON_AGGREGATE, StatisticsChoices
-
-    return StatisticsChoices(
-        epsilon=DEFAULT_EPSILON_AGGREGATE if epsilon is None else epsilon,
-        epsilon_local=epsilon_local,
-        delta=default_delta(expected_records) if delta is None else delta,
-        expected_records=expected_records,
-        head=head.value,
-        gamma=gamma,
-    )
-
-
-def privacy_choices(
-    *,
-    mechanism: MechanismChoice,
-    epsilon: float | None,
-    epsilon_local: float,
-    delta: float | None,
-    rounds: int,
-    sampling_rate: float,
-    steps_per_round: int,
-    clip_norm: float,
-    expected_records: int,
-    learning_rate: float | None = None,
-    proximal: float = 0.0,
-    replay_weight: float = 0.0,
-    head: HeadChoice,
-    gamma: float,
-    alphas: str,
-    betas: str,
-) -> PrivacyChoices | StatisticsChoices | GridChoices:
-    """What was chosen, with the defaults that depend on other choices.
-
-    Raises:
-        ConfigError: an option that does nothing with the mechanism.
-    """
-    from cachefl_secure.errors import ConfigError
-    from cachefl_secure.federation.calibration import PrivacyChoices, default_delta
-
-    training = {
-        "--rounds": rounds not in (1, DEFAULT_ROUNDS),
-        "--sampling-rate": sampling_rate != 1.0,
-        "--clip-norm": clip_norm != DEFAULT_CLIP_NORM,
-        "--steps-per-round": steps_per_round != 1,
-        "--learning-rate": learning_rate is not None,
-        "--proximal": proximal != 0.0,
-        "--replay-weight": replay_weight != 0.0,
-    }
-    head_alone = {"--head": head is not HeadChoice.gda, "--gamma": gamma != DEFAULT_GAMMA}
-    grid_alone = {"--alphas": alphas != DEFAULT_ALPHAS, "--betas": betas != DEFAULT_BETAS}
-    released = mechanism in (MechanismChoice.statistics, MechanismChoice.grid)
-    wrong = [
-        (training, not released, f"is about training; with --mechanism {mechanism.value} there is none"),
-        (
-            head_alone,
-            mechanism is MechanismChoice.statistics,
-            "is of one release: it goes with --mechanism statistics",
-        ),
-        (
-            grid_alone,
-            mechanism is MechanismChoice.grid,
-            "is of a grid: it goes with --mechanism grid",
-        ),
-    ]
-    for options, fits, reason in wrong:
-        for option, given in options.items():
-            if given and not fits:
-                raise ConfigError(option, "", reason)
-    if mechanism is MechanismChoice.statistics:
-        return release_choices(
-            epsilon=epsilon,
-            epsilon_local=epsilon_local,
-            delta=delta,
-            expected_records=expected_records,
-            head=head,
-            gamma=gamma,
-        )
-    if mechanism is MechanismChoice.grid:
-        return grid_choices(
-            epsilon=epsilon,
-            epsilon_local=epsilon_local,
-            delta=delta,
-            expected_records=expected_records,
-            alphas=alphas,
-            betas=betas,
-        )
-    return PrivacyChoices(
-        mechanism=cast("MechanismName", mechanism.value),
-        epsilon=epsilon,
-        epsilon_local=epsilon_local,
-        delta=default_delta(expected_records) if delta is None else delta,
-        rounds=rounds,
-        sampling_rate=sampling_rate,
-        steps_per_round=steps_per_round,
-        clip_norm=clip_norm,
-        expected_records=expected_records,
-        learning_rate=learning_rate,
-        proximal=proximal,
-        replay_weight=replay_weight,
-    )

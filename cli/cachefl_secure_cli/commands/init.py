@@ -14,9 +14,10 @@ from cachefl_secure_cli import picture_options as pictures
 from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli import task_options as tasks
 from cachefl_secure_cli.failures import explained, say
+from cachefl_secure_cli.given_privacy import USUAL, GivenPrivacy
 from cachefl_secure_cli.options import Device, DeviceOption, Offline, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
-from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
+from cachefl_secure_cli.privacy_options import MechanismChoice
 from cachefl_secure_cli.training_options import (
     GIVEN,
     AlphaBetaOption,
@@ -83,7 +84,7 @@ def command(
     beta: tasks.Beta = None,
     alpha_norm: AlphaNormOption = AlphaNorm.sum,
     alpha_beta: AlphaBetaOption = GIVEN,
-    mechanism: options.Mechanism = MechanismChoice.distributed,
+    mechanism: options.Mechanism = USUAL.mechanism,
     not_private: Annotated[
         bool,
         typer.Option(
@@ -92,18 +93,18 @@ def command(
             rich_help_panel=panels.PRIVACY,
         ),
     ] = False,
-    epsilon: options.Epsilon = None,
-    epsilon_local: options.EpsilonLocal = 8.0,
-    delta: options.Delta = None,
-    rounds: options.Rounds = options.DEFAULT_ROUNDS,
-    sampling_rate: options.SamplingRate = 1.0,
-    steps_per_round: options.StepsPerRound = 1,
-    clip_norm: options.ClipNorm = options.DEFAULT_CLIP_NORM,
-    expected_records: options.ExpectedRecords = 250,
-    head: options.Head = HeadChoice.gda,
-    gamma: options.Gamma = options.DEFAULT_GAMMA,
-    alphas: options.Alphas = options.DEFAULT_ALPHAS,
-    betas: options.Betas = options.DEFAULT_BETAS,
+    epsilon: options.Epsilon = USUAL.epsilon,
+    epsilon_local: options.EpsilonLocal = USUAL.epsilon_local,
+    delta: options.Delta = USUAL.delta,
+    rounds: options.Rounds = USUAL.rounds,
+    sampling_rate: options.SamplingRate = USUAL.sampling_rate,
+    steps_per_round: options.StepsPerRound = USUAL.steps_per_round,
+    clip_norm: options.ClipNorm = USUAL.clip_norm,
+    expected_records: options.ExpectedRecords = USUAL.expected_records,
+    head: options.Head = USUAL.head,
+    gamma: options.Gamma = USUAL.gamma,
+    alphas: options.Alphas = USUAL.alphas,
+    betas: options.Betas = USUAL.betas,
     trained: TrainedOption = Trained.keys,
     learning_rate: Annotated[
         float | None,
@@ -111,9 +112,9 @@ def command(
             help="Length of a step if all gradients agree. Default: as long as the noise allows.",
             rich_help_panel=panels.TRAINING,
         ),
-    ] = None,
-    proximal: Proximal = 0.0,
-    replay_weight: ReplayWeight = 0.0,
+    ] = USUAL.learning_rate,
+    proximal: Proximal = USUAL.proximal,
+    replay_weight: ReplayWeight = USUAL.replay_weight,
     server: ServerOption = Server.mean,
     server_rate: ServerRate = None,
     server_momentum: ServerMomentum = 0.9,
@@ -190,7 +191,7 @@ def command(
         server_rate=server_rate,
         server_momentum=server_momentum,
         rng_seed=seed,
-        privacy=options.privacy_choices(
+        privacy=GivenPrivacy(
             mechanism=mechanism,
             epsilon=epsilon,
             epsilon_local=epsilon_local,
@@ -207,7 +208,7 @@ def command(
             learning_rate=learning_rate,
             proximal=proximal,
             replay_weight=replay_weight,
-        ),
+        ).choices(),
         secure_sum=SecureSumPlan(
             minimum_cohort=minimum_cohort, minimum_survivors=minimum_survivors, colluders=colluders
         ),

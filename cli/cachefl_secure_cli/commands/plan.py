@@ -11,8 +11,8 @@ import typer
 from cachefl_secure.wording import counted
 from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli.failures import explained
+from cachefl_secure_cli.given_privacy import USUAL, GivenPrivacy
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, table
-from cachefl_secure_cli.privacy_options import HeadChoice, MechanismChoice
 from cachefl_secure_cli.training_options import Trained, TrainedOption
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ def command(
             show_default=False,
         ),
     ] = None,
-    mechanism: options.Mechanism = MechanismChoice.distributed,
-    epsilon: options.Epsilon = None,
-    epsilon_local: options.EpsilonLocal = 8.0,
-    delta: options.Delta = None,
-    rounds: options.Rounds = options.DEFAULT_ROUNDS,
-    sampling_rate: options.SamplingRate = 1.0,
-    steps_per_round: options.StepsPerRound = 1,
-    clip_norm: options.ClipNorm = options.DEFAULT_CLIP_NORM,
-    expected_records: options.ExpectedRecords = 250,
-    head: options.Head = HeadChoice.gda,
-    gamma: options.Gamma = options.DEFAULT_GAMMA,
-    alphas: options.Alphas = options.DEFAULT_ALPHAS,
-    betas: options.Betas = options.DEFAULT_BETAS,
+    mechanism: options.Mechanism = USUAL.mechanism,
+    epsilon: options.Epsilon = USUAL.epsilon,
+    epsilon_local: options.EpsilonLocal = USUAL.epsilon_local,
+    delta: options.Delta = USUAL.delta,
+    rounds: options.Rounds = USUAL.rounds,
+    sampling_rate: options.SamplingRate = USUAL.sampling_rate,
+    steps_per_round: options.StepsPerRound = USUAL.steps_per_round,
+    clip_norm: options.ClipNorm = USUAL.clip_norm,
+    expected_records: options.ExpectedRecords = USUAL.expected_records,
+    head: options.Head = USUAL.head,
+    gamma: options.Gamma = USUAL.gamma,
+    alphas: options.Alphas = USUAL.alphas,
+    betas: options.Betas = USUAL.betas,
     minimum_cohort: options.MinimumCohort = 3,
     minimum_survivors: options.MinimumSurvivors = 3,
     colluders: options.Colluders = 1,
@@ -86,7 +86,7 @@ def command(
             cohort_size=minimum_cohort,
             honest_survivors=secure_sum.honest_survivors,
         )
-        choices = options.privacy_choices(
+        choices = GivenPrivacy(
             mechanism=mechanism,
             epsilon=epsilon,
             epsilon_local=epsilon_local,
@@ -100,7 +100,7 @@ def command(
             gamma=gamma,
             alphas=alphas,
             betas=betas,
-        )
+        ).choices()
         if isinstance(choices, StatisticsChoices):
             shape = {"number_of_classes": number_of_classes, "feature_dim": feature_dim}
             section = choices.plan(**shape, honest_survivors=sizes.honest_survivors)
