@@ -1,17 +1,15 @@
-"""Options of init that say what is to be classified, by hand or of a known data set; and where alpha and beta come from."""
+"""Options of init that say what is to be classified, by hand or of a known data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cachefl_secure_cli.failures import say
-from cachefl_secure_cli.panels import CACHE, CLASSES
-from cachefl_secure_cli.training_options import GIVEN, TABLE
+from cachefl_secure_cli.panels import CLASSES
 
 if TYPE_CHECKING:
     from cachefl_secure.datasets.task import Task
@@ -49,49 +47,6 @@ Template = Annotated[
         rich_help_panel=CLASSES,
     ),
 ]
-DEFAULT_ALPHA, DEFAULT_BETA = 10.0, 3.0
-Alpha = Annotated[
-    float | None,
-    typer.Option(
-        help=f"Weight of the cache against the text classifier. Default: that of --dataset, else {DEFAULT_ALPHA:g}.",
-        rich_help_panel=CACHE,
-        show_default=False,
-    ),
-]
-Beta = Annotated[
-    float | None,
-    typer.Option(
-        help=f"Sharpness of the affinities. Default: that of --dataset, else {DEFAULT_BETA:g}.",
-        rich_help_panel=CACHE,
-        show_default=False,
-    ),
-]
-
-_ORIGINS = {
-    "given": "given",
-    "table": "from the data set's table",
-    "default": "default",
-    "leave-one-out": "by leave-one-out",
-    "grid": "by the grid",
-}
-"""Where a number comes from, as ``--json`` and as people read it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Alpha and beta, and who says so (a key of ``_ORIGINS``). With leave-one-out and a grid the numbers are not
-    known yet."""
-
-    alpha: float
-    alpha_from: str
-    beta: float
-    beta_from: str
-
-    def in_words(self, alpha: float, beta: float) -> str:
-        """The plan's numbers with their origins: ``3 and 1 (from the data set's table)``."""
-        if self.alpha_from == self.beta_from:
-            return f"{alpha:g} and {beta:g} ({_ORIGINS[self.alpha_from]})"
-        return f"{alpha:g} ({_ORIGINS[self.alpha_from]}) and {beta:g} ({_ORIGINS[self.beta_from]})"
 
 
 def task_of(dataset: str, root: Path | None, *, wants_classes: bool) -> Task | None:
@@ -157,37 +112,6 @@ def templates_of(given: list[str] | None, task: Task | None, clip: str | None) -
 
         return TEMPLATES
     return ("a photo of a {}.",)
-
-
-def weights_of(chosen_by: str, alpha: float | None, beta: float | None, task: Task | None) -> Weights:
-    """Alpha and beta with their origins: by hand, else of the table, else the defaults.
-
-    ``chosen_by`` is what ``--alpha-beta`` says.
-
-    Raises:
-        ConfigError: by hand although something else is to choose them, or the table is asked for and there is none.
-    """
-    from cachefl_secure.errors import ConfigError
-
-    data_set = None if task is None else task.data_set
-    if chosen_by not in (GIVEN, TABLE):
-        for option, given in (("--alpha", alpha), ("--beta", beta)):
-            if given is not None:
-                raise ConfigError(
-                    option, "", f"is chosen by --alpha-beta {chosen_by}: give one of the two only"
-                )
-        origin = chosen_by.partition(":")[0]
-        return Weights(DEFAULT_ALPHA, origin, DEFAULT_BETA, origin)
-    if chosen_by == TABLE and data_set is None:
-        raise ConfigError("--alpha-beta", "", "table needs --dataset, of a data set that partition knows")
-    known = (None, None) if data_set is None else (data_set.alpha, data_set.beta)
-    return Weights(*_weight(alpha, known[0], DEFAULT_ALPHA), *_weight(beta, known[1], DEFAULT_BETA))
-
-
-def _weight(given: float | None, of_table: float | None, default: float) -> tuple[float, str]:
-    if given is not None:
-        return given, "given"
-    return (default, "default") if of_table is None else (of_table, "table")
 
 
 def tell_of_classes(classes: Sequence[str]) -> None:

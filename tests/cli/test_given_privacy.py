@@ -16,7 +16,7 @@ from cachefl_secure.federation.one_release import StatisticsChoices
 from cachefl_secure_cli.commands import init, plan
 from cachefl_secure_cli.given_privacy import USUAL, GivenPrivacy
 from cachefl_secure_cli.privacy_options import MechanismChoice
-from cachefl_secure_cli.task_options import DEFAULT_ALPHA, DEFAULT_BETA
+from cachefl_secure_cli.weight_options import DEFAULT_ALPHA, DEFAULT_BETA
 
 OF_INIT_ALONE = {"learning_rate", "proximal", "replay_weight"}
 """``plan`` tells of privacy, which they do not change."""

@@ -13,16 +13,13 @@ from cachefl_secure_cli import panels
 from cachefl_secure_cli import picture_options as pictures
 from cachefl_secure_cli import privacy_options as options
 from cachefl_secure_cli import task_options as tasks
+from cachefl_secure_cli import weight_options as weighing
 from cachefl_secure_cli.failures import explained, say
 from cachefl_secure_cli.given_privacy import USUAL, GivenPrivacy
 from cachefl_secure_cli.options import Device, DeviceOption, Offline, resolve_device
 from cachefl_secure_cli.output import Json, console, print_json, progress_bar, table
 from cachefl_secure_cli.privacy_options import MechanismChoice
 from cachefl_secure_cli.training_options import (
-    GIVEN,
-    AlphaBetaOption,
-    AlphaNorm,
-    AlphaNormOption,
     Proximal,
     ReplayWeight,
     Server,
@@ -31,7 +28,6 @@ from cachefl_secure_cli.training_options import (
     ServerRate,
     Trained,
     TrainedOption,
-    alpha_beta_source,
 )
 
 if TYPE_CHECKING:
@@ -80,10 +76,10 @@ def command(
     licence: pictures.Licence = "",
     offload: pictures.Offload = False,
     offline: Offline = False,
-    alpha: tasks.Alpha = None,
-    beta: tasks.Beta = None,
-    alpha_norm: AlphaNormOption = AlphaNorm.sum,
-    alpha_beta: AlphaBetaOption = GIVEN,
+    alpha: weighing.Alpha = None,
+    beta: weighing.Beta = None,
+    alpha_norm: weighing.AlphaNormOption = weighing.AlphaNorm.sum,
+    alpha_beta: weighing.AlphaBetaOption = weighing.GIVEN,
     mechanism: options.Mechanism = USUAL.mechanism,
     not_private: Annotated[
         bool,
@@ -160,8 +156,8 @@ def command(
     if mechanism is MechanismChoice.none and not not_private:
         raise ConfigError("--mechanism", "", "none gives no privacy at all; confirm with --not-private")
     task = tasks.task_of(dataset, root, wants_classes=not classes)
-    chosen_by = alpha_beta_source(alpha_beta)
-    weights = tasks.weights_of(alpha_beta, alpha, beta, task)
+    chosen_by = weighing.alpha_beta_source(alpha_beta)
+    weights = weighing.weights_of(alpha_beta, alpha, beta, task)
     source, how = pictures.picture_source(
         generator,
         clip,
@@ -229,7 +225,7 @@ def command(
         _tell(founded, engine, weights, after_grid=isinstance(chosen_by, Path))
 
 
-def _tell_of_choices(choices: FoundingChoices, weights: tasks.Weights) -> None:
+def _tell_of_choices(choices: FoundingChoices, weights: weighing.Weights) -> None:
     """What is legal and may surprise."""
     from cachefl_secure.federation.clip_source import LOCAL_DIR
     from cachefl_secure.federation.founding_choices import TEXT
@@ -257,7 +253,7 @@ def _tell_of_choices(choices: FoundingChoices, weights: tasks.Weights) -> None:
         )
 
 
-def _summary(founded: Founded, engine: str, weights: tasks.Weights) -> dict[str, object]:
+def _summary(founded: Founded, engine: str, weights: weighing.Weights) -> dict[str, object]:
     from cachefl_secure.privacy.terms import planned_cost_of
 
     keys, plan = founded.first_keys, founded.plan
@@ -284,7 +280,7 @@ def _summary(founded: Founded, engine: str, weights: tasks.Weights) -> dict[str,
     }
 
 
-def _tell(founded: Founded, engine: str, weights: tasks.Weights, *, after_grid: bool) -> None:
+def _tell(founded: Founded, engine: str, weights: weighing.Weights, *, after_grid: bool) -> None:
     from cachefl_secure.crypto.spoken import in_words
     from cachefl_secure.privacy.terms import planned_cost_of
 
