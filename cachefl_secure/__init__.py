@@ -13,8 +13,9 @@ Where things are, and who may import whom (an arrow is "imports"):
 ``embedded``    the default that needs no download: a tiny CLIP, a tiny generator, real handwriting
 ``datasets``    public data sets by folder, and records dealt out to silos for experiments
 
-``plan`` has its sections in ``privacy_plan`` and ``server_plan``; ``updates`` goes from privacy to protocol, and
-``durable`` is how every file is written. The exact layers are import-linter's, in pyproject.toml.
+``plan`` has its sections in ``privacy_plan`` and ``server_plan``. ``lattice``, ``statistics_layout`` and ``grid_layout``
+say which integers are summed. ``updates`` goes from privacy to protocol, ``durable`` is how every file is written, and
+``wording`` how numbers are told. The exact layers are import-linter's, in pyproject.toml.
 """
 
 __version__ = "0.1.0"

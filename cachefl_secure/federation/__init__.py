@@ -2,6 +2,8 @@
 
 ``founding``           init: encode, build the cache, calibrate, write the plan and the invite
 ``founding_choices``   what its operator chose
+``founding_checks``    what can be wrong with it and be known before a model is loaded
+``option_errors``      such an error, by the name of the choice and in words
 ``synthetic_images``   the first cache keys: candidates, the best of them, and a record of it all
 ``coordinator_files``  a coordinator's directory; admit
 ``calibration``        noise and step length for an epsilon, from public numbers

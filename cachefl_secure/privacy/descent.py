@@ -27,7 +27,11 @@ from cachefl_secure.privacy_plan import GridPlan, StatisticsPlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descent:
-    """Beside the mechanism, whose ``dimension`` and lattice must be those of what is trained."""
+    """Beside the mechanism, whose ``dimension`` and lattice must be those of what is trained.
+
+    A grid's ``pairs`` ride along although nothing descends there: this is the one object by which whatever a plan fixes
+    beside the mechanism reaches ``silo_attempt.Trainer``, and whoever only trains does not look at them.
+    """
 
     trained: Trained = "keys"
     proximal: float = 0.0

@@ -45,11 +45,12 @@ from tests.simulation.lies import (
     two_small_cohorts,
     two_survivor_sets,
 )
-from tests.simulation.mechanisms import DISTRIBUTED, LOCAL, STATISTICS
+from tests.simulation.mechanisms import DISTRIBUTED, GRID, LOCAL, STATISTICS
 from tests.simulation.release_bugs import (
     a_record_does_not_end_releases,
     a_release_is_not_noted,
     a_release_without_record_does_not_count,
+    a_second_grid_is_answered,
     a_segment_keeps_masks_towards_dropped_silos,
     segments_left_unmasked,
     segments_under_masks_of_the_update,
@@ -404,6 +405,7 @@ MUTANTS = (
     Mutant(a_release_without_record_does_not_count, "C9", a_second_release, mechanism=STATISTICS),
     Mutant(a_release_is_not_noted, "C9", a_second_release, mechanism=STATISTICS),
     Mutant(a_record_does_not_end_releases, "C9", a_second_release, mechanism=STATISTICS),
+    Mutant(a_second_grid_is_answered, "C9", a_second_release, mechanism=GRID),
     Mutant(trained_again_for_a_retry, "C9", honest, mechanism=STATISTICS),
     Mutant(trained_again_for_a_retry, "C9", honest, mechanism=DISTRIBUTED),
     Mutant(segments_left_unmasked, "C1", honest, faults=Faults(), within=1, mechanism=STATISTICS),

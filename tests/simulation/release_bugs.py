@@ -1,4 +1,5 @@
-"""Planted bugs that only a release of statistics can show: a second one, and what goes wrong in further vectors."""
+"""Planted bugs that only one release can show, of statistics or over a grid: a second one, and what goes wrong in
+further vectors."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from cachefl_secure.crypto.expand import MaskStreams
 from cachefl_secure.federation.declining import Decline
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.privacy.ledger import Ledger
+from cachefl_secure.privacy_plan import GridPlan
 from cachefl_secure.protocol import collecting, masking
 from cachefl_secure.protocol.masking import Masks, MaskSeed
 from cachefl_secure.protocol.parameters import RoundParameters
@@ -29,6 +31,17 @@ def a_release_without_record_does_not_count(patch: pytest.MonkeyPatch) -> None:
 def a_record_does_not_end_releases(patch: pytest.MonkeyPatch) -> None:
     """Another round of a plan of one release is a round like any other."""
     patch.setattr(SiloService, "_check_not_released", lambda *_: None)
+
+
+def a_second_grid_is_answered(patch: pytest.MonkeyPatch) -> None:
+    """A silo takes counts over a grid for something less than a release: of statistics only there is one."""
+    genuine = SiloService._check_not_released
+
+    def check(self: SiloService, chain: Any, number: int) -> None:
+        if not isinstance(self._files.plan.privacy, GridPlan):
+            genuine(self, chain, number)
+
+    patch.setattr(SiloService, "_check_not_released", check)
 
 
 def a_release_is_not_noted(patch: pytest.MonkeyPatch) -> None:
