@@ -66,10 +66,12 @@ def test_a_choice_out_of_range_names_its_field(choices: StatisticsChoices, field
     assert caught.value.field == field
 
 
-def test_more_noise_than_there_are_integers_for_is_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        StatisticsChoices(epsilon=0.01, epsilon_local=0.01).plan(**SHAPE, honest_survivors=1)
-    assert caught.value.field == "noise_multiplier"
+@pytest.mark.parametrize("field", ["epsilon", "epsilon_local"])
+def test_more_noise_than_there_are_integers_for_is_refused_by_the_choice_that_asks_for_it(field: str) -> None:
+    choices = replace(StatisticsChoices(), **{field: 0.01})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="more noise than a plan may hold") as caught:
+        choices.plan(**SHAPE, honest_survivors=1)
+    assert caught.value.field == field
 
 
 def silos_and_test() -> tuple[CacheModel, list[FeatureSet], FeatureSet]:
