@@ -45,7 +45,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Class probabilities for one image, most probable first."""
+    """Scores for one image, from 0 to 1, the best class first. They rank; nobody calibrated them as probabilities."""
 
     image: Path
     classes: tuple[tuple[str, float], ...]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from cachefl_secure.federation.silo_files import SiloFiles
+from cachefl_secure.federation.silo_files import SiloFiles, TooLow
 from cachefl_secure.names import SiloId
 from cachefl_secure.plan import plan_digest
 from cachefl_secure.privacy.accounting import Cost, charged, rounds_within
@@ -37,6 +37,34 @@ class Budget:
     """Charged with noise out of a test's repeatable streams: nothing is claimed then."""
     statements: tuple[str, str, str]
     """The two sentences that may be said, local first, and what was spent so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the caps leave to a plan of which no round was charged yet, beside all that the ledger holds already."""
+
+    planned: int
+    fitting: int
+    """Planned rounds within the caps, if nothing else is charged in between."""
+    too_low: tuple[TooLow, ...]
+    """What would have to be raised for all of them; empty if all fit."""
+
+
+def room_for_plan(files: SiloFiles) -> Room:
+    """Of a silo that has just joined, with a ledger that other federations were charged to.
+
+    Raises:
+        LedgerError: the ledger does not verify.
+    """
+    report, terms, planned = files.verified_ledger(), files.terms, files.plan.privacy.rounds
+    earlier = [(spend.mechanism, 1) for spend in report.spends]
+    delta, order = min(report.delta, terms.delta), report.rdp_order or terms.rdp_order
+    needed = charged([*earlier, (terms.mechanism, planned)], delta, order)
+    too_low = files.caps_below(needed)
+    if not too_low:
+        return Room(planned, planned, ())
+    fitting = rounds_within(terms.mechanism, delta, terms.caps, earlier=earlier, rdp_order=order)
+    return Room(planned, min(fitting, planned), too_low)
 
 
 def silo_budget(root: Path) -> Budget:

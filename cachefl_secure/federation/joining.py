@@ -20,6 +20,7 @@ import msgspec
 
 from cachefl_secure.crypto.sign import fingerprint
 from cachefl_secure.errors import ConfigError
+from cachefl_secure.federation.budget import Room, room_for_plan
 from cachefl_secure.federation.clip_source import ClipSource, open_encoder
 from cachefl_secure.federation.enrolment import open_invite, read_invite, write_join_request
 from cachefl_secure.federation.ports import Progress, silent
@@ -66,6 +67,8 @@ class Joined:
     """Records that are byte for byte another one again: what they say is protected once for each (limit N7)."""
     has_other_records: bool
     """The shared ledger has names of other records only. What both cost is added up all the same."""
+    room: Room | None
+    """What a shared ledger leaves to the plan; None with a ledger of this silo's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +231,7 @@ def establish_silo(
         request=root / REQUEST_FILE,
         copies=len(features.file_digests) - len(set(features.file_digests)),
         has_other_records=owner is not None and commitment not in known,
+        room=None if owner is None else room_for_plan(files),
     )
 
 

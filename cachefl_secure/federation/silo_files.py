@@ -22,6 +22,7 @@ from cachefl_secure.names import Digest, PublicKeyHex, SiloId, digest_of, parse_
 from cachefl_secure.plan import FederationPlan, read_toml
 from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.ledger import Anchor, Ledger, LedgerReport, verify_ledger
+from cachefl_secure.privacy.mechanism import View
 from cachefl_secure.privacy.terms import Terms, terms_of
 from cachefl_secure.protocol.messages import Roster, roster_digest
 
@@ -72,6 +73,15 @@ class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     training_device: Literal["cpu", "cuda"] = "cpu"
     engine: str = ""
     """Where this silo reaches what carries messages: the invite's URL, or this machine's own path to the same place."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooLow:
+    """A cap that would have to be higher: in which file, under which name, and how high at least."""
+
+    file: Path
+    field: str
+    needed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +154,17 @@ class SiloFiles:
         """Of both epsilons. With a shared ledger the owner's caps bind as well: they are for the sum of all."""
         own = Cost(self.config.epsilon_cap_local, self.config.epsilon_cap_aggregate)
         return own.at_most(self.ledger_owner().caps) if self.config.ledger else own
+
+    def caps_below(self, needed: Cost) -> tuple[TooLow, ...]:
+        """The caps that bind this silo and allow less than that, those of the ledger's owner first."""
+        fields = (View.LOCAL, "epsilon_cap_local"), (View.AGGREGATE, "epsilon_cap_aggregate")
+        sources = [self.ledger_owner(), self] if self.config.ledger else [self]
+        return tuple(
+            TooLow(files.state.path(CONFIG_FILE), field, needed.of(view))
+            for files in sources
+            for view, field in fields
+            if not needed.of(view) <= getattr(files.config, field)
+        )
 
     @property
     def terms(self) -> Terms:

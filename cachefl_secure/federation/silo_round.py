@@ -147,14 +147,17 @@ class SiloService:
             self._check_head(hello.receipt.ledger_head, "a receipt that this silo signed")
         position = self._chain.position if self._chain else genesis(self._files.plan)
         chain = self._chain
+        charged, shortage = self._charged_round(), self._shortage()
+        if charged <= position.round and not (self._files.plan.is_one_release and position.round):
+            self._trouble = shortage  # the coordinator leaves this silo out: its operator should know why
         standing = Standing(
             has_roster=chain is not None,
             is_countersigned=chain is not None and self._is_countersigned(chain),
             has_cache=self._files.state.has("models/0000.safetensors"),
             round=position.round,
             record_digest=position.record_digest,
-            has_budget=self._has_budget(),
-            charged_round=self._charged_round(),
+            has_budget=shortage is None,
+            charged_round=charged,
             epoch=chain.roster.epoch if chain is not None else 0,
             approval=ready_approval(self._files, chain.rosters) if chain is not None else None,
         )
@@ -365,12 +368,13 @@ class SiloService:
         plan = plan_digest(self._files.plan)
         return max((spend.round for spend in self._ledger.spends if spend.plan_digest == plan), default=0)
 
-    def _has_budget(self) -> bool:
+    def _shortage(self) -> PrivacyError | None:
+        """Why no further round may be charged; None if one may."""
         try:
             self._ledger.check(self._files.terms)
-        except PrivacyError:
-            return False
-        return True
+        except PrivacyError as error:
+            return error
+        return None
 
     def _running(self) -> SiloAttempt:
         if self._attempt is None:

@@ -41,7 +41,12 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
     ),
     (
         errors.CohortExhausted,
-        Ending(5, "admit another silo, found a new federation, or let silos raise their caps in silo.toml"),
+        Ending(
+            5,
+            "admit another silo, found a new federation, or let the silos that decline raise their caps: "
+            "epsilon_cap_local and epsilon_cap_aggregate in the silo.toml of their own directory, and with a shared "
+            "ledger in that of the directory which the ledger was made in; `join` tells each silo which",
+        ),
     ),
     (errors.BudgetExhausted, Ending(5, "this silo takes no further part; see `cachefl-secure budget`")),
     (errors.UnaccountedMechanism, Ending(5, "update cachefl-secure, or ask for another plan")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,20 @@ def test_a_grid_chooses_and_a_training_takes_it_out_of_the_same_budget(
     again = invoke("round", first / "coordinator", *in_process(first))
     assert again.exit_code == 7
     assert "it happens once" in again.stderr
+
+
+def test_join_warns_if_the_first_ledgers_caps_leave_no_room_for_the_training(
+    features: Path, tmp_path: Path
+) -> None:
+    answer("init", tmp_path / "grid", *USUAL, "--mechanism", "grid", "--epsilon", "1")
+    answer("init", tmp_path / "training", *USUAL, "--epsilon", "4", "--rounds", "20")
+    mine = ("--data", features / "silo-1.npz", "--no-wait")
+    invoke("join", tmp_path / "grid" / "invite.toml", tmp_path / "first", *mine, "--name", "first")
+    joining = ("join", tmp_path / "training" / "invite.toml", tmp_path / "second", *mine, "--name", "second")
+    said = flat(invoke(*joining, "--ledger", tmp_path / "first").stderr)
+    (fitting,) = re.findall(r"(\w+) of 20 planned rounds fits? into the caps of the shared ledger", said)
+    assert fitting == "none" or 0 < int(fitting) < 20
+    assert f"epsilon_cap_aggregate in {tmp_path / 'first' / 'silo.toml'} to " in said.replace(" / ", "/")
 
 
 def test_round_tells_what_was_chosen_and_what_to_do_with_it(features: Path, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from cachefl_secure.errors import CohortExhausted, ConfigError, LedgerRolledBack
-from cachefl_secure.federation.budget import silo_budget
+from cachefl_secure.federation.budget import Room, room_for_plan, silo_budget
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_silo, status
@@ -101,6 +102,36 @@ def test_one_cap_holds_for_both_and_each_federation_goes_on_without_the_silo(
     assert CLINIC not in outcome.record.cohort
     assert silo_budget(first.silos[CLINIC]).spent.within(joined.caps)
     assert "caps allow no further round" in status(joined.request.parent).waiting_for
+
+
+def test_join_tells_how_many_planned_rounds_the_first_ledgers_caps_leave_and_what_to_raise(
+    first: SmallFederation, tmp_path: Path
+) -> None:
+    run(first, 3)  # of four that the cap allows
+    _, joined = second_of(first, tmp_path / "second")
+    assert joined.room is not None
+    assert (joined.room.fitting, joined.room.planned) == (1, 4)
+    config = (first.silos[CLINIC] / "silo.toml").resolve()
+    assert [(cap.file.resolve(), cap.field) for cap in joined.room.too_low] == [
+        (config, "epsilon_cap_local"),
+        (config, "epsilon_cap_aggregate"),
+    ]
+    text = config.read_text(encoding="utf-8")
+    for cap in joined.room.too_low:
+        text = re.sub(rf"^{cap.field} = .*$", f"{cap.field} = {cap.needed!r}", text, flags=re.MULTILINE)
+    config.write_text(text, encoding="utf-8")
+    assert room_for_plan(SiloFiles.open(joined.request.parent)) == Room(4, 4, ())
+
+
+def test_a_lower_cap_of_ones_own_is_named_beside_the_first_ledgers(
+    first: SmallFederation, tmp_path: Path
+) -> None:
+    run(first)
+    spent = silo_budget(first.silos[CLINIC]).spent
+    _, joined = second_of(first, tmp_path / "second", epsilon_cap=spent.local + 0.01)
+    assert joined.room is not None
+    assert joined.room.fitting == 0
+    assert {cap.file.parent.name for cap in joined.room.too_low} == {"silo-1", "again"}
 
 
 def test_a_lower_cap_of_the_second_federation_binds_in_it_only(

@@ -27,6 +27,7 @@ from cachefl_secure_cli.output import Json, console, print_json, progress_bar, t
 from cachefl_secure_cli.stopping import stopped_by_signals
 
 if TYPE_CHECKING:
+    from cachefl_secure.federation.budget import Room
     from cachefl_secure.federation.joining import Joined
     from cachefl_secure.federation.silo_files import SiloFiles
     from cachefl_secure.plan import FederationPlan
@@ -293,6 +294,7 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
                 "has_other_records": joined.has_other_records,
                 "delta": joined.plan.privacy.delta,
                 "rounds_planned": joined.plan.privacy.rounds,
+                "rounds_within_caps": None if joined.room is None else joined.room.fitting,
                 "fingerprint": joined.fingerprint,
                 "coordinator_fingerprint": joined.coordinator_fingerprint,
                 "request": str(joined.request),
@@ -322,8 +324,22 @@ def _join(invite: Path, directory: Path, data: Path, name: str, chosen: _Choices
         )
     if joined.has_other_records:
         say("the shared ledger names other records; their costs are added up as if they were the same")
+    if joined.room is not None and joined.room.too_low:
+        say(_too_little_room(joined.room))
     if expect is None:
         say("compare the coordinator's fingerprint by phone; `--expect` does it for you")
+
+
+def _too_little_room(room: Room) -> str:
+    """Which caps of a shared ledger have to be raised, where, and to what."""
+    from cachefl_secure.privacy.statements import rounded_up
+
+    raised = ", ".join(f"{cap.field} in {cap.file} to {rounded_up(cap.needed)}" for cap in room.too_low)
+    fitting = "none" if room.fitting == 0 else str(room.fitting)
+    return (
+        f"{fitting} of {counted(room.planned, 'planned round')} {'fit' if room.fitting > 1 else 'fits'} into the "
+        f"caps of the shared ledger; for all of them raise {raised}"
+    )
 
 
 def _promise(joined: Joined) -> str:
