@@ -18,7 +18,7 @@ from cachefl_secure_cli.options import (
     PrecisionOption,
     encoder_when_needed,
 )
-from cachefl_secure_cli.output import Json, console, percent, print_json, table
+from cachefl_secure_cli.output import Json, console, print_json, table
 
 
 @explained
@@ -32,7 +32,7 @@ def command(
     offline: Offline = False,
     json: Json = False,
 ) -> None:
-    """Classify images with the latest model. Nothing leaves this machine.
+    """Classify images with the latest model: for each the best classes with their scores. Nothing leaves this machine.
 
     Example: cachefl-secure predict clinic-1 image.png
     """
@@ -49,7 +49,7 @@ def command(
         print_json("predict", {"round": chain.position.round, "predictions": listed})
         return
     rows = [
-        (str(p.image), ", ".join(f"{name} {percent(share)}" for name, share in p.classes))
-        for p in predictions
+        (str(p.image), ", ".join(f"{name} {score:.3f}" for name, score in p.classes)) for p in predictions
     ]
-    console().print(table(f"model after round {chain.position.round}", ("image", "classes"), rows))
+    columns, caption = ("image", "score of each class"), "a score ranks the classes; it is no probability"
+    console().print(table(f"model after round {chain.position.round}", columns, rows, caption=caption))
