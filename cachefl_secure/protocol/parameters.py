@@ -245,11 +245,25 @@ def explain(n: int, colluders: int, minimum_survivors: int = 3, dropout_percent:
         text += f"; with minimum_survivors = {least}, {n - least} might"
         if least == 2:
             text += ", but then each of two survivors could subtract its own update from the sum and have the other's"
-    if colluders and (without := n - max(n // 2 + 1, 2)) > n - least:
-        text += f". Colluders cost dropouts: with none, up to {without} might drop out"
+    if colluders:
+        text += _explain_without_colluders(n, least, minimum_survivors)
     elif not colluders and n == 3:
         text += ". Three silos can survive one dropout or one colluder, not both"
     return text + _explain_ring(n, colluders, dropout_percent)
+
+
+def _explain_without_colluders(n: int, least: int, minimum_survivors: int) -> str:
+    """How many more might drop out if nobody colluded; nothing if as many as now."""
+    threshold = max(n // 2 + 1, 2)
+    needed = max(threshold, minimum_survivors)
+    if needed < max(least, minimum_survivors):
+        return f". Colluders cost dropouts: with none, up to {n - needed} might drop out"
+    if threshold < least:
+        return (
+            f". Colluders cost dropouts: with none and minimum_survivors = {threshold}, up to {n - threshold} "
+            "might drop out"
+        )
+    return ""
 
 
 def _explain_ring(n: int, colluders: int, dropout_percent: int) -> str:

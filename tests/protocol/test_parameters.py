@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -194,7 +195,7 @@ def test_what_a_roster_survives_is_said_in_words_that_are_true() -> None:
     )
     assert explain(3, 1) == (
         "3 silos with 1 colluder: 3 must stay to the end, no silos may drop out. "
-        "Colluders cost dropouts: with none, up to 1 might drop out"
+        "Colluders cost dropouts: with none and minimum_survivors = 2, up to 1 might drop out"
     )
     assert "impossible" in explain(3, 2)
     assert explain(10, 1).startswith("10 silos with 1 colluder: 6 must stay to the end, 4 silos may drop out")
@@ -227,6 +228,21 @@ def test_the_explanation_agrees_with_the_parameters(n: int, colluders: int, surv
         return
     dropouts = chosen.dropouts_tolerated
     assert f"{chosen.minimum_survivors} must stay to the end, {dropouts or 'no'} silo" in text
+
+
+@given(st.integers(3, 60), st.integers(1, 60), st.integers(2, 61))
+def test_what_no_colluders_would_allow_is_what_a_plan_without_them_allows(
+    n: int, colluders: int, survivors: int
+) -> None:
+    text = explain(n, colluders, survivors)
+    pattern = r"with none(?: and minimum_survivors = (\d+))?, up to (\d+) might drop out"
+    if (told := re.search(pattern, text)) is None:
+        return
+    asked = survivors if told[1] is None else int(told[1])
+    freed = RoundParameters.derive(a_plan(colluders=0, minimum_survivors=asked), n, n)
+    assert freed.dropouts_tolerated == int(told[2]) > 0
+    present = RoundParameters.derive(a_plan(colluders=colluders, minimum_survivors=asked), n, n)
+    assert present.dropouts_tolerated < freed.dropouts_tolerated
 
 
 def test_three_silos_survive_one_dropout_or_one_colluder() -> None:
