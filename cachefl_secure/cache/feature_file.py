@@ -13,10 +13,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cachefl_secure.cache.feature_set import UNIT_TOLERANCE, FeatureSet
@@ -26,6 +28,7 @@ from cachefl_secure.names import Digest, digest_of
 
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_NUMBERED = "whole numbers from 0 in the order of the invite's classes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,16 @@ def read_feature_file(path: Path, *, number_of_classes: int, feature_dim: int) -
     if features.shape[1] != feature_dim:
         raise ConfigError(str(path), "features", f"{features.shape[1]}-d, but the encoder is {feature_dim}-d")
     if labels.dtype not in _INTEGERS or labels.shape != features.shape[:1]:
-        raise ConfigError(str(path), "labels", f"{_what(labels)}; expected {len(features)} integers")
+        raise ConfigError(
+            str(path), "labels", f"{_what(labels)}; expected {len(features)} integers, {_NUMBERED}"
+        )
     features, labels = features.float().contiguous(), labels.long()
     if bool(((labels < 0) | (labels >= number_of_classes)).any()):
-        raise ConfigError(str(path), "labels", f"a label is no class number below {number_of_classes}")
+        raise ConfigError(
+            str(path),
+            "labels",
+            f"a label is no class number below {number_of_classes}; labels are {_NUMBERED}",
+        )
     _check_norms(path, features)
     return BroughtFeatures(
         FeatureSet(features, labels),
@@ -93,33 +102,46 @@ def _what(tensor: Tensor) -> str:
 
 
 def _npz(path: Path) -> Mapping[str, Tensor]:
+    name, tensors = "features", {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(archive[name]) for name in ("features", "labels")}
-    except KeyError as error:
-        raise ConfigError(
-            str(path), str(error.args[0])[:40].split(" ")[0], "missing from the archive"
-        ) from None
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile):
+            for name in ("features", "labels"):
+                if name not in archive:
+                    raise ConfigError(str(path), name, "missing from the archive")
+                tensors[name] = _numbers(archive[name])
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, KeyError, zipfile.BadZipFile) as error:
+        # What NumPy only reads by unpickling: text that pandas made, as a rule.
+        if name == "labels" and (isinstance(error, _NotNumbers) or "allow_pickle" in str(error)):
+            raise ConfigError(str(path), name, f"not plain numbers; labels are {_NUMBERED}") from None
         raise ConfigError(str(path), "", "no .npz archive of plain numbers") from None
+    return tensors
+
+
+class _NotNumbers(TypeError):
+    """An array of text, say."""
+
+
+def _numbers(array: NDArray[Any]) -> Tensor:
+    if array.dtype.kind not in "biuf":
+        raise _NotNumbers
+    return torch.from_numpy(array)
 
 
 def _pair(path: Path) -> Mapping[str, Tensor]:
     features, labels = numpy_pair(path)
-    return {"features": _npy(features), "labels": _npy(labels)}
+    return {"features": _npy(features), "labels": _npy(labels, labels=True)}
 
 
-def _npy(path: Path) -> Tensor:
+def _npy(path: Path, *, labels: bool = False) -> Tensor:
     """Mapped, not read whole, and copied as float32 if it is any of three float types: never twice in memory."""
     try:
         # Of this format alone: np.load would take an archive or, where allowed, a pickle under the same name.
         mapped = np.lib.format.open_memmap(path, mode="r")
         single = mapped.dtype.kind == "f" and mapped.dtype.itemsize <= 8
-        return torch.from_numpy(
-            np.array(mapped, dtype=np.float32 if single else mapped.dtype.newbyteorder("="))
-        )
+        return _numbers(np.array(mapped, dtype=np.float32 if single else mapped.dtype.newbyteorder("=")))
     except (OSError, ValueError, TypeError, EOFError):
-        raise ConfigError(str(path), "", "no .npy array of plain numbers") from None
+        hint = f"; labels are {_NUMBERED}" if labels else ""
+        raise ConfigError(str(path), "", f"no .npy array of plain numbers{hint}") from None
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:

@@ -74,7 +74,7 @@ Offline = Annotated[
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and list them.")
 ]
-SOURCES = "A folder with one sub-folder a class, a .csv or .parquet of path,label, or features as .npz, .safetensors or a pair of .npy"
+SOURCES = "A folder with one sub-folder a class, a .csv or .parquet of path,label, or features as .npz, .safetensors or a pair of .npy, whose labels are whole numbers from 0 in the order of the invite's classes"
 
 
 def tell_skipped(skipped: tuple[str, ...]) -> None:

@@ -109,6 +109,23 @@ def test_a_missing_array_is_named(save: Save, tmp_path: Path, missing: str) -> N
         read(save(tmp_path, **arrays))
 
 
+NUMBERED = "whole numbers from 0 in the order of the invite's classes"
+
+
+@both
+def test_labels_that_are_no_class_numbers_are_told_what_they_should_be(save: Save, tmp_path: Path) -> None:
+    names = np.array(["cat", "dog", "owl", "cat"])
+    kinds = [np.array([0.0, 1.0, 2.0, 0.0]), np.array([1, 2, 3, 1])]
+    if save is not save_safetensors:  # which holds no text
+        kinds.append(names)
+    if save is save_npz:
+        kinds.append(names.astype(object))
+    for labels in kinds:
+        with pytest.raises(ConfigError, match=f"labels.*{NUMBERED}") as refused:
+            read(save(tmp_path, features=unit_rows(), labels=labels))
+        assert "cat" not in str(refused.value)
+
+
 @pytest.mark.claim("C13")
 def test_a_pickle_in_an_archive_is_refused_unread(tmp_path: Path) -> None:
     class Bomb:
