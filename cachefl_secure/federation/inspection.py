@@ -219,8 +219,7 @@ def _coordinator_status(root: Path) -> Status:
             files.plan, len(chain.roster.members), len(chain.roster.members)
         ).minimum_survivors
         waiting = f"you: run round {rounds + 1} with at least {needed} silos"
-        begun, ended = (files.state.has(round_file(rounds + 1, name)) for name in ("attempt", "given-up"))
-        if begun and not ended:
+        if _has_begun(files, rounds + 1):
             waiting = f"round {rounds + 1}: it runs, or was interrupted and goes on with `round --resume`"
         if rounds >= planned:
             who = "those who decide about the change of the roster" if change else "nobody"
@@ -248,6 +247,18 @@ def _coordinator_status(root: Path) -> Status:
         alpha=alpha,
         beta=beta,
     )
+
+
+def pending_round(root: Path) -> tuple[int, bool]:
+    """Rounds recorded at a coordinator, and whether the next one has begun and was not given up."""
+    files = CoordinatorFiles.open(root)
+    recorded = files.chain().position.round
+    return recorded, _has_begun(files, recorded + 1)
+
+
+def _has_begun(files: CoordinatorFiles, number: int) -> bool:
+    begun, ended = (files.state.has(round_file(number, name)) for name in ("attempt", "given-up"))
+    return begun and not ended
 
 
 def chosen_at(root: Path) -> tuple[float, float] | tuple[None, None]:

@@ -84,13 +84,16 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
 )
 
 
-def report(error: BaseException) -> int:
-    """Prints the error's line and hint on standard error and returns the exit code."""
+def report(error: BaseException, hint: str | None = None) -> int:
+    """Prints the error's line and hint on standard error and returns the exit code.
+
+    ``hint`` stands in place of the usual one, where a command knows more.
+    """
     for kind, ending in _ENDINGS:
         if isinstance(error, kind):
             say(_sentence(error))
-            if ending.hint:
-                say(f"hint: {ending.hint}")
+            if advice := ending.hint if hint is None else hint:
+                say(f"hint: {advice}")
             return ending.exit_code
     raise error
 

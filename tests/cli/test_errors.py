@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from cachefl_secure.federation import letters
 from cachefl_secure.federation.calibration import PrivacyChoices
 from cachefl_secure.federation.ports import silent
+from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.names import SiloId
 from cachefl_secure.transport.local_federation import run_local_rounds
 from cachefl_secure_cli.main import app
@@ -173,7 +176,37 @@ def test_too_few_silos_abort_the_round_with_exit_4(federation: SmallFederation) 
     result = invoke("round", federation.coordinator, *two)
     assert result.exit_code == 4
     assert "round aborted" in result.stderr
-    assert "hint:" in result.stderr
+    again = shlex.join(["cachefl-secure", "round", str(federation.coordinator), *two, "--until", "2"])
+    assert f"when they are back run `{again}`" in result.stderr
+
+
+def test_a_round_that_was_cut_off_names_the_command_that_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = found(tmp_path)
+    all_five = [word for path in federation.silos.values() for word in ("--in-process", str(path))]
+    round_of_all = ["round", str(federation.coordinator), *all_five]
+    genuine = SiloService.handle
+
+    def handle(self: SiloService, phase: str, content: bytes) -> bytes:
+        if phase == letters.MASKED_INPUT and self.silo > "silo-2":
+            raise RuntimeError("the silo's machine lost power")
+        return genuine(self, phase, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SiloService, "handle", handle)
+        for more, rest in (
+            (["-n", "1"], ["--resume"]),
+            (["-n", "3"], ["--until", "3"]),
+            (["--resume"], ["--resume"]),
+        ):
+            result = invoke(*round_of_all, *more)
+            assert result.exit_code == 4, result.stderr
+            again = [*round_of_all, *rest]
+            assert f"run `{shlex.join(['cachefl-secure', *again])}`" in result.stderr
+    result = invoke(*again, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [each["round"] for each in json.loads(result.stdout)["result"]["rounds"]] == [1]
 
 
 def test_admitting_asks_and_no_is_an_answer(tmp_path: Path) -> None:

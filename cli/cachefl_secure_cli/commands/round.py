@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachefl_secure_cli.failures import explained, say
+from cachefl_secure_cli.failures import explained, report, say
 from cachefl_secure_cli.options import Coordinator
 from cachefl_secure_cli.output import Json, console, epsilon_text, print_json, progress_bar, table
 
 if TYPE_CHECKING:
     from cachefl_secure.federation.coordinator_round import RoundOutcome
+    from cachefl_secure.transport.coordinating import Rounds
 
 
 @explained
@@ -78,6 +80,7 @@ def command(
 
     Example: cachefl-secure round coordinator -n 10
     """
+    from cachefl_secure.errors import RoundAborted
     from cachefl_secure.federation.inspection import chosen_at
     from cachefl_secure.transport.coordinating import Rounds
     from cachefl_secure.transport.engines import run_rounds_at
@@ -102,6 +105,10 @@ def command(
                 finished=outcomes.append,
                 keep_parcels=keep_messages,
             )
+    except RoundAborted as aborted:
+        again = _again(directory, in_process or [], asked, done=len(outcomes))
+        hint = f"nothing was revealed; see above who was missing, and when they are back run `{again}`"
+        raise typer.Exit(report(aborted, hint)) from None
     finally:  # rounds that happened are shown also when a later one failed
         if not json and outcomes:
             console().print(_table(outcomes))
@@ -114,6 +121,22 @@ def command(
                 f"alpha and beta chosen: {alpha:g} and {beta:g}; train with `cachefl-secure init NEW_DIRECTORY "
                 f"--alpha-beta grid:{directory}`, which silos join with --ledger"
             )
+
+
+def _again(directory: Path, silos: list[Path], asked: Rounds, *, done: int) -> str:
+    """The command that does what is left of this one, however often it is run."""
+    from cachefl_secure.federation.inspection import pending_round
+
+    recorded, has_begun = pending_round(directory)
+    if asked.resume:
+        last = recorded + 1
+    else:
+        last = recorded + asked.number - done if asked.until is None else asked.until
+    words = ["cachefl-secure", "round", str(directory)]
+    for silo in silos:
+        words += ["--in-process", str(silo)]
+    words += ["--resume"] if has_begun and last == recorded + 1 else ["--until", str(last)]
+    return shlex.join(words)
 
 
 def _table(outcomes: list[RoundOutcome]) -> Any:
