@@ -286,6 +286,7 @@ def _config(
         data_commitment=commitment,
         silo=silo,
         features_digest=features.digest,
+        data=str(choices.images.resolve()),
         views=features.number_of_views,
         clip="" if choices.clip is None else choices.clip.text,
         epsilon_cap_local=float(planned.local if local is None else local),

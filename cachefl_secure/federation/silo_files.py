@@ -71,6 +71,8 @@ class SiloConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     views: Annotated[int, Meta(ge=1, le=1000)] = 1
     """In how many augmented views the records are there: round r trains on view (r - 1) modulo this."""
     training_device: Literal["cpu", "cuda"] = "cpu"
+    data: str = ""
+    """Where the records were read, as an absolute path. Empty: a directory of an earlier version, which did not say."""
     engine: str = ""
     """Where this silo reaches what carries messages: the invite's URL, or this machine's own path to the same place."""
 

@@ -144,6 +144,7 @@ def command(
         _check_same(SiloFiles.open(root), read_invite(invite, expect=expect), name)
         say(f"{root} has joined already; its records are those it read then")
         if data is not None:
+            _check_same_data(SiloFiles.open(root), data)
             say(
                 f"--data {data} is not read again: for other records join in a new directory, with --ledger {root}"
             )
@@ -214,6 +215,24 @@ def _check_same(files: SiloFiles, plan: FederationPlan, name: str | None) -> Non
         raise ConfigError(str(files.state.root), "", "has joined another federation; give a new directory")
     if name is not None and name != files.silo:
         raise ConfigError("--name", name, f"{files.state.root} has joined as {files.silo}")
+
+
+def _check_same_data(files: SiloFiles, data: Path) -> None:
+    """Whoever names other records would take it that they are used.
+
+    Raises:
+        ConfigError: another path than the one that was read.
+    """
+    from cachefl_secure.errors import ConfigError
+
+    read = files.config.data
+    if read and str(data.resolve()) != read:
+        root = files.state.root
+        reason = (
+            f"{root} has joined with the records of {read}, and reads no others; leave --data out, or join under "
+            f"another --name, with --ledger {root}"
+        )
+        raise ConfigError("--data", str(data), reason)
 
 
 def _ask_again(root: Path, engine: str | None) -> None:
