@@ -98,8 +98,9 @@ class CoordinatorService:
                 and nothing more is charged, unless unmasking had begun.
         """
         if self._chain.plan.is_one_release and self._chain.position.round > 0:
-            reason = f"{self._chain.plan.privacy.mechanism} is one release: it happens once, and it has"
-            raise ConfigError("plan.toml", "privacy.mechanism", reason)
+            kind = self._chain.plan.privacy.mechanism
+            reason = f"{kind} is one release: it happens once, and it has; for another one found another federation"
+            raise ConfigError("round", "", reason)
         left_out = cohort & attendance.exhausted
         attendance.declined.update(dict.fromkeys(left_out, "budget-exhausted"))
         cohort = cohort - left_out

@@ -115,7 +115,8 @@ def test_a_grid_chooses_and_a_training_takes_it_out_of_the_same_budget(
         assert (budget["rounds_charged"], budget["federations"]) == (2, 2)
     again = invoke("round", first / "coordinator", *in_process(first))
     assert again.exit_code == 7
-    assert "it happens once" in again.stderr
+    assert "round: grid is one release: it happens once, and it has" in again.stderr
+    assert "plan.toml" not in again.stderr  # nobody has such a file
 
 
 def test_join_warns_if_the_first_ledgers_caps_leave_no_room_for_the_training(
