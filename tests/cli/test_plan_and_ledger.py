@@ -204,7 +204,7 @@ def test_another_key_than_expected_is_found(silo: Path) -> None:
 
 def test_an_export_has_every_number_as_exact_as_the_ledger(silo: Path, tmp_path: Path) -> None:
     assert invoke("ledger", "export", silo, "-o", tmp_path / "l.json").exit_code == 0
-    assert invoke("ledger", "export", silo, "-o", tmp_path / "l.csv", "--format", "csv").exit_code == 0
+    assert invoke("ledger", "export", silo, "-o", tmp_path / "l.csv").exit_code == 0  # by its name
     exported = json.loads((tmp_path / "l.json").read_bytes())["entries"]
     assert exported == answer("ledger", "show", silo)["entries"]
     with (tmp_path / "l.csv").open(newline="", encoding="utf-8") as file:
@@ -218,6 +218,19 @@ def test_an_export_has_every_number_as_exact_as_the_ledger(silo: Path, tmp_path:
         for entry in exported
         if entry["kind"] == "spend"
     ]
+
+
+def test_an_export_replaces_no_file_unasked_and_a_format_given_wins_over_the_name(
+    silo: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "l.csv"
+    output.write_text("of last year\n", encoding="utf-8")
+    refused = invoke("ledger", "export", silo, "-o", output)
+    assert refused.exit_code == 7
+    assert "exists; give another name, or --force to replace it" in refused.stderr
+    assert output.read_text(encoding="utf-8") == "of last year\n"
+    assert invoke("ledger", "export", silo, "-o", output, "--force", "--format", "json").exit_code == 0
+    assert json.loads(output.read_bytes())["entries"]
 
 
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:

@@ -109,17 +109,25 @@ def export(
     ledger: LedgerPath,
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)],
     format: Annotated[
-        Literal["json", "csv"], typer.Option(help="json keeps everything; csv has a row for each entry.")
-    ] = "json",
+        Literal["json", "csv"] | None,
+        typer.Option(
+            help="json keeps everything; csv has a row for each entry. Default: csv if the file's name ends so, else json.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
 ) -> None:
     """Write all entries into one JSON or CSV file, numbers as exact as the ledger has them.
 
-    Example: cachefl-secure ledger export clinic-1 -o clinic-1.csv --format csv
+    Example: cachefl-secure ledger export clinic-1 -o clinic-1.csv
     """
+    from cachefl_secure.errors import ConfigError
     from cachefl_secure_cli.output import write_report
 
     found = _listing(ledger)
-    if format == "csv":
+    if output.exists() and not force:
+        raise ConfigError(str(output), "", "exists; give another name, or --force to replace it")
+    if (format or ("csv" if output.suffix.lower() == ".csv" else "json")) == "csv":
         output.write_text(found.as_csv(), encoding="utf-8", newline="")
     else:
         write_report(output, {"public_keys": list(found.public_keys), "entries": found.plain()})
