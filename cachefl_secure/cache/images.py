@@ -45,13 +45,14 @@ def image_folder(path: Path, classes: Sequence[str]) -> ImageList:
 
     Raises:
         ConfigError: no such folder, an unknown class folder, files but no class folders, a link that
-            leaves the folder or leads to a folder, or two classes that only differ in what is ignored.
+            leaves the folder or leads to a folder, or two folders or classes that only differ in what is ignored.
     """
     if not path.is_dir():
         raise ConfigError(str(path), "", "no such folder")
-    labels = labels_by_name(classes)
     entries = [entry for entry in sorted(path.iterdir()) if not _is_clutter(entry.name)]
     folders = [entry for entry in entries if entry.is_dir()]
+    labels_by_name([folder.name for folder in folders], file=str(path), what="class folders")
+    labels = labels_by_name(classes)
     if entries and not folders:
         raise ConfigError(str(path), "", "holds files but no class folders")
     unknown = [folder.name for folder in folders if plain(folder.name) not in labels]
@@ -73,10 +74,22 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_/]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
-def labels_by_name(classes: Sequence[str]) -> dict[str, int]:
-    labels = {plain(name): label for label, name in enumerate(classes)}
-    if len(labels) != len(classes):
-        raise ConfigError("plan", "classes", "two names differ only in case, spaces, underscores or slashes")
+def labels_by_name(
+    classes: Sequence[str], *, file: str = "plan", field: str = "", what: str = "classes"
+) -> dict[str, int]:
+    """Plain name -> place in the list.
+
+    Raises:
+        ConfigError: two would be taken for one; says which.
+    """
+    labels: dict[str, int] = {}
+    for label, name in enumerate(classes):
+        first = labels.setdefault(plain(name), label)
+        if first != label:
+            reason = (
+                f"{what} {quoted([classes[first], name])} differ only in case, spaces, underscores or slashes"
+            )
+            raise ConfigError(file, field, f"{reason}: put them together, or give one of them another name")
     return labels
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from cachefl_secure.cache.images import ImageList, image_folder
+from cachefl_secure.cache.images import ImageList, image_folder, labels_by_name
 from cachefl_secure.datasets.few_shot import few_shot, select
 from cachefl_secure.datasets.partition import Partition, check_records, draw_partition, partition_by_site
 from cachefl_secure.datasets.readers import read_data_set
@@ -132,16 +132,17 @@ class Columns:
 def csv_source(
     file: Path, columns: Columns, *, root: Path | None = None, skip_missing: bool = False
 ) -> Source:
-    """A line a record; paths are relative to ``root``, else to the file's folder. A column of sites may lack.
+    """A line a record; paths are relative to ``root``, else to the file's folder, or absolute and below it. A column
+    of sites may lack.
 
     Classes are the labels in alphabetic order.
 
     Raises:
         ConfigError: no such file or column, an empty cell, a path that leaves the folder or stands twice,
-            absent images.
+            absent images, or two labels that would be taken for one class.
     """
     folder = file.parent if root is None else root
-    listed = list(_rows(file, columns))
+    listed = list(_rows(file, columns, folder))
     rows = sorted(row[:3] for row in listed)
     paths = [path for path, _, _ in rows]
     twice = next((path for path, after in pairwise(paths) if path == after), None)
@@ -155,6 +156,7 @@ def csv_source(
         raise ConfigError(str(file), f"line {line}", reason)
     present = [row for row in rows if row[0] not in absent]
     classes = sorted({label for _, label, _ in rows})
+    labels_by_name(classes, file=str(file), field=columns.label, what="labels")
     labels = {label: index for index, label in enumerate(classes)}
     records = ImageList(
         folder, tuple(row[0] for row in present), tuple(labels[row[1]] for row in present), tuple(classes)
@@ -163,7 +165,19 @@ def csv_source(
     return Source(name=file.stem, records=records, sites=sites if all(sites) else None, missing=len(absent))
 
 
-def _rows(file: Path, columns: Columns) -> Iterable[tuple[str, str, str, int]]:
+def _below(folder: Path, path: str, file: Path, line: int) -> str:
+    """The path, relative to the folder."""
+    relative, top = Path(path), folder.absolute()
+    if relative.is_absolute() and relative.is_relative_to(top):
+        relative = relative.relative_to(top)
+        path = relative.as_posix()
+    if relative.is_absolute() or ".." in relative.parts:
+        reason = f"{path[:200]!r} leaves {folder}; give a folder that holds all images by --root, or paths relative to it"
+        raise ConfigError(str(file), f"line {line}", reason)
+    return path
+
+
+def _rows(file: Path, columns: Columns, folder: Path) -> Iterable[tuple[str, str, str, int]]:
     """(path, label, site) of every record, and the number of its line in the file; the site is empty where there is no such column."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -177,9 +191,8 @@ def _rows(file: Path, columns: Columns) -> Iterable[tuple[str, str, str, int]]:
                 cells = [(line[name] or "").strip() for name in wanted]
                 if not all(cells):
                     raise ConfigError(str(file), f"line {reader.line_num}", "an empty cell")
-                if os.path.isabs(cells[0]) or ".." in Path(cells[0]).parts:
-                    raise ConfigError(str(file), f"line {reader.line_num}", "a path that leaves the folder")
-                yield cells[0], cells[1], cells[2] if len(cells) == 3 else "", reader.line_num
+                path = _below(folder, cells[0], file, reader.line_num)
+                yield path, cells[1], cells[2] if len(cells) == 3 else "", reader.line_num
     except OSError as error:
         raise ConfigError(str(file), "", error.strerror or "cannot be read") from None
     except (csv.Error, UnicodeDecodeError) as error:

@@ -83,6 +83,15 @@ def test_classes_that_folders_cannot_tell_apart_are_refused(folder: Path) -> Non
         image_folder(folder, ("sea horse", "Sea_Horse"))
 
 
+def test_folders_that_would_be_merged_are_both_named(tmp_path: Path) -> None:
+    for name in ("fire truck", "fire_truck"):  # not in case, for file systems that see none
+        (tmp_path / name).mkdir()
+        paint(tmp_path / name / "1.png", (1, 2, 3))
+    with pytest.raises(ConfigError, match="class folders 'fire truck', 'fire_truck' differ only") as refused:
+        image_folder(tmp_path, CLASSES)
+    assert refused.value.file == str(tmp_path)
+
+
 def test_a_folder_without_class_folders_is_refused_and_an_empty_one_is_not(tmp_path: Path) -> None:
     assert len(image_folder(tmp_path, CLASSES)) == 0
     paint(tmp_path / "loose.png", (1, 2, 3))

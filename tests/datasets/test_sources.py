@@ -227,3 +227,33 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         folder_source(tmp_path).draw(parse_scheme("iid"), 2, 0, 0.2)
     with pytest.raises(ConfigError, match="no such folder"):
         folder_source(tmp_path / "absent")
+
+
+def test_absolute_paths_count_below_the_root(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / f"scans/{number}.png", number)
+    file = tmp_path / "lists/scans.csv"
+    file.parent.mkdir()
+    rows = [f"{tmp_path / 'scans' / f'{number}.png'},{'xy'[number % 2]}" for number in range(4)]
+    file.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"line 2: .*leaves .*lists; give a folder that holds all images by --root"
+    ):
+        csv_source(file, Columns())
+    found = csv_source(file, Columns(), root=tmp_path)
+    assert found.records.paths == tuple(f"scans/{number}.png" for number in range(4))
+    rows[0] = f"{tmp_path}/lists/../../elsewhere.png,x"
+    file.write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    with pytest.raises(ConfigError, match="leaves"):
+        csv_source(file, Columns(), root=tmp_path)
+
+
+def test_what_join_would_merge_is_told_before_it_is_dealt_out(tmp_path: Path) -> None:
+    for name in ("one hand", "one_hand"):
+        picture(tmp_path / "own" / name / "1.png", 1)
+    with pytest.raises(ConfigError, match="class folders 'one hand', 'one_hand' differ only"):
+        folder_source(tmp_path / "own")
+    listed = tmp_path / "own/list.csv"
+    listed.write_text("path,label\none hand/1.png,One\none_hand/1.png,one\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="label: labels 'One', 'one' differ only"):
+        csv_source(listed, Columns())
