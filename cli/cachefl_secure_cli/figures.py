@@ -12,26 +12,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cachefl_secure.federation.accuracy import Evaluation
-    from cachefl_secure.federation.comparison import Comparison
+    from cachefl_secure.federation.comparison import Comparison, ReleasePoint
 
 # Okabe and Ito (2008): told apart by colour-blind readers and in grey.
-_BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#666666", "#CC79A7"
+_BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#444444", "#CC79A7"
+_SKY = "#56B4E9"
 
 
-def accuracy_by_round(path: Path, evaluation: Evaluation, title: str) -> None:
+def accuracy_by_round(path: Path, evaluation: Evaluation, federation: str) -> None:
     """One line, accuracy after each round, with the epsilon spent on a second scale."""
-    figure, axes = _canvas(title)
+    figure, axes = _canvas(f"Accuracy after each round: {_short(federation)}")
     _private_line(axes, [(p.round, p.accuracy.top1, p.cost.aggregate) for p in evaluation.rounds])
-    _level(axes, 100 * evaluation.zero_shot.top1, "zero-shot CLIP", _GREY, ":")
-    _level(axes, 100 * evaluation.rounds[0].accuracy.top1, "synthetic cache (epsilon 0)", _ORANGE, "--")
-    _finish(figure, axes, path, "round", "accuracy on held-out images, %")
+    if evaluation.closed_form is not None:
+        _level(axes, 100 * evaluation.closed_form.top1, "closed form alone", _SKY, "-.")
+    _free_levels(axes, evaluation.rounds[0].accuracy.top1, evaluation.zero_shot.top1)
+    _finish(figure, axes, path, "round", "accuracy on held-out images, %", framed=True)
 
 
 def demo_picture(path: Path, summary: dict[str, Any], epsilon: float) -> None:
     """The demo's ``summary.json`` as one picture: private rounds between what costs nothing and everything."""
-    figure, axes = _canvas("Five silos, real handwriting, one model")
-    synthetic = 100 * summary["synthetic_cache"]
-    without = [synthetic, *(100 * value for value in summary["non_private_by_round"])]
+    figure, axes = _canvas("Accuracy after each round: five silos with real handwriting")
+    synthetic = summary["synthetic_cache"]
+    without = [100 * synthetic, *(100 * value for value in summary["non_private_by_round"])]
     axes.plot(
         range(len(without)),
         without,
@@ -40,19 +42,18 @@ def demo_picture(path: Path, summary: dict[str, Any], epsilon: float) -> None:
         label="same federation without noise (not private)",
     )
     points = [
-        {"round": 0, "accuracy": summary["synthetic_cache"], "epsilon_aggregate": 0.0},
+        {"round": 0, "accuracy": synthetic, "epsilon_aggregate": 0.0},
         *summary["private"],
     ]
     _private_line(axes, [(p["round"], p["accuracy"], p["epsilon_aggregate"]) for p in points])
     _level(axes, 100 * summary["local_only"], f"a silo alone (mean), epsilon {epsilon:g}", _PURPLE, "-.")
-    _level(axes, synthetic, "synthetic cache (epsilon 0)", _ORANGE, "--")
-    _level(axes, 100 * summary["zero_shot"], "zero-shot CLIP", _GREY, ":")
-    _finish(figure, axes, path, "round", "accuracy on held-out images, %")
+    _free_levels(axes, synthetic, summary["zero_shot"])
+    _finish(figure, axes, path, "round", "accuracy on held-out images, %", framed=True)
 
 
 def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
     """Accuracy together and alone against epsilon, between no private data and no privacy."""
-    figure, axes = _canvas("What privacy costs")
+    figure, axes = _canvas("Accuracy by epsilon: what privacy costs together, alone and in one release")
     epsilons = [point.epsilon for point in comparison.grid]
     together = [100 * point.together for point in comparison.grid]
     alone = [100 * point.alone_mean for point in comparison.grid]
@@ -62,20 +63,32 @@ def accuracy_by_epsilon(path: Path, comparison: Comparison) -> None:
     axes.plot(epsilons, together, "o-", color=_BLUE, lw=2.2, label="together, private")
     axes.plot(epsilons, alone, "s-.", color=_PURPLE, label="a silo alone, private (mean and range)")
     axes.fill_between(epsilons, low, high, color=_PURPLE, alpha=0.12, lw=0)
-    _level(axes, 100 * comparison.synthetic_cache, "synthetic cache (epsilon 0)", _ORANGE, "--")
-    _level(axes, 100 * comparison.zero_shot, "zero-shot CLIP", _GREY, ":")
+    _releases(axes, comparison.releases)
+    _free_levels(axes, comparison.synthetic_cache, comparison.zero_shot)
     axes.set_xscale("log")
     axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
     axes.minorticks_off()
-    what = f"{comparison.view} epsilon of a silo after {counted(comparison.rounds, 'round')} (delta {comparison.delta:g})"
+    what = f"{comparison.view} epsilon of a silo after {counted(comparison.rounds, 'round')}, or one release (delta {comparison.delta:g})"
     _finish(figure, axes, path, what, "accuracy on held-out images, %")
 
 
+def _releases(axes: Any, releases: Sequence[ReleasePoint]) -> None:
+    """The closed form with text and cache, as the table has it: at each epsilon, and without noise."""
+    private = [(point.epsilon, 100 * point.fused) for point in releases if math.isfinite(point.epsilon)]
+    if private:
+        epsilons, accuracies = zip(*private, strict=True)
+        axes.plot(epsilons, accuracies, "D--", color=_SKY, ms=5, label="closed form, one release, private")
+    for point in releases:
+        if not math.isfinite(point.epsilon):
+            label = "closed form, without noise (not private)"
+            _level(axes, 100 * point.fused, label, _SKY, "-")
+
+
 def records_by_class(
-    path: Path, counts: Any, silos: Sequence[str], classes: Sequence[str], title: str
+    path: Path, counts: Any, silos: Sequence[str], classes: Sequence[str], split: str
 ) -> None:
     """Who holds what: ``counts`` (silos, classes) as shades, white for none, and each silo's sum as a bar."""
-    figure, axes = _canvas(title)
+    figure, axes = _canvas(f"Records by class and silo: {split}")
     width, height = 4 + 0.12 * len(classes), 3.2 + 0.26 * len(silos)
     figure.set_size_inches(max(8.0, min(17.0, width)), max(4.0, min(16.0, height)))
     _shades(figure, axes, counts)
@@ -135,7 +148,8 @@ def _short(name: str) -> str:
 def _private_line(axes: Any, points: Sequence[tuple[int, float, float]]) -> None:
     """(round, accuracy in [0, 1], epsilon) of each model."""
     numbers = [number for number, _, _ in points]
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    epsilons = [epsilon for _, _, epsilon in points]
+    is_private = all(map(math.isfinite, epsilons))
     axes.plot(
         numbers,
         [100 * top1 for _, top1, _ in points],
@@ -143,24 +157,32 @@ def _private_line(axes: Any, points: Sequence[tuple[int, float, float]]) -> None
         color=_BLUE,
         lw=2.2,
         ms=4,
-        label="private rounds",
+        label="private rounds" if is_private else "rounds without noise (not private)",
     )
-    _epsilon_scale(axes, numbers, [epsilon for _, _, epsilon in points])
+    _epsilon_scale(axes, numbers, epsilons)
 
 
 def _epsilon_scale(axes: Any, numbers: Sequence[int], epsilons: Sequence[float]) -> None:
-    """The aggregate epsilon spent, written along the top at the rounds where ticks are."""
-    shown = [index for index, number in enumerate(numbers) if number % max(1, len(numbers) // 5) == 0]
+    """The aggregate epsilon spent, along the top, at the rounds that are named along the bottom."""
+    from cachefl_secure.privacy.statements import rounded_up
+
+    every = max(1, len(numbers) // 5)
+    shown = {n: epsilon for n, epsilon in zip(numbers, epsilons, strict=True) if n % every == 0}
+    axes.set_xticks(list(shown), [str(number) for number in shown])
     top = axes.secondary_xaxis("top")
-    top.set_xticks(
-        [numbers[index] for index in shown], [f"{math.ceil(10 * epsilons[index]) / 10:g}" for index in shown]
-    )
+    top.set_xticks(list(shown), [rounded_up(epsilon, 2) if epsilon else "0" for epsilon in shown.values()])
     top.set_xlabel("aggregate epsilon spent by each silo", color=_GREY, fontsize=9)
     top.tick_params(colors=_GREY, labelsize=8)
 
 
-def _level(axes: Any, value: float, label: str, colour: str, style: str) -> None:
-    axes.axhline(value, color=colour, ls=style, lw=1.5, label=label)
+def _free_levels(axes: Any, synthetic_cache: float, zero_shot: float) -> None:
+    """What costs no privacy, in [0, 1]. The two may be equal, so the second is thin dashes on a broad line."""
+    _level(axes, 100 * synthetic_cache, "synthetic cache (epsilon 0)", _ORANGE, "-", width=3.0)
+    _level(axes, 100 * zero_shot, "zero-shot CLIP", _GREY, (0, (3, 3)))
+
+
+def _level(axes: Any, value: float, label: str, colour: str, style: Any, *, width: float = 1.5) -> None:
+    axes.axhline(value, color=colour, ls=style, lw=width, label=label)
 
 
 def _canvas(title: str) -> tuple[Any, Any]:
@@ -173,11 +195,12 @@ def _canvas(title: str) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str) -> None:
+def _finish(figure: Any, axes: Any, path: Path, x_label: str, y_label: str, *, framed: bool = False) -> None:
+    """``framed`` where there is a second scale along the top."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.25, lw=0.6)
-    axes.spines[["right", "top"]].set_visible(False)
+    axes.spines[["right", "top"]].set_visible(framed)
     figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
