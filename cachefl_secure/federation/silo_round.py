@@ -148,7 +148,8 @@ class SiloService:
         position = self._chain.position if self._chain else genesis(self._files.plan)
         chain = self._chain
         charged, shortage = self._charged_round(), self._shortage()
-        if charged <= position.round and not (self._files.plan.is_one_release and position.round):
+        is_over = self._files.plan.is_one_release and position.round > 0
+        if shortage is not None and charged <= position.round and not is_over:
             self._trouble = shortage  # the coordinator leaves this silo out: its operator should know why
         standing = Standing(
             has_roster=chain is not None,

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cachefl_secure.federation.accuracy import Evaluation
-    from cachefl_secure.federation.comparison import Comparison, ReleasePoint
+    from cachefl_secure.federation.comparison import Comparison
+    from cachefl_secure.federation.release_comparison import ReleasePoint
 
 # Okabe and Ito (2008): told apart by colour-blind readers and in grey.
 _BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#444444", "#CC79A7"
