@@ -87,17 +87,23 @@ class PrivacyError(CacheflError):
 
 
 class BudgetExhausted(PrivacyError):
-    """The next spend would pass a cap. The numbers are epsilons of one view, at the ledger's delta."""
+    """The next spend would pass a cap. The numbers are epsilons of one view, at the ledger's delta.
 
-    def __init__(self, spent: float, asked: float, cap: float, view: str) -> None:
-        super().__init__(spent, asked, cap, view)
-        self.spent, self.asked, self.cap, self.view = spent, asked, cap, view
+    ``where`` names the files that hold the cap, if whoever raises it knows them.
+    """
+
+    def __init__(
+        self, spent: float, asked: float, cap: float, view: str, where: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(spent, asked, cap, view, where)
+        self.spent, self.asked, self.cap, self.view, self.where = spent, asked, cap, view, where
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"has spent {self.spent:.4g} of {self.cap:.4g} of {self.view} epsilon; "
             f"another round would make {self.asked:.4g}"
         )
+        return text + (f" (epsilon_cap_{self.view} in {' and '.join(self.where)})" if self.where else "")
 
 
 class CohortExhausted(PrivacyError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from cachefl_secure.errors import ConfigError
+from cachefl_secure.errors import BudgetExhausted, ConfigError
 from cachefl_secure.federation.enrolment import read_invite
 from cachefl_secure.federation.records import Records
 from cachefl_secure.federation.roster_change import RosterHistory
@@ -167,6 +167,11 @@ class SiloFiles:
             for view, field in fields
             if not needed.of(view) <= getattr(files.config, field)
         )
+
+    def caps_files(self, shortage: BudgetExhausted) -> tuple[str, ...]:
+        """The files that hold the cap which forbids another round."""
+        needed = Cost(*(shortage.asked if view.value == shortage.view else 0.0 for view in View))
+        return tuple(str(cap.file) for cap in self.caps_below(needed))
 
     @property
     def terms(self) -> Terms:

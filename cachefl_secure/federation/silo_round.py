@@ -26,6 +26,7 @@ import msgspec
 
 from cachefl_secure.crypto.sign import verify
 from cachefl_secure.errors import (
+    BudgetExhausted,
     ConfigError,
     LedgerRolledBack,
     LocalProtocolError,
@@ -147,10 +148,8 @@ class SiloService:
             self._check_head(hello.receipt.ledger_head, "a receipt that this silo signed")
         position = self._chain.position if self._chain else genesis(self._files.plan)
         chain = self._chain
-        charged, shortage = self._charged_round(), self._shortage()
-        is_over = self._files.plan.is_one_release and position.round > 0
-        if shortage is not None and charged <= position.round and not is_over:
-            self._trouble = shortage  # the coordinator leaves this silo out: its operator should know why
+        shortage = self._shortage()
+        self._note_shortage(shortage, position.round)
         standing = Standing(
             has_roster=chain is not None,
             is_countersigned=chain is not None and self._is_countersigned(chain),
@@ -158,7 +157,7 @@ class SiloService:
             round=position.round,
             record_digest=position.record_digest,
             has_budget=shortage is None,
-            charged_round=charged,
+            charged_round=self._charged_round(),
             epoch=chain.roster.epoch if chain is not None else 0,
             approval=ready_approval(self._files, chain.rosters) if chain is not None else None,
         )
@@ -184,6 +183,7 @@ class SiloService:
         if sync.proposal is not None:
             chain.rosters.check_proposal(sync.proposal)
             keep_pending(self._files.state, sync.proposal)  # for the operator: approving is not done here
+        self._note_shortage(self._shortage(), chain.position.round)
         return wire.encode(self._receipt(chain))
 
     def _is_countersigned(self, chain: Chain) -> bool:
@@ -361,8 +361,9 @@ class SiloService:
 
     def _check_budget(self, round_number: int) -> None:
         """Declines before the round starts what ``reserve`` would refuse later; charges nothing."""
-        if self._ledger.spend_of(plan_digest(self._files.plan), round_number) is None:
-            self._ledger.check(self._files.terms)
+        is_charged = self._ledger.spend_of(plan_digest(self._files.plan), round_number) is not None
+        if not is_charged and (shortage := self._shortage()) is not None:
+            raise shortage
 
     def _charged_round(self) -> int:
         """The last round of this federation that was charged: sending in it again costs nothing."""
@@ -373,9 +374,22 @@ class SiloService:
         """Why no further round may be charged; None if one may."""
         try:
             self._ledger.check(self._files.terms)
+        except BudgetExhausted as error:
+            return BudgetExhausted(
+                error.spent, error.asked, error.cap, error.view, self._files.caps_files(error)
+            )
         except PrivacyError as error:
             return error
         return None
+
+    def _note_shortage(self, shortage: PrivacyError | None, recorded: int) -> None:
+        """The coordinator leaves this silo out without asking it: its operator should know why.
+
+        Not while the round that was charged last may still go on, nor after a plan's one release.
+        """
+        is_over = self._files.plan.is_one_release and recorded > 0
+        if shortage is not None and self._charged_round() <= recorded and not is_over:
+            self._trouble = shortage
 
     def _running(self) -> SiloAttempt:
         if self._attempt is None:

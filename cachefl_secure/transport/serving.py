@@ -14,9 +14,7 @@ from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.standing_aside import standing_aside
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_file, round_numbers
-from cachefl_secure.privacy.accounting import Cost
 from cachefl_secure.privacy.ledger import Ledger
-from cachefl_secure.privacy.mechanism import View
 from cachefl_secure.privacy.statements import rounded_up
 
 
@@ -48,6 +46,8 @@ class Watch:
         charged = len(self._ledger.spends)
         reply = self._service.handle(phase, content)
         trouble = self._service.take_trouble()
+        if phase == letters.SYNC:
+            self._after_sync()
         if trouble is not None:
             self._say_trouble(trouble)
         if phase == letters.HELLO and (aside := standing_aside(self._files.state)) is not None:
@@ -56,8 +56,6 @@ class Watch:
             )
         if phase == letters.MASKED_INPUT and msgspec.msgpack.decode(reply, type=Reply).declined is None:
             self._say_spent(is_charged=len(self._ledger.spends) > charged)
-        if phase == letters.SYNC:
-            self._after_sync()
         return reply
 
     def _say_spent(self, *, is_charged: bool) -> None:
@@ -85,19 +83,10 @@ class Watch:
 
     def _say_trouble(self, trouble: Exception) -> None:
         if isinstance(trouble, BudgetExhausted):
-            self._say_once(self._declined_for_budget(trouble))
+            self._say_once(f"a further round is declined: budget: {trouble}")
             return
         # Anything but ours might quote data.
         self._say_once(str(trouble) if isinstance(trouble, CacheflError) else type(trouble).__name__)
-
-    def _declined_for_budget(self, trouble: BudgetExhausted) -> str:
-        """With the file whose cap it is: of a shared ledger it may be another directory's."""
-        needed = Cost(*(trouble.asked if view.value == trouble.view else 0.0 for view in View))
-        where = ", ".join(f"{cap.field} in {cap.file}" for cap in self._files.caps_below(needed))
-        return (
-            f"the next round is declined: budget: {trouble.view} epsilon would be {rounded_up(trouble.asked)}, "
-            f"the cap is {trouble.cap:g} ({where})"
-        )
 
     def _say_once(self, sentence: str) -> None:
         if sentence != self._said:

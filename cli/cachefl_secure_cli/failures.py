@@ -45,7 +45,7 @@ _ENDINGS: tuple[tuple[type[BaseException], Ending], ...] = (
             5,
             "admit another silo, found a new federation, or let the silos that decline raise their caps: "
             "epsilon_cap_local and epsilon_cap_aggregate in the silo.toml of their own directory, and with a shared "
-            "ledger in that of the directory which the ledger was made in; `join` tells each silo which",
+            "ledger in that of the directory which the ledger was made in; each silo says which",
         ),
     ),
     (errors.BudgetExhausted, Ending(5, "this silo takes no further part; see `cachefl-secure budget`")),

@@ -97,7 +97,9 @@ def test_one_cap_holds_for_both_and_each_federation_goes_on_without_the_silo(
     said: list[str] = []
     outcomes = run(second, 2, said)
     assert [("again" in outcome.record.cohort) for outcome in outcomes] == [True, False]
-    assert said == ["again: budget-exhausted"]
+    (line,) = said
+    assert line.startswith("again: budget-exhausted (has spent ")
+    assert f"epsilon_cap_local in {first.silos[CLINIC].resolve() / 'silo.toml'}" in line  # the first one's
     (outcome,) = run(first)
     assert CLINIC not in outcome.record.cohort
     assert silo_budget(first.silos[CLINIC]).spent.within(joined.caps)
