@@ -103,7 +103,9 @@ class BudgetExhausted(PrivacyError):
             f"has spent {self.spent:.4g} of {self.cap:.4g} of {self.view} epsilon; "
             f"another round would make {self.asked:.4g}"
         )
-        return text + (f" (epsilon_cap_{self.view} in {' and '.join(self.where)})" if self.where else "")
+        return text + (
+            f"; the cap is epsilon_cap_{self.view} in {' and '.join(self.where)}" if self.where else ""
+        )
 
 
 class CohortExhausted(PrivacyError):

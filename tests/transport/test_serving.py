@@ -43,5 +43,5 @@ def test_a_silo_whose_caps_are_reached_says_so_once_and_whose_caps_they_are(tmp_
         spent = ledger.spent.local
     (sentence,) = said
     assert sentence.startswith(f"a further round is declined: budget: has spent {spent:.4g} of ")
-    assert sentence.endswith(f" (epsilon_cap_local in {files.state.path('silo.toml')})")
+    assert sentence.endswith(f"; the cap is epsilon_cap_local in {files.state.path('silo.toml')}")
     assert "another round would make" in sentence
