@@ -24,6 +24,7 @@ from cachefl_secure.federation.roster_files import (
     pending_change,
     read_approval,
     read_history,
+    settle_rosters,
 )
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.names import PublicKeyHex
@@ -149,15 +150,19 @@ class CoordinatorFiles:
             rosters.check_proposal(change)
         except PeerError as error:
             raise ConfigError("admit", error.peer, error.reason) from None
+        settle_rosters(self.state, rosters)  # the change rests on them
         keep_pending(self.state, change)
         return change
 
     def withdraw(self) -> bool:
-        """Gives up the change that waits; says whether there was one.
+        """Gives up the change that waits, also one that is damaged; says whether there was one.
 
         Who approved it approves no other change of this roster: see decision 0016.
         """
-        waited = pending_change(self.state, self.rosters()) is not None
+        try:
+            waited = pending_change(self.state, self.rosters()) is not None
+        except ConfigError:
+            waited = True
         self.state.remove(CHANGE_FILE)
         return waited
 

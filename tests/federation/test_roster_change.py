@@ -12,10 +12,10 @@ from cachefl_secure.federation.confirming import ask_for_new_key, check_expected
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status
 from cachefl_secure.federation.last_heard import LAST_HEARD_FILE
-from cachefl_secure.federation.roster_files import CHANGE_FILE
+from cachefl_secure.federation.roster_files import CHANGE_FILE, roster_file
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.standing_aside import stand_aside, take_part_again
-from cachefl_secure.federation.state_dir import StateDir
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
 from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.messages import roster_digest
@@ -305,6 +305,36 @@ def test_one_change_at_a_time_and_withdrawing_makes_room(federation: SmallFedera
     assert files.withdraw()
     assert not files.withdraw()
     propose(federation, remove=["silo-4"])
+
+
+def test_a_damaged_change_is_named_and_can_be_withdrawn(federation: SmallFederation) -> None:
+    files = CoordinatorFiles.open(federation.coordinator)
+    propose(federation, remove=["silo-5"])
+    files.state.write(CHANGE_FILE, files.state.read(CHANGE_FILE)[:-1])
+    with pytest.raises(ConfigError, match="damaged"):
+        propose(federation, remove=["silo-4"])
+    assert files.withdraw()
+    propose(federation, remove=["silo-4"])
+
+
+def test_a_change_is_proposed_only_upon_rosters_that_are_safe(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last sync may have failed: a loss of power would take the roster, and leave a change that follows nothing."""
+    propose(federation, remove=["silo-5"])
+    confirm(federation, FOUR)
+    run(federation)
+    sixth = newcomer(federation, "silo-6")
+    written: list[str] = []
+    genuine = StateDir.write
+
+    def recording(self: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        written.append(relative)
+        genuine(self, relative, content, private=private)
+
+    monkeypatch.setattr(StateDir, "write", recording)
+    propose(federation, [sixth])
+    assert written == [ROSTER_FILE, roster_file(2), CHANGE_FILE]
 
 
 @pytest.mark.parametrize(
