@@ -138,7 +138,7 @@ def test_an_empty_mount_point_is_named_to_the_coordinator_and_nothing_is_written
 def test_a_share_that_goes_while_a_silo_serves_is_told_and_waited_for(
     federation: SmallFederation, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachefl_secure.transport.mailbox._ANNOUNCE_SECONDS", 0.05)
+    monkeypatch.setattr("cachefl_secure.transport.mailbox._ANNOUNCE_SECONDS", 0.3)  # seldom while it goes
     silo, said, stop = federation.silos[SiloId("silo-1")], list[str](), threading.Event()
     serving_it = threading.Thread(target=serve_at, args=(silo,), kwargs={"stop": stop, "tell": said.append})
     serving_it.start()
