@@ -161,11 +161,19 @@ class CoordinatorService:
                 self._state.remove(name)
                 continue
             try:
-                return unmasking_from_bytes(self._state.read(name))
+                saved = unmasking_from_bytes(self._state.read(name))
             except ValueError as error:
                 reason = f"{error}; `round --give-up` leaves this round out"
                 raise ConfigError(str(self._state.path(name)), "", reason) from None
+            if not self._is_of_an_earlier_roster(saved):
+                return saved
+            self._state.remove(name)
         return None
+
+    def _is_of_an_earlier_roster(self, saved: UnmaskingRound) -> bool:
+        """Then it was given up, or no other would have been followed; a loss of power may bring back what was removed."""
+        of = saved.manifest.roster_digest
+        return of != roster_digest(self._chain.roster) and self._chain.rosters.named(of) is not None
 
     def _unmask(
         self,

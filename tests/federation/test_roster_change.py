@@ -307,6 +307,31 @@ def test_one_change_at_a_time_and_withdrawing_makes_room(federation: SmallFedera
     propose(federation, remove=["silo-4"])
 
 
+def test_a_certificate_of_an_earlier_roster_that_comes_back_stops_nobody(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given up and removed, and a loss of power undid the removal."""
+    kept: list[bytes] = []
+    genuine = StateDir.write
+
+    def keeping(self: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        if relative.endswith("/unmasking"):
+            kept.append(content)
+        genuine(self, relative, content, private=private)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDir, "write", keeping)
+        run(federation)
+    propose(federation, remove=["silo-5"])
+    confirm(federation, FOUR)
+    run(federation)
+    state = CoordinatorFiles.open(federation.coordinator).state
+    state.write("rounds/0004/unmasking", kept[-1], private=True)
+    run(without_silo(federation, "silo-5"))
+    assert chain_of(federation).position.round == 4
+    assert not state.has("rounds/0004/unmasking")
+
+
 def test_a_damaged_change_is_named_and_can_be_withdrawn(federation: SmallFederation) -> None:
     files = CoordinatorFiles.open(federation.coordinator)
     propose(federation, remove=["silo-5"])
