@@ -207,8 +207,10 @@ class StateDir:
         made = self.next_signing_key()
         # One that was taken may be left: a crash came before it was removed.
         if made is None or made.public_key == self.signing_key().public_key:
-            self.write(_NEXT_SIGNING_KEY, SigningKey.generate().reveal(), private=True)
-        return SigningKey(self._read_key(_NEXT_SIGNING_KEY))
+            made = SigningKey.generate()
+        # Also one that is there: the last sync may have failed, and a roster will name it.
+        self.write(_NEXT_SIGNING_KEY, made.reveal(), private=True)
+        return made
 
     def take_next_signing_key(self) -> None:
         """The next key is the present one from now on; the old one is gone, but for old blocks (limit N6)."""

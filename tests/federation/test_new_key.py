@@ -168,6 +168,23 @@ def _written(federation: SmallFederation) -> Path:
     return ask_for_new_key(SiloFiles.open(federation.silos[SECOND]))[0]
 
 
+def test_asking_again_writes_the_key_again_before_the_request(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last sync may have failed: a loss of power would take a key that the next roster names."""
+    files = SiloFiles.open(federation.silos[SECOND])
+    first, written = ask_for_new_key(files), list[str]()
+    genuine = StateDir.write
+
+    def recording(self: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        written.append(relative)
+        genuine(self, relative, content, private=private)
+
+    monkeypatch.setattr(StateDir, "write", recording)
+    assert ask_for_new_key(files) == first
+    assert written == ["keys/next-signing.key", ROTATE_FILE]
+
+
 def test_asking_twice_asks_for_the_same_key_and_after_the_change_for_another(
     federation: SmallFederation,
 ) -> None:
