@@ -7,6 +7,7 @@ one change of a roster: on disk before it leaves.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from cachefl_secure.names import Digest, PublicKeyHex, SiloId
 from cachefl_secure.protocol.messages import Roster, roster_digest
 
 ROTATE_FILE = "rotate-request.toml"
+_LOCK = ".confirm.lock"
+"""Of what operators say, beside the lock of the service that may be at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,7 @@ def confirm_change(files: SiloFiles, shown: Shown) -> Path:
     Raises:
         ConfigError: this silo approved another change to this epoch, or followed one; or nothing was written.
     """
-    with files.state.lock(
-        ".confirm.lock"
-    ):  # not the service's lock: it may be at work, and only reads approvals
+    with files.state.lock(_LOCK):  # not the service's lock: it may be at work
         return _confirm(files, shown, _rosters(files))
 
 
@@ -137,8 +138,7 @@ def _confirm(files: SiloFiles, shown: Shown, rosters: RosterHistory) -> Path:
         check_approval(made, rosters.current, shown.roster)
     except PeerError as error:
         raise ConfigError(str(files.state.root), "", f"this silo cannot approve: {error.reason}") from None
-    if held is None:
-        keep_approval(files.state, made, shown.epoch)
+    keep_approval(files.state, made, shown.epoch)  # also one that is there: its last sync may have failed
     return files.state.path(approval_file(shown.epoch))
 
 
@@ -150,7 +150,7 @@ def ask_for_new_key(files: SiloFiles) -> tuple[Path, str]:
     Raises:
         ConfigError: this silo is in no roster, shares its ledger, or something was not written.
     """
-    with files.state.lock(".confirm.lock"):
+    with files.state.lock(_LOCK):
         own, rosters = files.state.signing_key(), _rosters(files)
         if rosters.current.public_keys.get(files.silo) != own.public_key:
             raise ConfigError(str(files.state.root), "", "is not in the present roster with its present key")
@@ -163,8 +163,23 @@ def ask_for_new_key(files: SiloFiles) -> tuple[Path, str]:
 
 
 def ready_approval(files: SiloFiles, rosters: RosterHistory) -> Approval | None:
-    """What this silo's operator approved as the next roster, if anything: to be handed over."""
-    return approval_of(files.state, rosters.current.epoch + 1)
+    """What this silo's operator approved as the next roster, if anything: to be handed over, and safe by then.
+
+    Raises:
+        ConfigError: the approval is damaged, or was not written again.
+    """
+    epoch = rosters.current.epoch + 1
+    approval = approval_of(files.state, epoch)
+    if approval is None:
+        return None
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.state.lock(_LOCK))
+        except ConfigError:
+            return None  # the operator is confirming just now: with the next hello
+        # Its last sync may have failed: lost after it left, another change to this epoch could be approved.
+        keep_approval(files.state, approval, epoch)
+    return approval
 
 
 def change_at_silo(files: SiloFiles, rosters: RosterHistory) -> str:

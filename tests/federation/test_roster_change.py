@@ -8,11 +8,17 @@ import pytest
 
 from cachefl_secure.errors import ConfigError, RoundAborted
 from cachefl_secure.federation import last_heard
-from cachefl_secure.federation.confirming import ask_for_new_key, check_expected, confirm_change, show_change
+from cachefl_secure.federation.confirming import (
+    ask_for_new_key,
+    check_expected,
+    confirm_change,
+    ready_approval,
+    show_change,
+)
 from cachefl_secure.federation.coordinator_files import CoordinatorFiles
 from cachefl_secure.federation.inspection import audit_coordinator, audit_silo, status
 from cachefl_secure.federation.last_heard import LAST_HEARD_FILE
-from cachefl_secure.federation.roster_files import CHANGE_FILE, roster_file
+from cachefl_secure.federation.roster_files import CHANGE_FILE, approval_file, roster_file
 from cachefl_secure.federation.silo_files import SiloFiles
 from cachefl_secure.federation.standing_aside import stand_aside, take_part_again
 from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
@@ -305,6 +311,29 @@ def test_one_change_at_a_time_and_withdrawing_makes_room(federation: SmallFedera
     assert files.withdraw()
     assert not files.withdraw()
     propose(federation, remove=["silo-4"])
+
+
+def test_an_approval_is_written_again_before_it_leaves(
+    federation: SmallFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last sync may have failed: lost after it left, the silo could approve another change to the same epoch."""
+    propose(federation, remove=["silo-5"])
+    confirm(federation, ["silo-1"])
+    files, written = SiloFiles.open(federation.silos[SiloId("silo-1")]), list[str]()
+    genuine = StateDir.write
+
+    def recording(self: StateDir, relative: str, content: bytes, *, private: bool = False) -> None:
+        written.append(relative)
+        genuine(self, relative, content, private=private)
+
+    monkeypatch.setattr(StateDir, "write", recording)
+    assert ready_approval(files, rosters_of(federation.silos[SiloId("silo-1")])) is not None
+    confirm(federation, ["silo-1"])
+    assert written == [approval_file(2), approval_file(2)]
+    with files.state.lock(".confirm.lock"):  # the operator is at it
+        assert ready_approval(files, rosters_of(federation.silos[SiloId("silo-1")])) is None
+    (federation.silos[SiloId("silo-1")] / approval_file(2)).unlink()
+    assert ready_approval(files, rosters_of(federation.silos[SiloId("silo-1")])) is None
 
 
 def test_a_certificate_of_an_earlier_roster_that_comes_back_stops_nobody(
