@@ -159,8 +159,9 @@ class CoordinatorFiles:
 
         Who approved it approves no other change of this roster: see decision 0016.
         """
+        rosters = self.rosters()
         try:
-            waited = pending_change(self.state, self.rosters()) is not None
+            waited = pending_change(self.state, rosters) is not None
         except ConfigError:
             waited = True
         self.state.remove(CHANGE_FILE)

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import enum
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -180,20 +181,14 @@ class DistributedMechanism(_NoisedSteps):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StatisticsMechanism:
-    """Sums of features by class and the Gram matrix of all features, released once, each with noise.
+class _OneRelease:
+    """Integer sums of all records, released once: Gaussian steps of sensitivity 1, with shares of the noise."""
 
-    Every record has a feature of norm at most 1, so it changes either by a norm of at most 1; the release
-    costs two Gaussian steps. Whatever is computed from it is post-processing.
-    """
-
-    kind: ClassVar[str] = "statistics"
     noise_multiplier: float
-    """Of the silo's own share, for each of the two."""
+    """Of the silo's own share, in units, for each step."""
     honest_survivors: int
-    feature_bits: int
     dimension: int
-    """Entries of both together."""
+    """Entries of all vectors together."""
     expected_records: int
     """Declared records of a silo: entries are clamped to what they can add up to. Never a silo's own count."""
 
@@ -201,22 +196,20 @@ class StatisticsMechanism:
         _check_noise(self.noise_multiplier)
         if min(self.honest_survivors, self.dimension, self.expected_records) < 1:
             raise ValueError("honest_survivors, dimension and expected_records must be at least 1")
-        if not 7 <= self.feature_bits <= 12:
-            raise ValueError("feature_bits out of range")
 
     @property
     def sampling_rate(self) -> float:
         return 1.0
 
     @property
+    @abstractmethod
     def steps(self) -> int:
-        """Two releases of sensitivity 1."""
-        return 2
+        """Releases of sensitivity 1."""
 
     @property
+    @abstractmethod
     def unit(self) -> int:
-        """Largest norm of one record's integers in either: products of two features."""
-        return 1 << 2 * self.feature_bits
+        """Largest norm of one record's integers in any of them."""
 
     @property
     def noise_scale(self) -> float:
@@ -225,7 +218,7 @@ class StatisticsMechanism:
 
     def event(self, view: View = View.LOCAL) -> Any:
         """As ``LocalMechanism.event``."""
-        return _gaussian_steps(self.noise_multiplier_in(view), 1.0, 2)
+        return _gaussian_steps(self.noise_multiplier_in(view), self.sampling_rate, self.steps)
 
     def noise_multiplier_in(self, view: View) -> float:
         """As ``LocalMechanism.noise_multiplier_in``."""
@@ -234,63 +227,64 @@ class StatisticsMechanism:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GridMechanism:
+class StatisticsMechanism(_OneRelease):
+    """Sums of features by class and the Gram matrix of all features, released once, each with noise.
+
+    Every record has a feature of norm at most 1, so it changes either by a norm of at most 1; the release
+    costs two Gaussian steps. Whatever is computed from it is post-processing.
+    """
+
+    kind: ClassVar[str] = "statistics"
+    feature_bits: int
+
+    def __post_init__(self) -> None:
+        super(StatisticsMechanism, self).__post_init__()
+        if not 7 <= self.feature_bits <= 12:
+            raise ValueError("feature_bits out of range")
+
+    @property
+    def steps(self) -> int:
+        """Two: class sums and Gram matrix."""
+        return 2
+
+    @property
+    def unit(self) -> int:
+        """Products of two features."""
+        return 1 << 2 * self.feature_bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridMechanism(_OneRelease):
     """How many records each pair of alpha and beta classifies rightly, released once, with noise.
 
     A record changes all counts together by a norm of at most 1, the unit: one Gaussian step. The pair that
-    wins is post-processing.
+    wins is post-processing. ``dimension`` is G, the number of pairs; counts are clamped to sixteen times the
+    declared records.
     """
 
     kind: ClassVar[str] = "grid"
-    noise_multiplier: float
-    """Of the silo's own share, in units."""
-    honest_survivors: int
     unit_bits: int
-    dimension: int
-    """G: pairs."""
-    expected_records: int
-    """Declared records of a silo: counts are clamped to sixteen times it. Never a silo's own count."""
 
     def __post_init__(self) -> None:
-        _check_noise(self.noise_multiplier)
-        if min(self.honest_survivors, self.dimension, self.expected_records) < 1:
-            raise ValueError("honest_survivors, dimension and expected_records must be at least 1")
+        super(GridMechanism, self).__post_init__()
         if not 7 <= self.unit_bits <= 24:
             raise ValueError("unit_bits out of range")
         step_of(self.dimension, self.unit)
 
     @property
-    def sampling_rate(self) -> float:
-        return 1.0
-
-    @property
     def steps(self) -> int:
-        """One release of sensitivity 1."""
+        """One."""
         return 1
 
     @property
     def unit(self) -> int:
-        """Largest norm of one record's integers."""
+        """Of all counts together."""
         return 1 << self.unit_bits
 
     @property
     def step(self) -> int:
         """What one right answer adds to a count."""
         return step_of(self.dimension, self.unit)
-
-    @property
-    def noise_scale(self) -> float:
-        """In integer steps."""
-        return self.noise_multiplier * self.unit
-
-    def event(self, view: View = View.LOCAL) -> Any:
-        """As ``LocalMechanism.event``."""
-        return _gaussian_steps(self.noise_multiplier_in(view), 1.0, 1)
-
-    def noise_multiplier_in(self, view: View) -> float:
-        """As ``LocalMechanism.noise_multiplier_in``."""
-        shares = 1 if view is View.LOCAL else self.honest_survivors
-        return self.noise_multiplier * math.sqrt(shares)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from cachefl_secure.cache.model import KeyRows
+from cachefl_secure.cache.model import KeyRows, row_blocks
 from cachefl_secure.errors import LocalProtocolError
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.integer_gradients import IntegerSum, coins_from, integer_factors
@@ -189,7 +189,10 @@ class IntegerDPOptimizer(RankOneDPOptimizer):
             moved = torch.add(start[rows], total[mine].to(start), alpha=-self._value)
             return moved if public is None else moved.add_(public[mine].to(start))
 
-        return rows_of
+        if start.device.type == "cpu":
+            return rows_of
+        # The total is on the processor: it travels to a GPU once a step, not once for every chunk of records.
+        return torch.cat([rows_of(rows) for rows in row_blocks(start)]).__getitem__
 
     def released(self) -> NoisedUpdate:
         """The noised sums of all steps, negated as descent steps are."""

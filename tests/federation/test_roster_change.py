@@ -35,7 +35,7 @@ from tests.changing import (
     with_silo,
     without_silo,
 )
-from tests.small_federation import SmallFederation, found
+from tests.small_federation import SmallFederation, found, found_coordinator
 
 FOUR = ("silo-1", "silo-2", "silo-3", "silo-4")
 
@@ -369,6 +369,11 @@ def test_a_damaged_change_is_named_and_can_be_withdrawn(federation: SmallFederat
         propose(federation, remove=["silo-4"])
     assert files.withdraw()
     propose(federation, remove=["silo-4"])
+
+
+def test_nothing_is_withdrawn_where_nobody_was_admitted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no silos yet"):
+        CoordinatorFiles.open(found_coordinator(tmp_path)).withdraw()
 
 
 def test_a_change_is_proposed_only_upon_rosters_that_are_safe(
