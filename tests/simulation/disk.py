@@ -266,8 +266,8 @@ class SimDisk:
             self.step(handle.path)
         except OSError:
             if file is not None:
-                kept = len(file.safe) if file.content.startswith(file.safe) else 0
-                file.lost = (kept, len(file.content))
+                # What was safe and is the same still, in the same place, is on the disk already.
+                file.lost = (file.untouched, len(file.content))
             raise
         if file is None:
             self._sync_names(handle.path)

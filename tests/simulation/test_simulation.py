@@ -215,6 +215,28 @@ def test_a_file_that_is_cut_and_written_again_as_it_was_keeps_what_was_safe() ->
     assert outcomes == {b"a\nb\n", b"a\nb\ntorn"}
 
 
+def test_a_cut_whose_sync_fails_leaves_what_stands_where_it_stood() -> None:
+    """Of a schedule among a million: the disk took a ledger's first lines for lost, which nobody had written to."""
+    outcomes = set[bytes]()
+    for seed in range(60):
+        disk = SimDisk.holding({"silo/log": (b"a\nb\ntorn", 0o600)}, random.Random(seed))
+        with pytest.MonkeyPatch.context() as patch:
+            disk.install(patch)
+            with durable.opened(f"{ROOT}/silo/log", os.O_WRONLY) as file:
+                disk.ftruncate(file, 4)
+                disk.refusal = 1.0
+                with pytest.raises(OSError, match=r"error|space"):
+                    durable.sync(file)
+                disk.refusal = 0.0
+            if seed % 2:
+                disk.lose_power("silo")
+            else:  # another process finds it whole, and relies on it
+                durable.rewrite(f"{ROOT}/silo/log", b"b\n", start=2)
+                assert disk.safe_content(f"{ROOT}/silo/log") == b"a\nb\n"
+            outcomes.add(durable.read(f"{ROOT}/silo/log"))
+    assert outcomes == {b"a\nb\n", b"a\nb\ntorn"}
+
+
 def test_a_line_whose_sync_failed_is_safe_only_after_it_was_written_again() -> None:
     """What ``append_only.replace_tail`` is for: the second sync alone says that all is well."""
     for again in (False, True):
