@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.progress import MofNCompleteColumn, Progress
 
 from tests.simulation.changes import changing, coming_and_going
 from tests.simulation.lies import STRATEGIES, a_second_release
@@ -33,7 +34,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="play in two processes, at most about so long")
     chosen = parser.parse_args()
     if chosen.minutes is not None:
-        played = soak(chosen.first, chosen.schedules, chosen.minutes)
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bar:
+            task = bar.add_task("schedules", total=chosen.schedules)
+            played = soak(
+                chosen.first,
+                chosen.schedules,
+                chosen.minutes,
+                tell=lambda done: bar.update(task, completed=done.schedules),
+            )
         print(
             f"{played.schedules} schedules from seed {chosen.first}, {played.records} records: no violation"
         )

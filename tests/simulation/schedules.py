@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -61,8 +62,15 @@ def fast_folder() -> Path | None:
     return shared_memory if shared_memory.is_dir() else None
 
 
-def soak(first: int, number: int, minutes: float, processes: int = 2, batch: int = 1000) -> Played:
-    """Up to ``number`` schedules in worker processes, for about so many minutes at most.
+def soak(
+    first: int,
+    number: int,
+    minutes: float,
+    processes: int = 2,
+    batch: int = 1000,
+    tell: Callable[[Played], None] = lambda played: None,
+) -> Played:
+    """Up to ``number`` schedules in worker processes, for about so many minutes at most; tells what is done so far.
 
     Raises:
         Violation: of a schedule that breaks an invariant, with its seed.
@@ -82,6 +90,7 @@ def soak(first: int, number: int, minutes: float, processes: int = 2, batch: int
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for each in finished:
                     done = done.plus(each.result())
+                tell(done)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
