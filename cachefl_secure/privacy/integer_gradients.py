@@ -58,19 +58,7 @@ def integer_factors(
     ``a`` (b, rows) and ``f`` (b, C) float32, finite. ``a`` is taken over: ``u`` is made in its memory.
     ``coins`` gives as many uniform 16-bit numbers as asked for; b * rows are taken, whatever the values are.
     """
-    lengths = f.norm(dim=1)
-    v = torch.round(f * (2.0**lattice.feature_bits / lengths.clamp(min=_NORM_FLOOR)).unsqueeze(1))
-    # Of u, squared: and never beyond what float32 can add up, which only a feature of no length would allow.
-    longest = (lattice.unit**2 / _squares(v).clamp(min=1.0)).clamp(max=_EXACT - 1.0)
-    norms = a.norm(dim=1) * lengths
-    factors = (
-        (clip_norm / (norms + _NORM_FLOOR)).clamp(max=1.0)
-        * lengths
-        * (2.0**lattice.gradient_bits / clip_norm)
-    )
-    factors = torch.nan_to_num(factors, 0.0, 0.0, 0.0) * _shrink(
-        norms / clip_norm, lattice, longest, a.shape[1]
-    )
+    v, factors, longest = scaling(a, f, clip_norm, lattice)
     rows = max(1, _BLOCK_COINS // a.shape[1])
     for start in range(0, len(a), rows):
         block = slice(start, start + rows)
@@ -78,6 +66,25 @@ def integer_factors(
         coin = drawn.to(a.device).mul_(2.0**-16)
         a[block] = _rounded(a[block], factors[block].unsqueeze(1), coin, longest[block])
     return IntegerFactors(a, v)
+
+
+def scaling(a: Tensor, f: Tensor, clip_norm: float, lattice: Lattice) -> tuple[Tensor, Tensor, Tensor]:
+    """Before coins are thrown: ``v`` (b, C), by how much ``a`` becomes ``u`` (b,), and how long u may be, squared (b,).
+
+    Each row a function of one record, on a device that passes ``training.check_rows_alike``.
+    """
+    lengths = f.norm(dim=1)
+    v = torch.round(f * (2.0**lattice.feature_bits / lengths.clamp(min=_NORM_FLOOR)).unsqueeze(1))
+    # Never beyond what float32 can add up, which only a feature of no length would allow.
+    longest = (lattice.unit**2 / _squares(v).clamp(min=1.0)).clamp(max=_EXACT - 1.0)
+    norms = a.norm(dim=1) * lengths
+    factors = (
+        (clip_norm / (norms + _NORM_FLOOR)).clamp(max=1.0)
+        * lengths
+        * (2.0**lattice.gradient_bits / clip_norm)
+    )
+    shrunk = _shrink(norms / clip_norm, lattice, longest, a.shape[1])
+    return v, torch.nan_to_num(factors, 0.0, 0.0, 0.0) * shrunk, longest
 
 
 def _shrink(norms: Tensor, lattice: Lattice, longest: Tensor, entries: int) -> Tensor:

@@ -37,9 +37,10 @@ from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.heads import rank_one_gradient, row_of_key, trained_rows
 from cachefl_secure.cache.model import CacheModel, KeyRows, row_blocks
 from cachefl_secure.errors import ConfigError, LocalProtocolError
+from cachefl_secure.lattice import Lattice
 from cachefl_secure.plan import Trained
 from cachefl_secure.privacy.descent import KEYS_ALONE, Descent
-from cachefl_secure.privacy.integer_gradients import records_at_once
+from cachefl_secure.privacy.integer_gradients import records_at_once, scaling
 from cachefl_secure.privacy.mechanism import DistributedMechanism, NoMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.optimizers import IntegerDPOptimizer, RankOneDPOptimizer, RankOneGradients
@@ -127,20 +128,31 @@ def check_rows_alike(
     """Before the charge: that a record's gradient does not depend on its place in a batch, bit for bit, in these shapes.
 
     What one more record may change is one gradient; if others moved with it, by one place, and came out differently,
-    the sum would change by more than is accounted for. Tried on a batch and the same batch one to four places further.
+    the sum would change by more than is accounted for. Tried on a batch, and on the same batch once more, turned round,
+    and one to four places further; with what scales a gradient before it is rounded.
 
     Raises:
         ConfigError: they do depend on it. Train on another device.
     """
     labels = cache.key_labels.cpu().numpy().astype("<i8").tobytes()
     shape = (labels, cache.number_of_classes, cache.feature_dim)
-    if not _rows_alike(shape, _chunk_records(mechanism), device, descent.trained):
+    lattice = None if isinstance(mechanism, NoMechanism) else mechanism.lattice
+    if not _rows_alike(
+        shape, _chunk_records(mechanism), device, descent.trained, lattice, mechanism.clip_norm
+    ):
         reason = f"{device}: a record's gradient depends on its place in a batch here; choose another device"
         raise ConfigError("silo.toml", "training_device", reason)
 
 
 @lru_cache(16)
-def _rows_alike(shape: tuple[bytes, int, int], chunk: int, device: str, trained: Trained = "keys") -> bool:
+def _rows_alike(
+    shape: tuple[bytes, int, int],
+    chunk: int,
+    device: str,
+    trained: Trained,
+    lattice: Lattice | None,
+    clip_norm: float,
+) -> bool:
     """With the keys' own classes in their own order, which decides how scores are summed."""
     raw, classes, dim = shape
     labels = torch.from_numpy(np.frombuffer(raw, "<i8").astype(np.int64))
@@ -153,15 +165,19 @@ def _rows_alike(shape: tuple[bytes, int, int], chunk: int, device: str, trained:
     key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
     features, wanted = rows[keys + classes :], torch.arange(chunk + _SHIFTS) % classes
 
-    def gradients(first: int) -> Tensor:
+    def made_of(order: Tensor) -> tuple[Tensor, ...]:
         """In memory of their own, as training has them: a view of others' would keep every row at its address."""
-        batch = slice(first, first + chunk)
-        some, theirs = features[batch].clone().to(device), wanted[batch].to(device)
-        return rank_one_gradient(model, some, theirs, trained, key_rows)
+        some, theirs = features[order].to(device), wanted[order].to(device)
+        a = rank_one_gradient(model, some, theirs, trained, key_rows)
+        return (a,) if lattice is None else (a, *scaling(a, some, clip_norm, lattice))
 
-    unmoved = gradients(0)
+    first = torch.arange(chunk)
+    expected = made_of(first)
+    shifted = (torch.arange(shift, shift + chunk) for shift in range(1, _SHIFTS + 1))
     return all(
-        torch.equal(unmoved[shift:], gradients(shift)[: chunk - shift]) for shift in range(1, _SHIFTS + 1)
+        torch.equal(found[order < chunk], wanted_rows[order[order < chunk]])
+        for order in (first, first.flip(0), *shifted)
+        for found, wanted_rows in zip(made_of(order), expected, strict=True)
     )
 
 
