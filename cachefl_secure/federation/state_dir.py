@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +32,9 @@ _STORAGE_KEY = "keys/storage.key"
 _TRANSPORT_KEY = "keys/transport.key"
 _UNFINISHED = ".unfinished"
 
+_CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})
+"""There ``write`` fails too, so nobody acts on what it reads; an auditor may."""
+
 
 def utc_now() -> str:
     """For people who read the files. No decision rests on a clock."""
@@ -42,6 +46,10 @@ def round_file(round_number: int, name: str) -> str:
     return f"rounds/{round_number:04d}/{name}"
 
 
+def _folder_of(relative: str) -> str:
+    return relative.rpartition("/")[0]
+
+
 def round_numbers(state: StateDir) -> list[int]:
     """Rounds that this party keeps anything of, in order. Other folders are not looked at.
 
@@ -49,6 +57,7 @@ def round_numbers(state: StateDir) -> list[int]:
         ConfigError: the folder cannot be read.
     """
     try:
+        state.settle("rounds")
         folders = durable.names(state.path("rounds"))
     except OSError as error:
         raise ConfigError(str(state.path("rounds")), "", error.strerror or "cannot be read") from None
@@ -57,9 +66,15 @@ def round_numbers(state: StateDir) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class StateDir:
-    """A directory that belongs to one party (mode 0700). Paths given to the methods are relative to it."""
+    """A directory that belongs to one party (mode 0700). Paths given to the methods are relative to it.
+
+    What is read is safe: a name that a process before this one gave a file, and was killed or failed to sync, is synced
+    before anything can rest on it. Else a reply made from it could go out, and after a loss of power another one.
+    """
 
     root: Path
+    _settled: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Folders that were synced since, by this process."""
 
     @classmethod
     def create(cls, root: Path, identity: SigningKey | None = None) -> StateDir:
@@ -139,6 +154,24 @@ class StateDir:
     def path(self, relative: str) -> Path:
         return self.root / relative
 
+    def settle(self, folder: str) -> None:
+        """Makes the names in this folder safe, once in the life of a process and again after each that failed.
+
+        Raises:
+            OSError: they may not be safe.
+        """
+        path = f"{self.root}/{folder}" if folder else str(self.root)
+        if path in self._settled:
+            return
+        try:
+            durable.sync_folder(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # there are none
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC_FOLDERS:
+                raise
+        self._settled.add(path)
+
     def has(self, relative: str) -> bool:
         """Whether there is such a file. "No" is an answer that rules rest on, so only a certain one counts.
 
@@ -146,6 +179,7 @@ class StateDir:
             ConfigError: it could not be looked at.
         """
         try:
+            self.settle(_folder_of(relative))
             return durable.is_file(f"{self.root}/{relative}")
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be looked at") from None
@@ -157,6 +191,7 @@ class StateDir:
             ConfigError: absent or unreadable.
         """
         try:
+            self.settle(_folder_of(relative))
             return durable.read(f"{self.root}/{relative}")
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be read") from None
@@ -172,6 +207,7 @@ class StateDir:
             durable.make_folders(target.parent, self.root)
             durable.replace_file(target, content, 0o600 if private else 0o644)
         except OSError as error:
+            self._settled.discard(str(target.parent))
             raise ConfigError(str(target), "", f"not written: {error.strerror}") from None
 
     def write_once(self, relative: str, content: bytes) -> None:

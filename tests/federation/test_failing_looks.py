@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cachefl_secure.names import SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.messages import Member, roster_digest
 from tests.driven import Driven, driven
+from tests.simulation.disk import ROOT, Killed, SimDisk
 from tests.small_federation import found
 
 FAILURES = (errno.EIO, errno.ESTALE, errno.EACCES)
@@ -176,3 +178,75 @@ def test_a_folder_whose_sync_failed_is_synced_before_anything_is_put_into_it(
         "rounds/0001/released", b""
     )  # by another process than the one that made the folder, for all it knows
     assert synced == [tmp_path / "rounds", tmp_path / "rounds/0001"]
+
+
+@pytest.mark.claim("C17")
+@pytest.mark.parametrize("look", ["read", "has"])
+def test_what_a_killed_process_left_is_safe_once_it_was_looked_at(
+    look: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a soak: a session's new name was not synced, the next process answered from it, and power went."""
+    left = set[bytes]()
+    for seed in range(40):
+        disk = SimDisk.holding({"silo/session": (b"old", 0o600)}, random.Random(seed))
+        with monkeypatch.context() as patch:
+            disk.install(patch)
+            disk.kill_at = ("silo", 5)  # made, written, synced, renamed: and now the folder
+            with pytest.raises(Killed):
+                StateDir(Path(ROOT) / "silo").write("session", b"new")
+            disk.kill_at, after = None, StateDir(Path(ROOT) / "silo")
+            disk.dying.clear()
+            if seed % 2:
+                assert after.read("session") == b"new" if look == "read" else after.has("session")
+            disk.lose_power("silo")
+            content = StateDir(Path(ROOT) / "silo").read("session")
+            if seed % 2:
+                assert content == b"new"
+            left.add(content)
+    assert left == {b"old", b"new"}
+
+
+def test_a_folder_is_settled_once_and_again_after_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StateDir(tmp_path).write("rounds/0001/released", b"")
+    synced, genuine = list[str](), durable.sync_folder
+
+    def sync_folder(folder: durable.AnyPath) -> None:
+        synced.append(str(folder))
+        genuine(folder)
+
+    monkeypatch.setattr(durable, "sync_folder", sync_folder)
+    state = StateDir(tmp_path)
+    for _ in range(2):
+        assert state.has("rounds/0001/released")
+        assert state.read("rounds/0001/released") == b""
+    assert synced == [f"{tmp_path}/rounds/0001"]
+    with monkeypatch.context() as patch:
+
+        def refuse(path: durable.AnyPath, content: bytes, mode: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(durable, "replace_file", refuse)
+        with pytest.raises(ConfigError, match="Input/output"):
+            state.write("rounds/0001/released", b"other")
+    synced.clear()
+    assert state.has("rounds/0001/released")
+    assert synced == [f"{tmp_path}/rounds/0001"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EROFS, errno.EIO])
+def test_where_folders_cannot_be_synced_an_auditor_still_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    StateDir(tmp_path).write("record", b"content")
+
+    def fail(folder: durable.AnyPath) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(durable, "sync_folder", fail)
+    if number == errno.EIO:
+        with pytest.raises(ConfigError, match="error"):
+            StateDir(tmp_path).read("record")
+    else:
+        assert StateDir(tmp_path).read("record") == b"content"

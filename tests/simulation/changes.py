@@ -44,7 +44,7 @@ def coming_and_going(world: World) -> None:
 
 def _ask_for_new_key(world: World) -> None:
     silo = world.rng.choice(sorted(world.silos))
-    files = world.silos[silo].files
+    files = world.silos[silo].files_of_a_command()
 
     def propose() -> RosterChange:
         asked = decode_toml(files.state.read(ROTATE_FILE), JoinRequest, file=ROTATE_FILE)
@@ -60,7 +60,9 @@ def _admit(world: World) -> None:
     newcomer = world.newcomer
 
     def propose() -> RosterChange:
-        asked = decode_toml(newcomer.files.state.read(REQUEST_FILE), JoinRequest, file=REQUEST_FILE)
+        asked = decode_toml(
+            newcomer.files_of_a_command().state.read(REQUEST_FILE), JoinRequest, file=REQUEST_FILE
+        )
         return _coordinator(world).propose([_candidate(asked, REQUEST_FILE)])
 
     _propose(world, propose)
@@ -85,10 +87,9 @@ def _propose(world: World, propose: Callable[[], RosterChange]) -> None:
 
 def _note_proposal(world: World) -> None:
     """What the observer must know of a roster that may follow; also one that a death hides from its operator."""
-    blindness, world.disk.blindness = world.disk.blindness, 0.0
-    coordinator = _coordinator(world)
-    change = pending_change(coordinator.state, coordinator.rosters())
-    world.disk.blindness = blindness
+    with world.disk.undisturbed():
+        coordinator = _coordinator(world)
+        change = pending_change(coordinator.state, coordinator.rosters())
     if change is None:
         return
     roster = open_roster(change.roster, world.template.plan)
@@ -101,7 +102,7 @@ def _approve(world: World) -> None:
     """Each of the silos approves what waits, with some luck."""
     for silo in sorted(world.silos):
         if world.rng.random() < 0.85:
-            _typed(world, silo, lambda silo=silo: _confirm(world, world.silos[silo].files))  # type: ignore[misc]
+            _typed(world, silo, lambda silo=silo: _confirm(world, world.silos[silo].files_of_a_command()))  # type: ignore[misc]
 
 
 def _coordinator(world: World) -> CoordinatorFiles:

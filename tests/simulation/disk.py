@@ -13,11 +13,12 @@ A new kind of fault is a branch in ``step``, ``look``, ``fsync`` or ``lose_power
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,8 @@ class SimDisk:
     """Probability that a step fails."""
     blindness: float = 0.0
     """Probability that a look at what is there fails."""
+    is_simulation_looking: bool = False
+    """Not a party reads: nothing fails, and what is synced stays as unsafe as it was."""
     kill_at: tuple[str, int] | None = None
     """(party, number of the step or send): for enumeration instead of chance."""
     moments: dict[str, int] = field(default_factory=dict)
@@ -153,6 +156,15 @@ class SimDisk:
         file = self.safe_names.get(str(path))
         return b"" if file is None else file.safe
 
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """For the simulation's own looks."""
+        self.is_simulation_looking = True
+        try:
+            yield
+        finally:
+            self.is_simulation_looking = False
+
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """In the place of ``os``, for all parties of this process, until ``patch`` is undone."""
         patch.setattr(durable, "os", self._as_os())
@@ -190,7 +202,7 @@ class SimDisk:
 
     def look(self, path: str) -> None:
         """Before every answer. Changes nothing, so nobody dies here that would not die at the next step."""
-        if self.blindness and self.rng.random() < self.blindness:
+        if self.blindness and not self.is_simulation_looking and self.rng.random() < self.blindness:
             raise OSError(*self.rng.choice(_BLINDNESS), path)
 
     def open(self, path: Path | str, flags: int, mode: int = 0o600) -> int:
@@ -260,6 +272,8 @@ class SimDisk:
             file.lost = None
 
     def fsync(self, number: int) -> None:
+        if self.is_simulation_looking:
+            return
         handle = self.handles[number]
         file = handle.file
         try:

@@ -363,6 +363,11 @@ def round_given_up_without_a_note(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StateDir, "write", write)
 
 
+def names_of_another_process_taken_for_safe(patch: pytest.MonkeyPatch) -> None:
+    """A silo goes on from a file whose name a process that was killed had not synced; a loss of power takes it back."""
+    patch.setattr(StateDir, "settle", lambda state, folder: None)
+
+
 def roster_changed_by_one_approval(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RosterHistory, "quorum", property(lambda self: 1))
 
@@ -398,6 +403,13 @@ MUTANTS = (
         the_same_attempt_again,
         within=600,
         faults=Faults(disk_blindness=0.05),
+    ),
+    Mutant(
+        names_of_another_process_taken_for_safe,
+        "C3",
+        the_same_attempt_again,
+        within=600,
+        faults=Faults(disk_death=0.02),
     ),
     Mutant(certificate_leaves_before_it_is_on_disk, "C2", honest, within=400),
     Mutant(round_given_up_without_a_note, "C2", honest, within=400),

@@ -177,6 +177,11 @@ class SimSilo:
         if self.ledger is not None:
             self.ledger.close()  # the system drops a dead process's lock
         self.service = self.ledger = None
+        self.files = self.files_of_a_command()
+
+    def files_of_a_command(self) -> SiloFiles:
+        """As another process opens them, which knows nothing of what this one synced."""
+        return replace(self.files, state=StateDir(self.files.state.root))
 
     def _train(self, *_: object) -> NoisedUpdate:
         self.training += 1
@@ -346,8 +351,9 @@ class World:
     def run_coordinator(self) -> bool:
         """Starts it, lets it try one round, and says whether a record came of it."""
         try:
-            chain = self.chain()
-            service, attendance = CoordinatorService(self.state, chain, self), Attendance()
+            state = self.state
+            chain = Chain(state, self.template.plan, read_history(state, self.template.plan))
+            service, attendance = CoordinatorService(state, chain, self), Attendance()
             before = chain.position.round
             ready = service.synchronise(attendance)
             outcome = service.finish_round(attendance) or service.run_round(ready, attendance)
@@ -382,11 +388,8 @@ class World:
 
     def undisturbed(self, look: Callable[[], _T]) -> _T:
         """Not the coordinator looks at its disk, but the simulation."""
-        blindness, self.disk.blindness = self.disk.blindness, 0.0
-        try:
+        with self.disk.undisturbed():
             return look()
-        finally:
-            self.disk.blindness = blindness
 
     # --- the whole
 
