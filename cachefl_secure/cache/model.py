@@ -141,7 +141,7 @@ def _inner_products(features: Tensor, rows: Tensor) -> Tensor:
     then one record's gradient would depend on how many stand before it. ``privacy.training`` tries it out before it trains.
     """
     n, more = len(rows), -len(rows) % _LANES
-    features, rows = _whole_lanes(features), _whole_lanes(rows)
+    features, rows = whole_lanes(features), whole_lanes(rows)
     if more:
         rows = functional.pad(rows, (0, 0, 0, more))
     products = features @ rows.T
@@ -230,10 +230,10 @@ def _activations_and_logits(
 
 def _activations(model: CacheModel, features: Tensor, key_rows: KeyRows) -> Tensor:
     """(b, NK): exp(-beta (1 - affinity)), in two passes over as many numbers. Padded as ``_inner_products`` is."""
-    offset, padded = features.new_tensor(-model.beta), _whole_lanes(features)
+    offset, padded = features.new_tensor(-model.beta), whole_lanes(features)
     activations = features.new_empty(len(features), model.number_of_keys)
     for rows in row_blocks(model.cache_keys):
-        keys, block = _whole_lanes(key_rows(rows).to(features)), activations[:, rows]
+        keys, block = whole_lanes(key_rows(rows).to(features)), activations[:, rows]
         if more := -len(keys) % _LANES:
             keys = functional.pad(keys, (0, 0, 0, more))
             block.copy_(torch.addmm(offset, padded, keys.T, alpha=model.beta)[:, : block.shape[1]])
@@ -242,7 +242,7 @@ def _activations(model: CacheModel, features: Tensor, key_rows: KeyRows) -> Tens
     return activations.exp_()
 
 
-def _whole_lanes(rows: Tensor) -> Tensor:
+def whole_lanes(rows: Tensor) -> Tensor:
     """(n, C) with zeros behind, so that C is a multiple of ``_LANES``: then every row begins at a like address."""
     missing = -rows.shape[1] % _LANES
     return functional.pad(rows, (0, missing)) if missing else rows

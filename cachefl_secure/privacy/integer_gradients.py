@@ -19,13 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cachefl_secure.cache.model import whole_lanes
 from cachefl_secure.errors import LocalProtocolError
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.privacy.noise import RandomStream
 
 _EXACT = 1 << 24  # float32 holds every integer up to here
-_BLOCK_ENTRIES = 1 << 17  # of the product that is in memory at once, beside the sum
-_BLOCK_COINS = 1 << 17  # stay in the processor's cache
+_BLOCK_ENTRIES = (
+    1 << 17
+)  # of a product, or coins, that are in memory at once: they stay in the processor's cache
+_GPU_BLOCK_ENTRIES = 1 << 24  # 64 MiB: a GPU wants much to do at a time
 _MOST_RECORDS = 256
 _SHORTER = 0.99
 # 0.99^64 is a half: no row is left by then unless numbers are broken, and such a row counts as absent.
@@ -59,11 +62,11 @@ def integer_factors(
     ``coins`` gives as many uniform 16-bit numbers as asked for; b * rows are taken, whatever the values are.
     """
     v, factors, longest = scaling(a, f, clip_norm, lattice)
-    rows = max(1, _BLOCK_COINS // a.shape[1])
+    rows = _rows_at_once(a)
     for start in range(0, len(a), rows):
         block = slice(start, start + rows)
-        drawn = torch.from_numpy(coins(a[block].numel()).astype(np.float32)).view(a[block].shape)
-        coin = drawn.to(a.device).mul_(2.0**-16)
+        drawn = torch.from_numpy(coins(a[block].numel())).view(a[block].shape)
+        coin = drawn.to(a.device).float().mul_(2.0**-16)
         a[block] = _rounded(a[block], factors[block].unsqueeze(1), coin, longest[block])
     return IntegerFactors(a, v)
 
@@ -73,11 +76,11 @@ def scaling(a: Tensor, f: Tensor, clip_norm: float, lattice: Lattice) -> tuple[T
 
     Each row a function of one record, on a device that passes ``training.check_rows_alike``.
     """
-    lengths = f.norm(dim=1)
+    lengths = _norms(f)
     v = torch.round(f * (2.0**lattice.feature_bits / lengths.clamp(min=_NORM_FLOOR)).unsqueeze(1))
     # Never beyond what float32 can add up, which only a feature of no length would allow.
     longest = (lattice.unit**2 / _squares(v).clamp(min=1.0)).clamp(max=_EXACT - 1.0)
-    norms = a.norm(dim=1) * lengths
+    norms = _norms(a) * lengths
     factors = (
         (clip_norm / (norms + _NORM_FLOOR)).clamp(max=1.0)
         * lengths
@@ -99,15 +102,26 @@ def _shrink(norms: Tensor, lattice: Lattice, longest: Tensor, entries: int) -> T
 
 def _rounded(a: Tensor, factors: Tensor, coin: Tensor, longest: Tensor) -> Tensor:
     """Rows of ``a`` times their factors, at random to whole numbers, none longer than allowed (squared)."""
-    rounded = torch.addcmul(coin, a, factors).floor_()
+    # A product and then a sum, each rounded: where one instruction does both, it may do so at some places only.
+    rounded = torch.mul(a, factors).add_(coin).floor_()
     for attempt in range(_TRIES):
         long = (~(_quick_squares(rounded) <= longest)).nonzero().flatten()  # NaN is never short enough
         if not len(long):
             return rounded
         shorter = factors[long] * _SHORTER ** (attempt + 1)
-        rounded[long] = torch.addcmul(coin[long], a[long], shorter).floor_()
+        rounded[long] = torch.mul(a[long], shorter).add_(coin[long]).floor_()
     rounded[~(_quick_squares(rounded) <= longest)] = 0.0
     return rounded
+
+
+def _rows_at_once(matrix: Tensor) -> int:
+    return max(1, (_BLOCK_ENTRIES if matrix.device.type == "cpu" else _GPU_BLOCK_ENTRIES) // matrix.shape[1])
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """(b,): in whole lanes, since a GPU adds up a row that begins at another address in another order."""
+    norms: Tensor = whole_lanes(rows).norm(dim=1)
+    return norms
 
 
 def _quick_squares(rows: Tensor) -> Tensor:
@@ -139,7 +153,7 @@ class IntegerSum:
     def add(self, factors: IntegerFactors) -> None:
         """At most ``records_at_once`` records: every partial sum is then a whole number that float32 holds."""
         keys, dim = self._total.shape
-        rows = min(keys, max(1, _BLOCK_ENTRIES // dim))
+        rows = min(keys, _rows_at_once(self._total))
         product = torch.empty(rows, dim, device=self._total.device)
         for start in range(0, keys, rows):
             part = self._total[start : start + rows]

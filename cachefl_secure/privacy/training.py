@@ -40,7 +40,7 @@ from cachefl_secure.errors import ConfigError, LocalProtocolError
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.plan import Trained
 from cachefl_secure.privacy.descent import KEYS_ALONE, Descent
-from cachefl_secure.privacy.integer_gradients import records_at_once, scaling
+from cachefl_secure.privacy.integer_gradients import integer_factors, records_at_once, scaling
 from cachefl_secure.privacy.mechanism import DistributedMechanism, NoMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.optimizers import IntegerDPOptimizer, RankOneDPOptimizer, RankOneGradients
@@ -164,12 +164,19 @@ def _rows_alike(
     )
     key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
     features, wanted = rows[keys + classes :], torch.arange(chunk + _SHIFTS) % classes
+    coins = np.random.default_rng(0).integers(  # each record's own, wherever it stands
+        0, 1 << 16, (chunk + _SHIFTS, trained_rows(model, trained)), dtype=np.uint16
+    )
 
     def made_of(order: Tensor) -> tuple[Tensor, ...]:
         """In memory of their own, as training has them: a view of others' would keep every row at its address."""
         some, theirs = features[order].to(device), wanted[order].to(device)
         a = rank_one_gradient(model, some, theirs, trained, key_rows)
-        return (a,) if lattice is None else (a, *scaling(a, some, clip_norm, lattice))
+        if lattice is None:
+            return (a,)
+        thrown = _ThrownBefore(coins[order.numpy()])
+        factors = integer_factors(a.clone(), some, clip_norm, lattice, thrown)
+        return a, *scaling(a, some, clip_norm, lattice), factors.u
 
     first = torch.arange(chunk)
     expected = made_of(first)
@@ -179,6 +186,17 @@ def _rows_alike(
         for order in (first, first.flip(0), *shifted)
         for found, wanted_rows in zip(made_of(order), expected, strict=True)
     )
+
+
+class _ThrownBefore:
+    """Coins that it was given, in their order."""
+
+    def __init__(self, coins: NDArray[np.uint16]) -> None:
+        self._left = coins.reshape(-1)
+
+    def __call__(self, count: int) -> NDArray[np.uint16]:
+        now, self._left = self._left[:count], self._left[count:]
+        return now
 
 
 def _check_records(cache: CacheModel, records: FeatureSet) -> None:

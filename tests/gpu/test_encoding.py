@@ -61,5 +61,6 @@ def test_features_of_another_precision_are_not_taken_for_these(
 ) -> None:
     few = handwriting.part(0, 40)
     for precision in ("float16", "float32"):
-        kept = extract(few, encoder_on("cuda", precision), shards=tmp_path).view(0).features
-        assert torch.equal(kept, features_of(few, encoder_on("cuda", precision)))
+        encoder = encoder_on("cuda", precision)
+        kept = extract(few, encoder, shards=tmp_path, batch_size=batch_size_on(encoder.device)).view(0)
+        assert torch.equal(kept.features, features_of(few, encoder))
