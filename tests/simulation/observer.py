@@ -4,7 +4,7 @@ I1  a committed sum is the sum of its survivors' updates, each once: as integers
 I2  the coordinator with f colluders opens at most one sum over a round's updates, and it holds enough honest ones
 I3  a masked input leaves only if its charge is on disk, for the plan's mechanism; no more updates leave than were
     charged
-I4  a mask seed covers one message, and each place of its stream one word of it; every word is covered
+I4  a mask seed covers one message that leaves, and each place of its stream one word of it; every word is covered
 I5  after the faults stop, an honest coordinator gets a record
 I6  charges never disappear from a ledger, and each adds to both epsilons
 I7  a silo gives one reply to a phase of an attempt, and only named errors come out
@@ -40,7 +40,7 @@ from cachefl_secure.protocol.messages import (
 )
 from cachefl_secure.protocol.parameters import RoundParameters
 from cachefl_secure.protocol.vectors import EncodedUpdate, MaskedUpdate
-from tests.simulation.knowledge import Knowledge, Update, smallest
+from tests.simulation.knowledge import Knowledge, Update, Upload, smallest
 from tests.simulation.mechanisms import ONE_RELEASE
 from tests.simulation.sums import wrong_sum, wrongly_masked
 
@@ -129,7 +129,7 @@ class Observer:
             self.knowledge.ciphertexts |= {sealed.ciphertext for sealed in dealt.sealed}
         if phase == letters.MASKED_INPUT:
             masked = msgspec.msgpack.decode(_body_of(reply.answer), type=MaskedInput)
-            self.knowledge.left.append(self.knowledge.made[masked.words])
+            self._on_left(silo, self.knowledge.made[masked.words], masked)
             self._on_release(silo)
             self._on_masked_input(silo, self.attempts[current], request, rounds)
         if phase == letters.UNMASK:
@@ -147,6 +147,14 @@ class Observer:
             raise Violation("I3", f"{silo} sent in round {attempt.manifest.round}, charged are {rounds}")
         if len(self.encoded[silo, attempt.manifest.round]) > 1:
             raise Violation("I3", f"{silo} has two updates for one charge")
+
+    def _on_left(self, silo: SiloId, upload: Upload, masked: MaskedInput) -> None:
+        """I4. What was made and could not be journalled never left: a delivery that differs is then masked anew."""
+        self.knowledge.left.append(upload)
+        digest = hashlib.sha256(masked.words + masked.counters).digest()
+        for seed in (*upload.added, *upload.subtracted):
+            if self.masks.setdefault((silo, seed), digest) != digest:
+                raise Violation("I4", f"{silo} put one mask on two messages")
 
     @property
     def is_one_release(self) -> bool:
@@ -197,12 +205,8 @@ class Observer:
         parameters: RoundParameters,
     ) -> None:
         """The silo made a masked vector under these seeds."""
-        digest = hashlib.sha256(masked.packed.tobytes() + masked.counters.tobytes()).digest()
         if (wrong := wrongly_masked(update, added, subtracted, masked, parameters)) is not None:
             raise Violation("I4", f"{silo}: {wrong} is not under its part of the masks")
-        for seed in (*added, *subtracted):
-            if self.masks.setdefault((silo, seed), digest) != digest:
-                raise Violation("I4", f"{silo} put one mask on two messages")
 
     def on_encoded(self, silo: SiloId, round_number: int, update: EncodedUpdate) -> None:
         self.encoded[silo, round_number][update.to_bytes()] = update
