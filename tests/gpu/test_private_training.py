@@ -25,7 +25,7 @@ from tests.privacy.examples import cache_of, distributed, local, records_of
 
 KEY = b"training on a gpu"
 SHAPES = [(5, 3, 16), (10, 4, 65), (7, 16, 511), (2, 1, 3), (37, 9, 130), (100, 16, 512), (100, 2, 514)]
-BOUNDARIES = (0, 8, 127, 128, 255, 256, 300)
+BOUNDARIES = (0, 127, 255, 256)
 
 
 def in_any_order(cache: CacheModel) -> CacheModel:
@@ -65,6 +65,12 @@ def integers(
     return update.integers.astype(np.int64)
 
 
+def is_rank_one(matrix: NDArray[np.int64]) -> bool:
+    """In whole numbers; or zero."""
+    row, column = np.unravel_index(np.abs(matrix).argmax(), matrix.shape)
+    return np.array_equal(matrix * matrix[row, column], np.outer(matrix[:, column], matrix[row]))
+
+
 @pytest.fixture(params=[False, True], ids=["float32", "tf32"])
 def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whoever switches it on has coarser gradients, and sums as exact as before: factors have at most eleven bits."""
@@ -84,7 +90,7 @@ def test_one_record_more_adds_one_integer_gradient_whatever_else_is_in_the_batch
 ) -> None:
     cache = cache_in(shape, ordered)
     mechanism = mechanism_for(cache, trained)
-    records = records_of(301, shape[0], shape[2])
+    records = records_of(257, shape[0], shape[2])
     check_rows_alike(cache, mechanism, "cuda", Descent(trained=trained))
     for count in BOUNDARIES:
         fewer, more = (
@@ -92,8 +98,8 @@ def test_one_record_more_adds_one_integer_gradient_whatever_else_is_in_the_batch
             for n in (count, count + 1)
         )
         moved = more - fewer
-        assert sum(int(x) ** 2 for x in moved if x) <= mechanism.lattice.unit**2
-        assert np.linalg.matrix_rank(moved.reshape(-1, shape[2]).astype(np.float64)) <= 1
+        assert int(moved @ moved) <= mechanism.lattice.unit**2
+        assert is_rank_one(moved.reshape(-1, shape[2]))
 
 
 @pytest.mark.claim("C7")
