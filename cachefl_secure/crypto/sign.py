@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -38,8 +40,7 @@ def verify(public_key: PublicKeyHex, purpose: str, message: bytes, signature: by
         BadSignature: wrong key, wrong purpose, changed message, or not a signature at all.
     """
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
-        key.verify(signature, _signed_bytes(purpose, message))
+        _loaded(public_key).verify(signature, _signed_bytes(purpose, message))
     except (InvalidSignature, ValueError):
         raise BadSignature(peer, f"signature of {purpose} does not verify") from None
 
@@ -48,6 +49,11 @@ def fingerprint(public_key: PublicKeyHex) -> str:
     """128 bits of SHA-256 over the public key, as eight groups of four hex digits, to be read aloud."""
     digest = digest_of(_FINGERPRINT_LABEL, bytes.fromhex(public_key))[:32]
     return " ".join(digest[i : i + 4] for i in range(0, 32, 4))
+
+
+@lru_cache(4096)  # rosters of several federations; the keys are public
+def _loaded(public_key: PublicKeyHex) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
 
 
 def _signed_bytes(purpose: str, message: bytes) -> bytes:
