@@ -156,12 +156,17 @@ class AwaitingShareDelivery:
         masked = mask(update, self._masks(held), parameters, content=reply.vectors())
         reply.set_counters(masked.counters.tobytes())
         own = body_digest(reply.body())
-        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own), reply
+        return self._answered(delivery, held, own), reply
 
     def resumed(self, delivery: ShareDelivery, own: Digest) -> AwaitingSurvivorSet:
         """The state after this delivery was answered with the masked input whose body has digest ``own``."""
-        held = self.opened(delivery)
-        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own)
+        return self._answered(delivery, self.opened(delivery), own)
+
+    def _answered(
+        self, delivery: ShareDelivery, held: Mapping[SiloId, HeldShares], own: Digest
+    ) -> AwaitingSurvivorSet:
+        view = share_view(self.schedule.key_list, delivery.sharers)  # once, over all sharers
+        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own, view)
 
     def opened(self, delivery: ShareDelivery) -> dict[SiloId, HeldShares]:
         """Rule 3, and every share opened: what makes a delivery acceptable before anything is trained for it."""
@@ -197,10 +202,7 @@ class AwaitingSurvivorSet:
     """One entry per neighbour in U2, and its own."""
     own: Digest
     """Of the masked input that this silo sent."""
-
-    @property
-    def view(self) -> Digest:
-        return share_view(self.schedule.key_list, self.sharers)
+    view: Digest
 
     def on_survivor_set(self, proposal: SurvivorSet) -> tuple[AwaitingCertificate, Statement]:
         self._check(proposal)
@@ -218,11 +220,10 @@ class AwaitingSurvivorSet:
             raise SurvivorSetRejected(error.peer, error.reason) from None
         if proposal.uploads[self.party.silo] != self.own:
             raise SurvivorSetRejected(COORDINATOR, "survivor set changes this silo's masked input")
-        view = self.view  # one digest over all sharers
         for header in proposal.headers:
             if header.silo != self.party.silo:
                 self.party.attempt.verify_digest(
-                    MaskedInput, header.silo, header.body_digest, header.signature, view
+                    MaskedInput, header.silo, header.body_digest, header.signature, self.view
                 )
 
 

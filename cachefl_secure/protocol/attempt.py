@@ -216,9 +216,9 @@ def _check_address(signed: Signed, kind: type[Body], sender: str) -> None:
 
 
 def _purpose(phase: Phase) -> str:
-    return f"cachefl-secure/{PROTOCOL}/{phase.value}"
+    return f"cachefl-secure/{PROTOCOL}/{phase}"
 
 
 def _statement(digest: Digest, phase: Phase, sender: str, body: Digest, view: Digest) -> bytes:
-    parts = (digest.encode(), phase.value.encode(), sender.encode(), body.encode(), view.encode())
+    parts = (digest.encode(), phase.encode(), sender.encode(), body.encode(), view.encode())
     return bytes.fromhex(digest_of("cachefl-secure/statement/1", *parts))
