@@ -34,7 +34,7 @@ from cachefl_secure.protocol.messages import (
     SurvivorSet,
     UnmaskShares,
 )
-from cachefl_secure.protocol.sharing import Channel, HeldShares, deal, open_from, seal
+from cachefl_secure.protocol.sharing import Channel, HeldShares, deal, open_all, seal
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
 from cachefl_secure.protocol.vectors import Unmasked
 
@@ -174,11 +174,7 @@ class AwaitingShareDelivery:
         self.party.check_members(sharers, self.peers, "share set")
         if [sealed.silo for sealed in delivery.sealed] != self.party.neighbours(frozenset(sharers)):
             raise PeerError(COORDINATOR, "shares do not match the share set")
-        held = {self.party.silo: self.own}
-        for sealed in delivery.sealed:
-            channel = self.channels[sealed.silo]
-            held[sealed.silo] = open_from(sealed.silo, sealed.ciphertext, channel, self.schedule)
-        return held
+        return {self.party.silo: self.own} | open_all(delivery.sealed, self.channels, self.schedule)
 
     def _masks(self, dealers: Collection[SiloId]) -> Masks:
         own, secrets = self.party.silo, self.party.secrets
