@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.errors import BadSignature
-from cachefl_secure.names import PublicKeyHex, digest_of
+from cachefl_secure.names import PublicKeyHex, digest_of, hash_of
 
 SIGNATURE_BYTES = 64
 _LABEL = "cachefl-secure/signature/1"
@@ -58,4 +58,4 @@ def _loaded(public_key: PublicKeyHex) -> Ed25519PublicKey:
 
 def _signed_bytes(purpose: str, message: bytes) -> bytes:
     # Hashed with length prefixes, so that (purpose, message) has one reading only.
-    return bytes.fromhex(digest_of(_LABEL, purpose.encode(), message))
+    return hash_of(_LABEL, purpose.encode(), message)

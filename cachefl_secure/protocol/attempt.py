@@ -14,7 +14,7 @@ from typing import TypeVar
 from cachefl_secure.crypto import sign
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import LocalProtocolError, MalformedMessage, PeerError, UnexpectedMessage
-from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, digest_of
+from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, digest_of, hash_of
 from cachefl_secure.plan import PROTOCOL
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.graph import Graph
@@ -221,4 +221,4 @@ def _purpose(phase: Phase) -> str:
 
 def _statement(digest: Digest, phase: Phase, sender: str, body: Digest, view: Digest) -> bytes:
     parts = (digest.encode(), phase.encode(), sender.encode(), body.encode(), view.encode())
-    return bytes.fromhex(digest_of("cachefl-secure/statement/1", *parts))
+    return hash_of("cachefl-secure/statement/1", *parts)
