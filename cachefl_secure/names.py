@@ -56,6 +56,11 @@ def digest_of_joined(label: str, pieces: Sequence[memoryview]) -> Digest:
 
 
 def digest_of(label: str, *parts: bytes | memoryview) -> Digest:
+    """``hash_of`` the same, to be shown and sent."""
+    return Digest(hash_of(label, *parts).hex())
+
+
+def hash_of(label: str, *parts: bytes | memoryview) -> bytes:
     """SHA-256 over a purpose label and length-prefixed parts, so that no two lists of parts collide."""
     hasher = hashlib.sha256()
     pending: list[bytes | memoryview] = []
@@ -68,4 +73,4 @@ def digest_of(label: str, *parts: bytes | memoryview) -> Digest:
             hasher.update(part)
             pending = []
     hasher.update(b"".join(pending))
-    return Digest(hasher.hexdigest())
+    return hasher.digest()

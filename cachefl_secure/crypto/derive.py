@@ -30,7 +30,7 @@ def derive(kind: type[S], purpose: Purpose, source: Secret, *, context: bytes, p
     ``context`` is public and becomes the salt. The order of ``parties`` counts: sort a pair that must
     agree, do not sort a direction.
     """
-    info = b"".join(_prefixed(part.encode()) for part in (purpose.value, *parties))
+    info = b"".join([_prefixed(part.encode()) for part in (purpose.value, *parties)])
     return kind(hkdf_sha256(source.reveal(), salt=context, info=info, length=kind.length_bytes))
 
 

@@ -19,6 +19,7 @@ LIMBS = 9
 LIMB_BITS = 30
 SHARE_BYTES = 4 * LIMBS
 PRIME = (1 << 31) - 1
+_HOLDERS = 1 << 16  # every x is less, so that one fold a step is enough in ``evaluate``
 
 _P = np.uint64(PRIME)
 _31 = np.uint64(31)
@@ -38,7 +39,7 @@ def split(
     """Shares of each 32-byte secret, as ``result[holder][secret]``, ``SHARE_BYTES`` each.
 
     Any ``threshold`` holders recover all secrets; fewer learn nothing, as long as the seed is fresh.
-    ``holders`` are distinct x in [1, p).
+    ``holders`` are distinct x in [1, 2^16).
     """
     if not 1 <= threshold <= len(holders):
         raise ValueError(f"threshold {threshold} with {len(holders)} holders")
@@ -46,8 +47,11 @@ def split(
     limbs = np.concatenate([_to_limbs(secret) for secret in secrets])
     coefficients = _uniform(seed, (threshold - 1) * limbs.size).reshape(threshold - 1, limbs.size)
     values = evaluate(np.vstack([limbs[None], coefficients]), holders)
-    rows = values.astype("<u4").reshape(len(holders), len(secrets), LIMBS)
-    return [[share.tobytes() for share in row] for row in rows]
+    raw, row_bytes = values.astype("<u4").tobytes(), len(secrets) * SHARE_BYTES
+    return [
+        [raw[at : at + SHARE_BYTES] for at in range(row, row + row_bytes, SHARE_BYTES)]
+        for row in range(0, len(raw), row_bytes)
+    ]
 
 
 def combine(shares: Mapping[int, Sequence[bytes]]) -> list[bytes]:
@@ -65,12 +69,12 @@ def combine(shares: Mapping[int, Sequence[bytes]]) -> list[bytes]:
 
 
 def evaluate(polynomials: Field, holders: Sequence[int]) -> Field:
-    """Row per holder: the value of every polynomial (columns, lowest degree first) at the holder's x."""
+    """Row per holder: the value of every polynomial (columns, lowest degree first) at the holder's x, below 2^16."""
     x = np.asarray(holders, np.uint64)[:, None]
-    values = np.zeros((len(holders), polynomials.shape[1]), np.uint64)
-    for coefficients in polynomials[::-1]:  # Horner
-        values = _reduce(values * x + coefficients)
-    return _canonical(values)
+    values = np.zeros_like(x) + polynomials[-1]
+    for coefficients in polynomials[-2::-1]:  # Horner; below 2^48, folded below 2^32
+        values = _fold(values * x + coefficients)
+    return _canonical(_fold(values))
 
 
 def is_share(share: bytes) -> bool:
@@ -86,8 +90,12 @@ def are_shares(shares: Sequence[bytes]) -> bool:
 
 
 def _reduce(values: Field) -> Field:
-    """Below 2^63 to at most p, same residue: 2^31 = 1 modulo p, twice."""
-    values = (values & _P) + (values >> _31)
+    """Below 2^63 to at most p, same residue."""
+    return _fold(_fold(values))
+
+
+def _fold(values: Field) -> Field:
+    """Same residue, as 2^31 = 1 modulo p."""
     return (values & _P) + (values >> _31)
 
 
@@ -134,8 +142,8 @@ def _products(rows: Field) -> Field:
 
 
 def _check_holders(holders: Sequence[int]) -> None:
-    if not holders or len(set(holders)) != len(holders) or not all(0 < x < PRIME for x in holders):
-        raise ValueError("holders must be distinct numbers in [1, p)")
+    if not holders or len(set(holders)) != len(holders) or not all(0 < x < _HOLDERS for x in holders):
+        raise ValueError("holders must be distinct numbers in [1, 2^16)")
 
 
 def _parse(shares: Sequence[bytes]) -> Field:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cachefl_secure.crypto.secret import Secret
 from cachefl_secure.errors import BadSignature
-from cachefl_secure.names import PublicKeyHex, digest_of
+from cachefl_secure.names import PublicKeyHex, digest_of, hash_of
 
 SIGNATURE_BYTES = 64
 _LABEL = "cachefl-secure/signature/1"
@@ -38,8 +40,7 @@ def verify(public_key: PublicKeyHex, purpose: str, message: bytes, signature: by
         BadSignature: wrong key, wrong purpose, changed message, or not a signature at all.
     """
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
-        key.verify(signature, _signed_bytes(purpose, message))
+        _loaded(public_key).verify(signature, _signed_bytes(purpose, message))
     except (InvalidSignature, ValueError):
         raise BadSignature(peer, f"signature of {purpose} does not verify") from None
 
@@ -50,6 +51,11 @@ def fingerprint(public_key: PublicKeyHex) -> str:
     return " ".join(digest[i : i + 4] for i in range(0, 32, 4))
 
 
+@lru_cache(4096)  # rosters of several federations; the keys are public
+def _loaded(public_key: PublicKeyHex) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+
+
 def _signed_bytes(purpose: str, message: bytes) -> bytes:
     # Hashed with length prefixes, so that (purpose, message) has one reading only.
-    return bytes.fromhex(digest_of(_LABEL, purpose.encode(), message))
+    return hash_of(_LABEL, purpose.encode(), message)

@@ -34,7 +34,7 @@ from cachefl_secure.protocol.messages import (
     SurvivorSet,
     UnmaskShares,
 )
-from cachefl_secure.protocol.sharing import Channel, HeldShares, deal, open_from, seal
+from cachefl_secure.protocol.sharing import Channel, HeldShares, deal, open_all, seal
 from cachefl_secure.protocol.silo_secrets import SiloSecrets
 from cachefl_secure.protocol.vectors import Unmasked
 
@@ -156,12 +156,17 @@ class AwaitingShareDelivery:
         masked = mask(update, self._masks(held), parameters, content=reply.vectors())
         reply.set_counters(masked.counters.tobytes())
         own = body_digest(reply.body())
-        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own), reply
+        return self._answered(delivery, held, own), reply
 
     def resumed(self, delivery: ShareDelivery, own: Digest) -> AwaitingSurvivorSet:
         """The state after this delivery was answered with the masked input whose body has digest ``own``."""
-        held = self.opened(delivery)
-        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own)
+        return self._answered(delivery, self.opened(delivery), own)
+
+    def _answered(
+        self, delivery: ShareDelivery, held: Mapping[SiloId, HeldShares], own: Digest
+    ) -> AwaitingSurvivorSet:
+        view = share_view(self.schedule.key_list, delivery.sharers)  # once, over all sharers
+        return AwaitingSurvivorSet(self.party, self.schedule, delivery.sharers, held, own, view)
 
     def opened(self, delivery: ShareDelivery) -> dict[SiloId, HeldShares]:
         """Rule 3, and every share opened: what makes a delivery acceptable before anything is trained for it."""
@@ -169,11 +174,7 @@ class AwaitingShareDelivery:
         self.party.check_members(sharers, self.peers, "share set")
         if [sealed.silo for sealed in delivery.sealed] != self.party.neighbours(frozenset(sharers)):
             raise PeerError(COORDINATOR, "shares do not match the share set")
-        held = {self.party.silo: self.own}
-        for sealed in delivery.sealed:
-            channel = self.channels[sealed.silo]
-            held[sealed.silo] = open_from(sealed.silo, sealed.ciphertext, channel, self.schedule)
-        return held
+        return {self.party.silo: self.own} | open_all(delivery.sealed, self.channels, self.schedule)
 
     def _masks(self, dealers: Collection[SiloId]) -> Masks:
         own, secrets = self.party.silo, self.party.secrets
@@ -197,10 +198,7 @@ class AwaitingSurvivorSet:
     """One entry per neighbour in U2, and its own."""
     own: Digest
     """Of the masked input that this silo sent."""
-
-    @property
-    def view(self) -> Digest:
-        return share_view(self.schedule.key_list, self.sharers)
+    view: Digest
 
     def on_survivor_set(self, proposal: SurvivorSet) -> tuple[AwaitingCertificate, Statement]:
         self._check(proposal)
@@ -218,11 +216,10 @@ class AwaitingSurvivorSet:
             raise SurvivorSetRejected(error.peer, error.reason) from None
         if proposal.uploads[self.party.silo] != self.own:
             raise SurvivorSetRejected(COORDINATOR, "survivor set changes this silo's masked input")
-        view = self.view  # one digest over all sharers
         for header in proposal.headers:
             if header.silo != self.party.silo:
                 self.party.attempt.verify_digest(
-                    MaskedInput, header.silo, header.body_digest, header.signature, view
+                    MaskedInput, header.silo, header.body_digest, header.signature, self.view
                 )
 
 

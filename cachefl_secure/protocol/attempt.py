@@ -14,7 +14,7 @@ from typing import TypeVar
 from cachefl_secure.crypto import sign
 from cachefl_secure.crypto.sign import SigningKey
 from cachefl_secure.errors import LocalProtocolError, MalformedMessage, PeerError, UnexpectedMessage
-from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, digest_of
+from cachefl_secure.names import COORDINATOR, Digest, PublicKeyHex, SiloId, digest_of, hash_of
 from cachefl_secure.plan import PROTOCOL
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.graph import Graph
@@ -216,9 +216,9 @@ def _check_address(signed: Signed, kind: type[Body], sender: str) -> None:
 
 
 def _purpose(phase: Phase) -> str:
-    return f"cachefl-secure/{PROTOCOL}/{phase.value}"
+    return f"cachefl-secure/{PROTOCOL}/{phase}"
 
 
 def _statement(digest: Digest, phase: Phase, sender: str, body: Digest, view: Digest) -> bytes:
-    parts = (digest.encode(), phase.value.encode(), sender.encode(), body.encode(), view.encode())
-    return bytes.fromhex(digest_of("cachefl-secure/statement/1", *parts))
+    parts = (digest.encode(), phase.encode(), sender.encode(), body.encode(), view.encode())
+    return hash_of("cachefl-secure/statement/1", *parts)

@@ -134,7 +134,10 @@ class CollectingShares:
             for holder in sharers
         }
         commitments = {silo: arrived[silo].body.self_mask_commitment for silo in sharers}
-        return CollectingMaskedInputs(self.attempt, self.schedule, self.advertised, commitments), deliveries
+        view = share_view(self.schedule.key_list, sharers)
+        return CollectingMaskedInputs(
+            self.attempt, self.schedule, self.advertised, commitments, view
+        ), deliveries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,10 +147,7 @@ class CollectingMaskedInputs:
     advertised: Mapping[SiloId, Advertisement]
     commitments: Mapping[SiloId, Digest]
     """Of the self-mask seeds of U2."""
-
-    @property
-    def view(self) -> Digest:
-        return share_view(self.schedule.key_list, self.commitments)
+    view: Digest
 
     def on_masked_inputs(
         self, arrived: Mapping[SiloId, ReceivedInput]

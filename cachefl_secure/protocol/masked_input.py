@@ -34,34 +34,24 @@ class InputLayout:
     """Before vectors, counters, ledger head and signature."""
     lengths: tuple[int, int, int, int]
     """Of these."""
-    body_at: int
+    parts: tuple[slice, ...]
+    """Where these are."""
+    body: slice
+    """What is signed."""
+    size: int
 
     @classmethod
     def of(cls, sender: str, parameters: RoundParameters) -> InputLayout:
         lengths = (parameters.input_bytes, parameters.counter_bytes, _HEAD_CHARACTERS, SIGNATURE_BYTES)
         body = wire.opening(MaskedInput, (), lengths[0]), wire.bytes_opening(lengths[1]), _HEAD_OPENING
         envelope = wire.opening(Signed, (sender, Phase.MASKED_INPUT), sum(map(len, body)) + sum(lengths[:3]))
-        signature = wire.bytes_opening(SIGNATURE_BYTES)
-        return cls((envelope + body[0], body[1], body[2], signature), lengths, len(envelope))
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.fixed)) + sum(self.lengths)
-
-    @property
-    def parts(self) -> tuple[slice, ...]:
-        """Where vectors, counters, ledger head and signature are."""
-        found, at = [], 0
-        for fixed, length in zip(self.fixed, self.lengths, strict=True):
-            at += len(fixed)
-            found.append(slice(at, at + length))
+        fixed = (envelope + body[0], body[1], body[2], wire.bytes_opening(SIGNATURE_BYTES))
+        parts, at = [], 0
+        for before, length in zip(fixed, lengths, strict=True):
+            at += len(before)
+            parts.append(slice(at, at + length))
             at += length
-        return tuple(found)
-
-    @property
-    def body(self) -> slice:
-        """What is signed."""
-        return slice(self.body_at, self.size - SIGNATURE_BYTES - len(self.fixed[3]))
+        return cls(fixed, lengths, tuple(parts), slice(len(envelope), parts[2].stop), at)
 
     def read(self, data: bytes) -> ArrivedInput | None:
         """Views of ``data``, its signature not yet verified; None if it is anything else than what ``wire.encode`` writes."""

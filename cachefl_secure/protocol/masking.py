@@ -60,14 +60,14 @@ class KeySchedule:
 
     manifest: Digest
     key_list: Digest
+    """Of the key list."""
+    context: bytes
+    """Both, as bound into every derivation."""
 
     @classmethod
     def of(cls, manifest: Digest, key_list: KeyList) -> KeySchedule:
-        return cls(manifest, digest_of("cachefl-secure/key-list/1", wire.encode(key_list)))
-
-    @property
-    def context(self) -> bytes:
-        return bytes.fromhex(self.manifest) + bytes.fromhex(self.key_list)
+        digest = digest_of("cachefl-secure/key-list/1", wire.encode(key_list))
+        return cls(manifest, digest, bytes.fromhex(manifest) + bytes.fromhex(digest))
 
     def pairwise_mask(
         self, silo: SiloId, key: MaskPrivateKey, peer: SiloId, peer_public_key: bytes

@@ -7,7 +7,7 @@ first element (the entries of their lists without it); nothing on the wire names
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, ClassVar
@@ -37,7 +37,7 @@ RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
 """Of a round or an attempt: small enough for the names of folders and for records, wherever it stands."""
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     """Where in the round a message belongs. Bound into its signature."""
 
     MANIFEST = "manifest"

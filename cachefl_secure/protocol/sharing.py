@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,6 +12,7 @@ from cachefl_secure.errors import PeerError
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol.attempt import Attempt
 from cachefl_secure.protocol.masking import KeySchedule
+from cachefl_secure.protocol.messages import SealedShare
 from cachefl_secure.protocol.silo_secrets import ChannelPrivateKey, MaskKeyShare, SelfMaskShare, SiloSecrets
 
 
@@ -71,14 +72,23 @@ def seal(shares: HeldShares, channel: Channel, schedule: KeySchedule) -> bytes:
     return seal_once(channel.outgoing, shares.self_mask.reveal() + shares.mask_key.reveal(), schedule.context)
 
 
-def open_from(dealer: SiloId, ciphertext: bytes, channel: Channel, schedule: KeySchedule) -> HeldShares:
-    """What the dealer gave ``seal``. Only the dealer can have sealed it, for this holder and this attempt.
+def open_all(
+    sealed: Sequence[SealedShare], channels: Mapping[SiloId, Channel], schedule: KeySchedule
+) -> dict[SiloId, HeldShares]:
+    """By dealer, what it gave ``seal``. Only the dealer can have sealed it, for this holder and this attempt.
 
     Raises:
         PeerError: anything else.
     """
-    pair = open_sealed(channel.incoming, ciphertext, schedule.context, peer=dealer)
-    self_mask, mask_key = pair[: shamir.SHARE_BYTES], pair[shamir.SHARE_BYTES :]
-    if not shamir.are_shares((self_mask, mask_key)):
+    opened: dict[SiloId, tuple[bytes, bytes]] = {}
+    for each in sealed:
+        incoming = channels[each.silo].incoming
+        pair = open_sealed(incoming, each.ciphertext, schedule.context, peer=each.silo)
+        opened[each.silo] = pair[: shamir.SHARE_BYTES], pair[shamir.SHARE_BYTES :]
+    if not shamir.are_shares([share for pair in opened.values() for share in pair]):
+        dealer = next(dealer for dealer, pair in opened.items() if not shamir.are_shares(pair))
         raise PeerError(dealer, "sealed bytes are no shares")
-    return HeldShares(SelfMaskShare(self_mask), MaskKeyShare(mask_key))
+    return {
+        dealer: HeldShares(SelfMaskShare(self_mask), MaskKeyShare(mask_key))
+        for dealer, (self_mask, mask_key) in opened.items()
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cachefl_secure.crypto.shamir import (
@@ -94,6 +94,22 @@ def test_shares_are_those_of_plain_integer_polynomials() -> None:
         assert polynomial[threshold:] == [0] * (len(holders) - threshold)
 
 
+@given(
+    polynomials=st.lists(st.lists(st.integers(0, PRIME - 1), min_size=5, max_size=5), min_size=1, max_size=9),
+    holders=st.lists(st.integers(1, 2**16 - 1), min_size=1, max_size=4),
+)
+@example(polynomials=[[PRIME - 1] * 5] * 9, holders=[2**16 - 1])
+def test_values_are_those_of_plain_integers_for_every_x(
+    polynomials: list[list[int]], holders: list[int]
+) -> None:
+    """``polynomials[j][i]``: coefficient j of polynomial i."""
+    found = evaluate(np.array(polynomials, np.uint64), holders)
+    for x, row in zip(holders, found.tolist(), strict=True):
+        assert row == [
+            sum(c * x**j for j, c in enumerate(column)) % PRIME for column in zip(*polynomials, strict=True)
+        ]
+
+
 def test_coefficients_are_uniform_over_the_field() -> None:
     threshold, many = 2, 4000
     shares = split([bytes(32)] * many, threshold=threshold, holders=[1, 2], seed=SEED)
@@ -146,7 +162,7 @@ def test_shares_that_encode_no_secret_are_refused(limb: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("threshold", "holders"), [(0, [1]), (3, [1, 2]), (1, [0]), (2, [1, 1]), (1, [PRIME])]
+    ("threshold", "holders"), [(0, [1]), (3, [1, 2]), (1, [0]), (2, [1, 1]), (1, [2**16])]
 )
 def test_impossible_sharings_are_refused(threshold: int, holders: list[int]) -> None:
     with pytest.raises(ValueError, match="holders"):
