@@ -16,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from tests.simulation.changes import changing, coming_and_going
 from tests.simulation.lies import STRATEGIES, a_second_release
 from tests.simulation.mechanisms import MECHANISMS
-from tests.simulation.schedules import fast_folder, play_by_seed, soak
+from tests.simulation.schedules import Played, fast_folder, play_by_seed, soak
 from tests.simulation.world import Stage, honest
 
 _ALL = (honest, changing, coming_and_going, a_second_release, *STRATEGIES)
@@ -36,12 +36,13 @@ def main() -> None:
     if chosen.minutes is not None:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bar:
             task = bar.add_task("schedules", total=chosen.schedules)
-            played = soak(
-                chosen.first,
-                chosen.schedules,
-                chosen.minutes,
-                tell=lambda done: bar.update(task, completed=done.schedules),
-            )
+
+            def tell(done: Played) -> None:
+                bar.update(task, completed=done.schedules)
+                if not bar.console.is_terminal and done.schedules % 10_000 == 0:
+                    bar.console.print(f"{done.schedules} schedules, {done.records} records")
+
+            played = soak(chosen.first, chosen.schedules, chosen.minutes, tell=tell)
         print(
             f"{played.schedules} schedules from seed {chosen.first}, {played.records} records: no violation"
         )
