@@ -56,7 +56,7 @@ def digest_of_joined(label: str, pieces: Sequence[memoryview]) -> Digest:
 
 
 def digest_of(label: str, *parts: bytes | memoryview) -> Digest:
-    """``hash_of`` the same, to be shown and sent."""
+    """``hash_of`` in hex, to be shown and sent."""
     return Digest(hash_of(label, *parts).hex())
 
 

@@ -19,7 +19,7 @@ LIMBS = 9
 LIMB_BITS = 30
 SHARE_BYTES = 4 * LIMBS
 PRIME = (1 << 31) - 1
-_HOLDERS = 1 << 16  # every x is less, so that one fold a step is enough in ``evaluate``
+_X_LIMIT = 1 << 16  # every x is less, so that one fold a step is enough in ``evaluate``
 
 _P = np.uint64(PRIME)
 _31 = np.uint64(31)
@@ -72,7 +72,7 @@ def evaluate(polynomials: Field, holders: Sequence[int]) -> Field:
     """Row per holder: the value of every polynomial (columns, lowest degree first) at the holder's x, below 2^16."""
     x = np.asarray(holders, np.uint64)[:, None]
     values = np.zeros_like(x) + polynomials[-1]
-    for coefficients in polynomials[-2::-1]:  # Horner; below 2^48, folded below 2^32
+    for coefficients in polynomials[-2::-1]:  # Horner: below 2^49, folded below 2^31 + 2^18
         values = _fold(values * x + coefficients)
     return _canonical(_fold(values))
 
@@ -142,7 +142,7 @@ def _products(rows: Field) -> Field:
 
 
 def _check_holders(holders: Sequence[int]) -> None:
-    if not holders or len(set(holders)) != len(holders) or not all(0 < x < _HOLDERS for x in holders):
+    if not holders or len(set(holders)) != len(holders) or not all(0 < x < _X_LIMIT for x in holders):
         raise ValueError("holders must be distinct numbers in [1, 2^16)")
 
 

@@ -88,10 +88,10 @@ def _check(model: CacheModel, mechanism: Mechanism, descent: Descent, device: st
 
         check_grid(model, descent.pairs, mechanism)
         return
-    from cachefl_secure.privacy import training  # seconds to import, and a resumed silo may not train
+    from cachefl_secure.privacy import device_trial  # seconds to import, and a resumed silo may not train
 
-    training.check_device(device)
-    training.check_rows_alike(model, mechanism, device, descent)
+    device_trial.check_device(device)
+    device_trial.check_rows_alike(model, mechanism, device, descent)
 
 
 def _train(

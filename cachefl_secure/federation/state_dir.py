@@ -57,7 +57,7 @@ def round_numbers(state: StateDir) -> list[int]:
         ConfigError: the folder cannot be read.
     """
     try:
-        state.settle("rounds")
+        state.sync_names("rounds")
         folders = durable.names(state.path("rounds"))
     except OSError as error:
         raise ConfigError(str(state.path("rounds")), "", error.strerror or "cannot be read") from None
@@ -68,13 +68,14 @@ def round_numbers(state: StateDir) -> list[int]:
 class StateDir:
     """A directory that belongs to one party (mode 0700). Paths given to the methods are relative to it.
 
-    What is read is safe: a name that a process before this one gave a file, and was killed or failed to sync, is synced
-    before anything can rest on it. Else a reply made from it could go out, and after a loss of power another one.
+    ``has``, ``read`` and ``round_numbers`` sync the names in a folder before the first look at it: a process before this
+    one may have given a file its name and been killed. Else a reply could go out that rests on it, and after a loss of
+    power another one. What a command *beside* this process writes, its reader writes again (``ready_approval``).
     """
 
     root: Path
-    _settled: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    """Folders that were synced since, by this process."""
+    _synced: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Folders whose names are safe, as far as this object knows."""
 
     @classmethod
     def create(cls, root: Path, identity: SigningKey | None = None) -> StateDir:
@@ -154,14 +155,14 @@ class StateDir:
     def path(self, relative: str) -> Path:
         return self.root / relative
 
-    def settle(self, folder: str) -> None:
-        """Makes the names in this folder safe, once in the life of a process and again after each that failed.
+    def sync_names(self, folder: str) -> None:
+        """Makes the names in this folder safe: once for this object, and again after a write that failed.
 
         Raises:
             OSError: they may not be safe.
         """
         path = f"{self.root}/{folder}" if folder else str(self.root)
-        if path in self._settled:
+        if path in self._synced:
             return
         try:
             durable.sync_folder(path)
@@ -170,7 +171,7 @@ class StateDir:
         except OSError as error:
             if error.errno not in _CANNOT_SYNC_FOLDERS:
                 raise
-        self._settled.add(path)
+        self._synced.add(path)
 
     def has(self, relative: str) -> bool:
         """Whether there is such a file. "No" is an answer that rules rest on, so only a certain one counts.
@@ -179,7 +180,7 @@ class StateDir:
             ConfigError: it could not be looked at.
         """
         try:
-            self.settle(_folder_of(relative))
+            self.sync_names(_folder_of(relative))
             return durable.is_file(f"{self.root}/{relative}")
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be looked at") from None
@@ -191,7 +192,7 @@ class StateDir:
             ConfigError: absent or unreadable.
         """
         try:
-            self.settle(_folder_of(relative))
+            self.sync_names(_folder_of(relative))
             return durable.read(f"{self.root}/{relative}")
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be read") from None
@@ -207,7 +208,7 @@ class StateDir:
             durable.make_folders(target.parent, self.root)
             durable.replace_file(target, content, 0o600 if private else 0o644)
         except OSError as error:
-            self._settled.discard(str(target.parent))
+            self._synced.clear()  # whichever folder it was
             raise ConfigError(str(target), "", f"not written: {error.strerror}") from None
 
     def write_once(self, relative: str, content: bytes) -> None:

@@ -74,7 +74,7 @@ def integer_factors(
 def scaling(a: Tensor, f: Tensor, clip_norm: float, lattice: Lattice) -> tuple[Tensor, Tensor, Tensor]:
     """Before coins are thrown: ``v`` (b, C), by how much ``a`` becomes ``u`` (b,), and how long u may be, squared (b,).
 
-    Each row a function of one record, on a device that passes ``training.check_rows_alike``.
+    Each row a function of one record, on a device that passes ``device_trial.check_rows_alike``.
     """
     lengths = _norms(f)
     v = torch.round(f * (2.0**lattice.feature_bits / lengths.clamp(min=_NORM_FLOOR)).unsqueeze(1))

@@ -22,7 +22,6 @@ post-processing of what is released here: they cost nothing.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,16 +30,13 @@ from numpy.typing import NDArray
 from opacus import PrivacyEngine
 from opacus.accountants import create_accountant
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.heads import rank_one_gradient, row_of_key, trained_rows
 from cachefl_secure.cache.model import CacheModel, KeyRows, row_blocks
-from cachefl_secure.errors import ConfigError, LocalProtocolError
-from cachefl_secure.lattice import Lattice
-from cachefl_secure.plan import Trained
+from cachefl_secure.errors import LocalProtocolError
 from cachefl_secure.privacy.descent import KEYS_ALONE, Descent
-from cachefl_secure.privacy.integer_gradients import integer_factors, records_at_once, scaling
+from cachefl_secure.privacy.integer_gradients import records_at_once
 from cachefl_secure.privacy.mechanism import DistributedMechanism, NoMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.optimizers import IntegerDPOptimizer, RankOneDPOptimizer, RankOneGradients
@@ -48,9 +44,6 @@ from cachefl_secure.updates import NoisedUpdate, PrivateUpdate, ScaledUpdate
 
 _CHUNK_RECORDS = 128
 """Without privacy: records whose ``a`` (as many numbers as rows are trained) and affinities (NK) are in memory at once."""
-
-_SHIFTS = 4
-"""Places that a batch is moved by when it is tried out: addresses repeat after so many float32 in 16 bytes."""
 
 
 def train_privately(
@@ -80,7 +73,7 @@ def train_privately(
     streams = randomness or RandomStreams.from_system()
     engine = CachePrivacyEngine()
     trained = _KeyChange(cache, descent, device, moves=isinstance(mechanism, NoMechanism))
-    chunk = _chunk_records(mechanism)
+    chunk = chunk_records(mechanism)
     module, optimizer = engine.make_cache_private(trained, mechanism, streams, len(records))
     for _ in range(mechanism.steps):
         drawn = streams.sampling.coins(len(records), mechanism.sampling_rate)
@@ -110,95 +103,6 @@ def change_of_keys(update: NoisedUpdate, mechanism: StepMechanism) -> NDArray[np
     return update.integers * np.float64(mechanism.step_length * mechanism.integer_value)
 
 
-def check_device(device: str) -> None:
-    """Before the charge, because a device that is missing would be found out after it.
-
-    Raises:
-        ConfigError: no such device here, or it lacks float64 (Apple's GPU).
-    """
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ConfigError("silo.toml", "training_device", f"{device}: {str(error).splitlines()[0]}") from None
-
-
-def check_rows_alike(
-    cache: CacheModel, mechanism: StepMechanism, device: str, descent: Descent = KEYS_ALONE
-) -> None:
-    """Before the charge: that a record's gradient does not depend on its place in a batch, bit for bit, in these shapes.
-
-    What one more record may change is one gradient; if others moved with it, by one place, and came out differently,
-    the sum would change by more than is accounted for. Tried on a batch, and on the same batch once more, turned round,
-    and one to four places further; with what scales a gradient before it is rounded.
-
-    Raises:
-        ConfigError: they do depend on it. Train on another device.
-    """
-    labels = cache.key_labels.cpu().numpy().astype("<i8").tobytes()
-    shape = (labels, cache.number_of_classes, cache.feature_dim)
-    lattice = None if isinstance(mechanism, NoMechanism) else mechanism.lattice
-    if not _rows_alike(
-        shape, _chunk_records(mechanism), device, descent.trained, lattice, mechanism.clip_norm
-    ):
-        reason = f"{device}: a record's gradient depends on its place in a batch here; choose another device"
-        raise ConfigError("silo.toml", "training_device", reason)
-
-
-@lru_cache(16)
-def _rows_alike(
-    shape: tuple[bytes, int, int],
-    chunk: int,
-    device: str,
-    trained: Trained,
-    lattice: Lattice | None,
-    clip_norm: float,
-) -> bool:
-    """With the keys' own classes in their own order, which decides how scores are summed."""
-    raw, classes, dim = shape
-    labels = torch.from_numpy(np.frombuffer(raw, "<i8").astype(np.int64))
-    keys = len(labels)
-    random = torch.Generator().manual_seed(0)
-    rows = normalize(torch.randn(keys + classes + chunk + _SHIFTS, dim, generator=random), dim=1)
-    model = CacheModel(
-        rows[:keys], labels, rows[keys : keys + classes], alpha=16.0, beta=5.5, logit_scale=100.0
-    )
-    key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
-    features, wanted = rows[keys + classes :], torch.arange(chunk + _SHIFTS) % classes
-    coins = np.random.default_rng(0).integers(  # each record's own, wherever it stands
-        0, 1 << 16, (chunk + _SHIFTS, trained_rows(model, trained)), dtype=np.uint16
-    )
-
-    def made_of(order: Tensor) -> tuple[Tensor, ...]:
-        """In memory of their own, as training has them: a view of others' would keep every row at its address."""
-        some, theirs = features[order].to(device), wanted[order].to(device)
-        a = rank_one_gradient(model, some, theirs, trained, key_rows)
-        if lattice is None:
-            return (a,)
-        thrown = _ThrownBefore(coins[order.numpy()])
-        factors = integer_factors(a.clone(), some, clip_norm, lattice, thrown)
-        return a, *scaling(a, some, clip_norm, lattice), factors.u
-
-    first = torch.arange(chunk)
-    expected = made_of(first)
-    shifted = (torch.arange(shift, shift + chunk) for shift in range(1, _SHIFTS + 1))
-    return all(
-        torch.equal(found[order < chunk], wanted_rows[order[order < chunk]])
-        for order in (first, first.flip(0), *shifted)
-        for found, wanted_rows in zip(made_of(order), expected, strict=True)
-    )
-
-
-class _ThrownBefore:
-    """Coins that it was given, in their order."""
-
-    def __init__(self, coins: NDArray[np.uint16]) -> None:
-        self._left = coins.reshape(-1)
-
-    def __call__(self, count: int) -> NDArray[np.uint16]:
-        now, self._left = self._left[:count], self._left[count:]
-        return now
-
-
 def _check_records(cache: CacheModel, records: FeatureSet) -> None:
     if records.features.shape[1] != cache.feature_dim:
         raise ValueError("features and cache keys differ in dimension")
@@ -222,7 +126,8 @@ def _padded(records: FeatureSet, positions: Tensor, chunk_records: int, device: 
     return features.to(device), labels.to(device)
 
 
-def _chunk_records(mechanism: StepMechanism) -> int:
+def chunk_records(mechanism: StepMechanism) -> int:
+    """As many records as go through a model at once: a constant of the mechanism, so that shapes are fixed."""
     return _CHUNK_RECORDS if isinstance(mechanism, NoMechanism) else records_at_once(mechanism.lattice)
 
 

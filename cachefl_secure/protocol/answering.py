@@ -199,6 +199,7 @@ class AwaitingSurvivorSet:
     own: Digest
     """Of the masked input that this silo sent."""
     view: Digest
+    """``share_view`` of U2, made once."""
 
     def on_survivor_set(self, proposal: SurvivorSet) -> tuple[AwaitingCertificate, Statement]:
         self._check(proposal)

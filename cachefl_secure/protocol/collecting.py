@@ -148,6 +148,7 @@ class CollectingMaskedInputs:
     commitments: Mapping[SiloId, Digest]
     """Of the self-mask seeds of U2."""
     view: Digest
+    """``share_view`` of U2, made once."""
 
     def on_masked_inputs(
         self, arrived: Mapping[SiloId, ReceivedInput]

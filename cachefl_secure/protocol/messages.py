@@ -38,7 +38,7 @@ RoundNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 class Phase(StrEnum):
-    """Where in the round a message belongs. Bound into its signature."""
+    """Where in the round a message belongs. Bound into its signature. Text itself, since ``value`` takes a call each time."""
 
     MANIFEST = "manifest"
     ADVERTISE = "advertise"

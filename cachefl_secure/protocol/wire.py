@@ -68,7 +68,7 @@ def _is_canonical(message: Message, data: bytes) -> bool:
 
     If what is before the field and what is after it are canonical, the field itself is where it was read.
     """
-    if len(data) < _LONG_BYTES:
+    if len(data) < _LONG_BYTES:  # no field can be long
         return encode(message) == data
     fields = [getattr(message, name) for name in message.__struct_fields__]
     for place, field in enumerate(fields):

@@ -61,6 +61,7 @@ def training(size: Size, runs: int) -> list[Figure]:
     from cachefl_secure.cache.features import FeatureSet
     from cachefl_secure.lattice import Lattice
     from cachefl_secure.privacy import optimizers
+    from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
     from cachefl_secure.privacy.mechanism import DistributedMechanism
     from cachefl_secure.privacy.training import train_privately
 
@@ -85,19 +86,20 @@ def training(size: Size, runs: int) -> list[Figure]:
     def step(device: str, sampler: Any) -> Callable[[], object]:
         def task() -> None:
             vars(optimizers)["DiscreteGaussian"] = sampler
-            train_privately(model, records, mechanism, device=device)
+            try:
+                train_privately(model, records, mechanism, device=device)
+            finally:
+                vars(optimizers)["DiscreteGaussian"] = DiscreteGaussian
 
         return task
 
-    exact = vars(optimizers)["DiscreteGaussian"]
     seconds = elapsed(
         runs,
-        processor=step("cpu", exact),
-        gpu=step("cuda", exact),
+        processor=step("cpu", DiscreteGaussian),
+        gpu=step("cuda", DiscreteGaussian),
         processor_alone=step("cpu", WithoutNoise),
         gpu_alone=step("cuda", WithoutNoise),
     )
-    vars(optimizers)["DiscreteGaussian"] = exact
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step("cuda", WithoutNoise)()

@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from cachefl_secure.cache.model import (
     CacheModel,
+    _sums_by_class,
+    _sums_in_one_order,
     add_update,
     affinity,
     affinity_gradient,
@@ -163,6 +165,17 @@ def test_logits_follow_the_published_form_with_one_hot_cache_values() -> None:
     )
     torch.testing.assert_close(logits(model, features), by_product, rtol=1e-12, atol=1e-12)
     assert affinity(features.float(), model.cache_keys).shape == (6, 15)
+
+
+@pytest.mark.parametrize("without", [0, 2])
+def test_scores_by_class_are_the_same_whichever_way_they_are_summed(without: int) -> None:
+    """The product that a GPU takes in the place of ``index_add_``, on the processor."""
+    model = random_model(5, 7, 3, 16, without=without)
+    shuffled = torch.randperm(model.number_of_keys, generator=torch.Generator().manual_seed(1))
+    model = replace(model, key_labels=model.key_labels[shuffled])
+    activations = torch.rand(9, model.number_of_keys, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(_sums_in_one_order(model, activations), _sums_by_class(model, activations))
+    torch.testing.assert_close(_sums_by_class(model, activations), activations @ model.cache_values)
 
 
 def test_the_model_owns_its_tensors() -> None:

@@ -19,7 +19,7 @@ from cachefl_secure.federation.countersigning import countersign
 from cachefl_secure.federation.enrolment import read_roster, sign_roster
 from cachefl_secure.federation.letters import Sync
 from cachefl_secure.federation.silo_files import SiloFiles
-from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir
+from cachefl_secure.federation.state_dir import ROSTER_FILE, StateDir, round_numbers
 from cachefl_secure.names import SiloId
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.messages import Member, roster_digest
@@ -206,9 +206,29 @@ def test_what_a_killed_process_left_is_safe_once_it_was_looked_at(
     assert left == {b"old", b"new"}
 
 
-def test_a_folder_is_settled_once_and_again_after_a_failed_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_rounds_that_are_seen_are_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(20):
+        disk = SimDisk.holding({"silo/rounds/0001/attempt": (b"1", 0o600)}, random.Random(seed))
+        with monkeypatch.context() as patch:
+            disk.install(patch)
+            disk.kill_at = ("silo", 3)  # the folder is made, and its name not synced
+            with pytest.raises(Killed):
+                StateDir(Path(ROOT) / "silo").write("rounds/0002/attempt", b"1")
+            disk.kill_at = None
+            disk.dying.clear()
+            assert round_numbers(StateDir(Path(ROOT) / "silo")) == [1, 2]
+            disk.lose_power("silo")
+            assert round_numbers(StateDir(Path(ROOT) / "silo")) == [1, 2]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("failing", ["replace_file", "make_folders"])
+def test_a_folder_is_synced_once_and_again_after_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, relative: bool
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    if relative:
+        tmp_path = Path()
     StateDir(tmp_path).write("rounds/0001/released", b"")
     synced, genuine = list[str](), durable.sync_folder
 
@@ -222,20 +242,22 @@ def test_a_folder_is_settled_once_and_again_after_a_failed_write(
         assert state.has("rounds/0001/released")
         assert state.read("rounds/0001/released") == b""
     assert synced == [f"{tmp_path}/rounds/0001"]
+    assert round_numbers(state) == [1]
     with monkeypatch.context() as patch:
 
-        def refuse(path: durable.AnyPath, content: bytes, mode: int) -> None:
+        def refuse(*_: object) -> None:
             raise OSError(errno.EIO, "Input/output error")
 
-        patch.setattr(durable, "replace_file", refuse)
+        patch.setattr(durable, failing, refuse)
         with pytest.raises(ConfigError, match="Input/output"):
             state.write("rounds/0001/released", b"other")
     synced.clear()
     assert state.has("rounds/0001/released")
-    assert synced == [f"{tmp_path}/rounds/0001"]
+    assert round_numbers(state) == [1]
+    assert synced == [f"{tmp_path}/rounds/0001", f"{tmp_path}/rounds"]
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EIO])
 def test_where_folders_cannot_be_synced_an_auditor_still_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

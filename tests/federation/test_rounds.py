@@ -35,10 +35,10 @@ from cachefl_secure.federation.silo_round import SiloService
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.federation.witnesses import witnessed_heads
 from cachefl_secure.names import SiloId
-from cachefl_secure.privacy import training
+from cachefl_secure.privacy import device_trial, training
 from cachefl_secure.privacy.accounting import cost_of
+from cachefl_secure.privacy.device_trial import check_device
 from cachefl_secure.privacy.mechanism import mechanism_of
-from cachefl_secure.privacy.training import check_device
 from cachefl_secure.protocol import parameters as parameters_module
 from cachefl_secure.protocol import wire
 from cachefl_secure.protocol.graph import Ring
@@ -577,7 +577,7 @@ def test_a_missing_device_is_found_out_before_the_charge(
     def missing(device: str) -> None:
         check_device(f"{device}:99")  # no machine has a hundred
 
-    monkeypatch.setattr(training, "check_device", missing)
+    monkeypatch.setattr(device_trial, "check_device", missing)
     said: list[str] = []
     with pytest.raises(RoundAborted):
         run(federation, said=said)

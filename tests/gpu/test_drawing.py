@@ -18,11 +18,11 @@ from cachefl_secure.cache.synthesis import draw_images
 from cachefl_secure.embedded import CLASSES, CLIP_DIR, GENERATOR_DIR, GENERATOR_STEPS, TEMPLATES
 from tests.cache.test_text_to_image import write_tiny_pipeline
 
-needs_offload = pytest.mark.skipif(
+needs_text_to_image = pytest.mark.skipif(
     find_spec("accelerate") is None or find_spec("transformers") is None,
     reason="the extra [text-to-image] is not installed",
 )
-SOURCES = ["class labels", pytest.param("prompts", marks=needs_offload)]
+SOURCES = ["class labels", pytest.param("prompts", marks=needs_text_to_image)]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def draw(folder: Path, out_dir: Path, *, offload: bool = False, steps: int = 4) 
     """File -> digest of its pixels."""
     generator = load_generator(folder, device="cuda", offload=offload)
     assert generator.dtype == "bfloat16"
+    assert hasattr(generator._pipeline, "_offload_device") is offload  # diffusers sets it when it offloads
     prompts = template_prompts(CLASSES, TEMPLATES)
     images = draw_images(generator, CLASSES, prompts, 2, 7, out_dir, steps=steps)
     assert {image.dtype for image in read_manifest(out_dir)} == {"bfloat16"}
@@ -54,7 +55,7 @@ def test_the_same_bits_when_part_of_them_is_drawn_again(
     assert len(set(whole.values())) == len(whole)
 
 
-@needs_offload
+@needs_text_to_image
 @pytest.mark.parametrize("source", ["class labels", "prompts"])
 def test_offloading_draws_the_same_pictures(source: str, text_to_image: Path, tmp_path: Path) -> None:
     folder = GENERATOR_DIR if source == "class labels" else text_to_image

@@ -16,10 +16,11 @@ from cachefl_secure.cache.model import CacheModel, logits
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.plan import Trained
 from cachefl_secure.privacy.descent import Descent
+from cachefl_secure.privacy.device_trial import _rows_alike, check_rows_alike
 from cachefl_secure.privacy.integer_gradients import IntegerFactors, IntegerSum, records_at_once
 from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanism, NoMechanism
 from cachefl_secure.privacy.noise import RandomStreams
-from cachefl_secure.privacy.training import change_of_keys, check_rows_alike, train_privately
+from cachefl_secure.privacy.training import change_of_keys, train_privately
 from cachefl_secure.updates import IntegerUpdate
 from tests.privacy.examples import cache_of, distributed, local, records_of
 
@@ -76,8 +77,10 @@ def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whoever switches it on has coarser gradients, and sums as exact as before: factors have at most eleven bits."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = request.param
+    _rows_alike.cache_clear()  # so that it is tried anew
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
+    _rows_alike.cache_clear()
 
 
 @pytest.mark.usefixtures("tf32")
@@ -92,14 +95,16 @@ def test_one_record_more_adds_one_integer_gradient_whatever_else_is_in_the_batch
     mechanism = mechanism_for(cache, trained)
     records = records_of(257, shape[0], shape[2])
     check_rows_alike(cache, mechanism, "cuda", Descent(trained=trained))
+    longest = 0
     for count in BOUNDARIES:
         fewer, more = (
             integers(cache, FeatureSet(records.features[:n], records.labels[:n]), mechanism, trained, "cuda")
             for n in (count, count + 1)
         )
         moved = more - fewer
-        assert int(moved @ moved) <= mechanism.lattice.unit**2
+        longest = max(longest, int(moved @ moved))
         assert is_rank_one(moved.reshape(-1, shape[2]))
+    assert 0 < longest <= mechanism.lattice.unit**2
 
 
 @pytest.mark.claim("C7")
@@ -120,7 +125,7 @@ def test_a_gradient_has_the_same_bits_in_any_place_and_time_after_time(
         assert torch.equal(gradients(order), expected[order])
 
 
-def test_the_noise_and_the_records_that_are_drawn_are_those_of_the_processor() -> None:
+def test_the_noise_is_that_of_the_processor() -> None:
     cache, nobody = cache_of(), records_of(0)
     for mechanism in (distributed(), distributed(sampling_rate=0.5)):
         on_cpu, on_gpu = (integers(cache, nobody, mechanism, "keys", device) for device in ("cpu", "cuda"))

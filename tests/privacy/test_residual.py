@@ -11,11 +11,12 @@ from torch.nn.functional import cross_entropy
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.model import residual_gradient
 from cachefl_secure.privacy.descent import Descent
+from cachefl_secure.privacy.device_trial import check_rows_alike
 from cachefl_secure.privacy.discrete_gaussian import DiscreteGaussian
 from cachefl_secure.privacy.integer_gradients import coins_from, integer_factors, records_at_once
 from cachefl_secure.privacy.mechanism import DistributedMechanism, NoMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
-from cachefl_secure.privacy.training import change_of_keys, check_rows_alike, train_privately
+from cachefl_secure.privacy.training import change_of_keys, train_privately
 from cachefl_secure.updates import IntegerUpdate
 from tests.privacy.examples import RESIDUAL, cache_of, distributed, local, records_of, without_noise
 

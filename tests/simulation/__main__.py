@@ -35,11 +35,13 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.minutes is not None:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as bar:
-            task = bar.add_task("schedules", total=chosen.schedules)
+            task, told = bar.add_task("schedules", total=chosen.schedules), 0
 
             def tell(done: Played) -> None:
+                nonlocal told
                 bar.update(task, completed=done.schedules)
-                if not bar.console.is_terminal and done.schedules % 10_000 == 0:
+                if not bar.console.is_terminal and done.schedules >= told + 10_000:
+                    told = done.schedules
                     bar.console.print(f"{done.schedules} schedules, {done.records} records")
 
             played = soak(chosen.first, chosen.schedules, chosen.minutes, tell=tell)

@@ -44,7 +44,7 @@ def coming_and_going(world: World) -> None:
 
 def _ask_for_new_key(world: World) -> None:
     silo = world.rng.choice(sorted(world.silos))
-    files = world.silos[silo].files_of_a_command()
+    files = world.silos[silo].reopened_files()
 
     def propose() -> RosterChange:
         asked = decode_toml(files.state.read(ROTATE_FILE), JoinRequest, file=ROTATE_FILE)
@@ -61,7 +61,7 @@ def _admit(world: World) -> None:
 
     def propose() -> RosterChange:
         asked = decode_toml(
-            newcomer.files_of_a_command().state.read(REQUEST_FILE), JoinRequest, file=REQUEST_FILE
+            newcomer.reopened_files().state.read(REQUEST_FILE), JoinRequest, file=REQUEST_FILE
         )
         return _coordinator(world).propose([_candidate(asked, REQUEST_FILE)])
 
@@ -102,7 +102,7 @@ def _approve(world: World) -> None:
     """Each of the silos approves what waits, with some luck."""
     for silo in sorted(world.silos):
         if world.rng.random() < 0.85:
-            _typed(world, silo, lambda silo=silo: _confirm(world, world.silos[silo].files_of_a_command()))  # type: ignore[misc]
+            _typed(world, silo, lambda silo=silo: _confirm(world, world.silos[silo].reopened_files()))  # type: ignore[misc]
 
 
 def _coordinator(world: World) -> CoordinatorFiles:
@@ -121,6 +121,10 @@ def _typed(world: World, party: str, command: Callable[[], object]) -> None:
     try:
         command()
     except Killed:
+        if party in world.silos and world.rng.random() < 0.5:
+            world.note(f"a command of {party} dies")  # the silo's process beside it goes on
+            world.disk.dying.discard(party)
+            return
         world.note(f"{party} dies over a command")
         if party in world.silos:
             world.silos[SiloId(party)].die()

@@ -69,8 +69,8 @@ class SimDisk:
     """Probability that a step fails."""
     blindness: float = 0.0
     """Probability that a look at what is there fails."""
-    is_simulation_looking: bool = False
-    """Not a party reads: nothing fails, and what is synced stays as unsafe as it was."""
+    is_observer_reading: bool = False
+    """The simulation reads, not a party: no look fails, and a sync changes nothing."""
     kill_at: tuple[str, int] | None = None
     """(party, number of the step or send): for enumeration instead of chance."""
     moments: dict[str, int] = field(default_factory=dict)
@@ -159,11 +159,11 @@ class SimDisk:
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
         """For the simulation's own looks."""
-        self.is_simulation_looking = True
+        before, self.is_observer_reading = self.is_observer_reading, True
         try:
             yield
         finally:
-            self.is_simulation_looking = False
+            self.is_observer_reading = before
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """In the place of ``os``, for all parties of this process, until ``patch`` is undone."""
@@ -202,7 +202,7 @@ class SimDisk:
 
     def look(self, path: str) -> None:
         """Before every answer. Changes nothing, so nobody dies here that would not die at the next step."""
-        if self.blindness and not self.is_simulation_looking and self.rng.random() < self.blindness:
+        if self.blindness and not self.is_observer_reading and self.rng.random() < self.blindness:
             raise OSError(*self.rng.choice(_BLINDNESS), path)
 
     def open(self, path: Path | str, flags: int, mode: int = 0o600) -> int:
@@ -272,7 +272,7 @@ class SimDisk:
             file.lost = None
 
     def fsync(self, number: int) -> None:
-        if self.is_simulation_looking:
+        if self.is_observer_reading:
             return
         handle = self.handles[number]
         file = handle.file

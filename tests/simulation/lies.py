@@ -376,7 +376,8 @@ def a_second_release(world: World) -> None:
     names, position = _names(world), None
     if world.rng.random() < 0.5:
         world.run_coordinator()
-        position = world.undisturbed(lambda: world.chain().position)
+        with world.disk.undisturbed():
+            position = world.chain().position
     else:
         _try(world, _subset(world, names, len(names) - 1), 1)
     for number in range(2, 2 + world.rng.randint(1, 2)):

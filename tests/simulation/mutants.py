@@ -365,7 +365,7 @@ def round_given_up_without_a_note(patch: pytest.MonkeyPatch) -> None:
 
 def names_of_another_process_taken_for_safe(patch: pytest.MonkeyPatch) -> None:
     """A silo goes on from a file whose name a process that was killed had not synced; a loss of power takes it back."""
-    patch.setattr(StateDir, "settle", lambda state, folder: None)
+    patch.setattr(StateDir, "sync_names", lambda state, folder: None)
 
 
 def roster_changed_by_one_approval(patch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def soak(
     minutes: float,
     processes: int = 2,
     batch: int = 1000,
-    tell: Callable[[Played], None] = lambda played: None,
+    tell: Callable[[Played], None] | None = None,
 ) -> Played:
     """Up to ``number`` schedules in worker processes, for about so many minutes at most; tells what is done so far.
 
@@ -90,7 +90,8 @@ def soak(
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for each in finished:
                     done = done.plus(each.result())
-                tell(done)
+                if tell is not None:
+                    tell(done)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

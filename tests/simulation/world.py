@@ -177,10 +177,10 @@ class SimSilo:
         if self.ledger is not None:
             self.ledger.close()  # the system drops a dead process's lock
         self.service = self.ledger = None
-        self.files = self.files_of_a_command()
+        self.files = self.reopened_files()
 
-    def files_of_a_command(self) -> SiloFiles:
-        """As another process opens them, which knows nothing of what this one synced."""
+    def reopened_files(self) -> SiloFiles:
+        """As another process opens them, a command or the next one: it knows nothing of what this one synced."""
         return replace(self.files, state=StateDir(self.files.state.root))
 
     def _train(self, *_: object) -> NoisedUpdate:
@@ -377,7 +377,8 @@ class World:
         if sum(path.endswith("/record.json") for path in self.disk.seen if "/coordinator/" in path) > (
             self.records_seen
         ):
-            self.undisturbed(self._check_new_records)
+            with self.disk.undisturbed():
+                self._check_new_records()
 
     def _check_new_records(self) -> None:
         chain = self.chain()
@@ -385,11 +386,6 @@ class World:
             name = f"rounds/{held.record.round:04d}/aggregate.bin"
             self.observer.on_record(held.record, self.state.read(name))
         self.records_seen = len(chain.verified)
-
-    def undisturbed(self, look: Callable[[], _T]) -> _T:
-        """Not the coordinator looks at its disk, but the simulation."""
-        with self.disk.undisturbed():
-            return look()
 
     # --- the whole
 

@@ -6,6 +6,8 @@ was told apart in 120 of 120 tries at a claimed epsilon of 0.55.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,19 +20,16 @@ from numpy.typing import NDArray
 from cachefl_secure.cache import model
 from cachefl_secure.cache.features import FeatureSet
 from cachefl_secure.cache.heads import rank_one_gradient
-from cachefl_secure.cache.model import CacheModel, affinity_gradient, cache_digest, cache_to_bytes
+from cachefl_secure.cache.model import affinity_gradient, cache_digest, cache_to_bytes
 from cachefl_secure.errors import ConfigError, PeerError
 from cachefl_secure.federation.chain import install_initial_cache
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.plan import Trained
+from cachefl_secure.privacy import integer_gradients
+from cachefl_secure.privacy.device_trial import _rows_alike, check_rows_alike
 from cachefl_secure.privacy.mechanism import DistributedMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
-from cachefl_secure.privacy.training import (
-    _rows_alike,
-    change_of_keys,
-    check_rows_alike,
-    train_privately,
-)
+from cachefl_secure.privacy.training import change_of_keys, train_privately
 from cachefl_secure.updates import IntegerUpdate
 from tests.privacy.examples import cache_of, distributed, local, records_of, without_noise
 from tests.small_federation import found, random_cache
@@ -236,21 +235,37 @@ def test_a_gradient_has_the_same_bits_alone_and_among_others_in_any_order() -> N
         assert torch.equal(gradients(order), together[order])
 
 
+def _last_bits(by: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(b, 1), tiny: by what a device may tell one row from another, or one call from the next."""
+    calls = itertools.count()
+
+    def bits(batch: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(batch)).unsqueeze(1)
+        address = (batch.data_ptr() // 4 + rows * batch.shape[1]) % 4
+        half = rows // (len(batch) // 2)  # moving by a few rows shows little of this, turning round all
+        call = torch.full_like(rows, next(calls))
+        return 1e-7 * {"row": rows, "address": address, "half": half, "call": call}[by]
+
+    return bits
+
+
 @pytest.mark.claim("C7", "C9")
-@pytest.mark.parametrize("by", ["row", "address"])
+@pytest.mark.parametrize("by", ["row", "address", "half", "call"])
+@pytest.mark.parametrize("where", ["gradient", "norms", "rounding"])
 def test_a_device_whose_gradients_depend_on_the_place_is_refused(
-    monkeypatch: pytest.MonkeyPatch, by: str
+    monkeypatch: pytest.MonkeyPatch, where: str, by: str
 ) -> None:
-    narrow = distributed(dimension=10 * 33)
+    narrow, bits = distributed(dimension=10 * 33), _last_bits(by)
     check_rows_alike(cache_of(5, 2, 33), narrow, "cpu")
-    genuine = model._activations
-
-    def last_bits(cache: CacheModel, features: torch.Tensor, key_rows: model.KeyRows) -> torch.Tensor:
-        rows = torch.arange(len(features)).unsqueeze(1)
-        address = (features.data_ptr() // 4 + rows * features.shape[1]) % 4
-        return genuine(cache, features, key_rows) + 1e-7 * (rows if by == "row" else address)
-
-    monkeypatch.setattr(model, "_activations", last_bits)
+    activations, norms, rounded = model._activations, integer_gradients._norms, integer_gradients._rounded
+    if where == "gradient":
+        monkeypatch.setattr(model, "_activations", lambda c, f, k: activations(c, f, k) + bits(f))
+    elif where == "norms":
+        monkeypatch.setattr(integer_gradients, "_norms", lambda rows: norms(rows) + bits(rows).flatten())
+    else:
+        monkeypatch.setattr(
+            integer_gradients, "_rounded", lambda a, *rest: rounded(a, *rest) + (1e7 * bits(a)).round()
+        )
     _rows_alike.cache_clear()
     with pytest.raises(ConfigError, match="depends on its place in a batch"):
         check_rows_alike(cache_of(5, 2, 33), narrow, "cpu")
