@@ -29,7 +29,8 @@ def sync(file: int) -> None:
 
     Raises:
         OSError: nobody knows what is on disk. Do not sync again: a second call may report success falsely,
-            unless the bytes were written again in between.
+            unless the bytes were written again in between. Of a folder a second call is believed: a file system with
+            a journal stops after such an error, one without may lie (assumption T4).
     """
     if _FULL_SYNC is None:
         os.fsync(file)

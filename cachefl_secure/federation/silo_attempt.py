@@ -91,6 +91,7 @@ def _check(model: CacheModel, mechanism: Mechanism, descent: Descent, device: st
     from cachefl_secure.privacy import device_trial  # seconds to import, and a resumed silo may not train
 
     device_trial.check_device(device)
+    device_trial.check_sums_exact(model, mechanism, device, descent)
     device_trial.check_rows_alike(model, mechanism, device, descent)
 
 

@@ -32,8 +32,9 @@ _STORAGE_KEY = "keys/storage.key"
 _TRANSPORT_KEY = "keys/transport.key"
 _UNFINISHED = ".unfinished"
 
-_CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EROFS})
-"""There ``write`` fails too, so nobody acts on what it reads; an auditor may."""
+_CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF})
+"""There ``write`` fails too, so nobody acts on what it reads; an auditor may. Not EROFS: so ext4 and btrfs say, after an
+error that stopped them, that what is seen is not on the disk."""
 
 
 def utc_now() -> str:
@@ -113,8 +114,12 @@ class StateDir:
         return state
 
     def finish(self) -> None:
-        """Everything that the directory needs is in it."""
+        """Everything that the directory needs is in it, durably: nothing marks it unfinished after a loss of power."""
         self.remove(_UNFINISHED)
+        try:
+            durable.sync_folder(self.root)
+        except OSError as error:
+            raise ConfigError(str(self.root), "", f"not written: {error.strerror}") from None
 
     @staticmethod
     def refuse_occupied(root: Path) -> None:
@@ -222,7 +227,8 @@ class StateDir:
         self.write(relative, content)
 
     def remove(self, relative: str) -> None:
-        """Deletes the file if it is there. Flash storage may keep old blocks (limit N6).
+        """Deletes the file if it is there. After a loss of power it may be there again, and no rule may rest on that it is
+        not. Flash storage may keep old blocks (limit N6).
 
         Raises:
             ConfigError: read-only, forbidden, or the disk is failing.

@@ -20,9 +20,12 @@ from cachefl_secure.errors import ConfigError
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.plan import Trained
 from cachefl_secure.privacy.descent import KEYS_ALONE, Descent
-from cachefl_secure.privacy.integer_gradients import integer_factors, scaling
+from cachefl_secure.privacy.integer_gradients import IntegerFactors, IntegerSum, integer_factors, scaling
 from cachefl_secure.privacy.mechanism import NoMechanism, StepMechanism
 from cachefl_secure.privacy.training import chunk_records
+
+_MOST_ROWS = 256
+"""Of a sum that is tried out."""
 
 _SHIFTS = 4
 """Places that a batch is moved by when it is tried out: addresses repeat after so many float32 in 16 bytes."""
@@ -54,9 +57,10 @@ def check_rows_alike(
     """
     labels = cache.key_labels.cpu().numpy().astype("<i8").tobytes()
     shape = (labels, cache.number_of_classes, cache.feature_dim)
+    scalars = (cache.alpha, cache.beta, cache.logit_scale)  # a product by a power of two would be exact
     lattice = None if isinstance(mechanism, NoMechanism) else mechanism.lattice
     if not _rows_alike(
-        shape, chunk_records(mechanism), device, descent.trained, lattice, mechanism.clip_norm
+        shape, scalars, chunk_records(mechanism), device, descent.trained, lattice, mechanism.clip_norm
     ):
         reason = f"{device}: a record's gradient depends on its place in a batch here; choose another device"
         raise ConfigError("silo.toml", "training_device", reason)
@@ -65,6 +69,7 @@ def check_rows_alike(
 @lru_cache(16)
 def _rows_alike(
     shape: tuple[bytes, int, int],
+    scalars: tuple[float, float, float],
     chunk: int,
     device: str,
     trained: Trained,
@@ -77,9 +82,7 @@ def _rows_alike(
     keys = len(labels)
     random = torch.Generator().manual_seed(0)
     rows = normalize(torch.randn(keys + classes + chunk + _SHIFTS, dim, generator=random), dim=1)
-    model = CacheModel(
-        rows[:keys], labels, rows[keys : keys + classes], alpha=16.0, beta=5.5, logit_scale=100.0
-    )
+    model = CacheModel(rows[:keys], labels, rows[keys : keys + classes], *scalars)
     key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
     features, wanted = rows[keys + classes :], torch.arange(chunk + _SHIFTS) % classes
     coins = np.random.default_rng(0).integers(  # each record's own, wherever it stands
@@ -104,6 +107,30 @@ def _rows_alike(
         for order in (in_order, in_order.flip(0), *shifted)
         for found, before in zip(numbers_of(order), expected, strict=True)
     )
+
+
+def check_sums_exact(
+    cache: CacheModel, mechanism: StepMechanism, device: str, descent: Descent = KEYS_ALONE
+) -> None:
+    """Before the charge: that sums of the largest factors are exact, as they are not where a library rounds to bfloat16.
+
+    Raises:
+        ConfigError: they are not. Train on another device, or switch reduced precision off.
+    """
+    if isinstance(mechanism, NoMechanism):
+        return
+    lattice, chunk = mechanism.lattice, chunk_records(mechanism)
+    rows = min(_MOST_ROWS, trained_rows(cache, descent.trained))
+    random = np.random.default_rng(0)
+    u, v = (
+        random.integers(-(1 << bits), (1 << bits) + 1, (chunk, size)).astype(np.float64)
+        for bits, size in ((lattice.gradient_bits, rows), (lattice.feature_bits, cache.feature_dim))
+    )
+    total = IntegerSum((rows, cache.feature_dim), lattice, chunk, torch.device(device))
+    total.add(IntegerFactors(*(torch.from_numpy(x).float().to(device) for x in (u, v))))
+    if not np.array_equal(total.clamped(chunk * lattice.unit).numpy(), u.T @ v):
+        reason = f"{device}: products of whole numbers are not exact here; switch reduced precision off or choose another device"
+        raise ConfigError("silo.toml", "training_device", reason)
 
 
 class _GivenCoins:

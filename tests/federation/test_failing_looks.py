@@ -257,7 +257,7 @@ def test_a_folder_is_synced_once_and_again_after_a_failed_write(
     assert synced == [f"{tmp_path}/rounds/0001", f"{tmp_path}/rounds"]
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS, errno.EIO])
 def test_where_folders_cannot_be_synced_an_auditor_still_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -267,8 +267,8 @@ def test_where_folders_cannot_be_synced_an_auditor_still_reads(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(durable, "sync_folder", fail)
-    if number == errno.EIO:
-        with pytest.raises(ConfigError, match="error"):
+    if number in (errno.EIO, errno.EROFS):
+        with pytest.raises(ConfigError, match=os.strerror(number)):
             StateDir(tmp_path).read("record")
     else:
         assert StateDir(tmp_path).read("record") == b"content"

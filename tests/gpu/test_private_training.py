@@ -16,7 +16,7 @@ from cachefl_secure.cache.model import CacheModel, logits
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.plan import Trained
 from cachefl_secure.privacy.descent import Descent
-from cachefl_secure.privacy.device_trial import _rows_alike, check_rows_alike
+from cachefl_secure.privacy.device_trial import _rows_alike, check_rows_alike, check_sums_exact
 from cachefl_secure.privacy.integer_gradients import IntegerFactors, IntegerSum, records_at_once
 from cachefl_secure.privacy.mechanism import DistributedMechanism, LocalMechanism, NoMechanism
 from cachefl_secure.privacy.noise import RandomStreams
@@ -94,6 +94,7 @@ def test_one_record_more_adds_one_integer_gradient_whatever_else_is_in_the_batch
     cache = cache_in(shape, ordered)
     mechanism = mechanism_for(cache, trained)
     records = records_of(257, shape[0], shape[2])
+    check_sums_exact(cache, mechanism, "cuda", Descent(trained=trained))
     check_rows_alike(cache, mechanism, "cuda", Descent(trained=trained))
     longest = 0
     for count in BOUNDARIES:

@@ -110,8 +110,9 @@ def _coordinator(world: World) -> CoordinatorFiles:
 
 
 def _confirm(world: World, files: SiloFiles) -> None:
-    coordinator = _coordinator(world)
-    change = pending_change(coordinator.state, coordinator.rosters())
+    with world.disk.undisturbed():  # what it is shown came by a message
+        coordinator = _coordinator(world)
+        change = pending_change(coordinator.state, coordinator.rosters())
     if change is not None:
         confirm_change(files, Shown.of(change, read_history(files.state, files.plan)))
 

@@ -5,7 +5,8 @@ It knows what a process sees and what is safe, for contents and for names. The t
     a process is killed      what it sees stays; so it may go on from what is not safe yet
     the power goes           of what is not safe, contents are torn or full of zeros, names are old or new
     a write is refused       part of it may be there
-    a sync fails             what it was for is not safe, and no later sync makes it so unless it is written again
+    a sync fails             what it was for is not safe, and no later sync makes it so unless it is written again; of a
+                             folder a later sync does (assumption T4)
     a look fails             whether a file is there, what a folder or a file holds: there is no answer
 
 A new kind of fault is a branch in ``step``, ``look``, ``fsync`` or ``lose_power``.

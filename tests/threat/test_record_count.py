@@ -26,7 +26,7 @@ from cachefl_secure.federation.chain import install_initial_cache
 from cachefl_secure.federation.state_dir import StateDir
 from cachefl_secure.plan import Trained
 from cachefl_secure.privacy import integer_gradients
-from cachefl_secure.privacy.device_trial import _rows_alike, check_rows_alike
+from cachefl_secure.privacy.device_trial import _rows_alike, check_rows_alike, check_sums_exact
 from cachefl_secure.privacy.mechanism import DistributedMechanism, StepMechanism
 from cachefl_secure.privacy.noise import RandomStreams
 from cachefl_secure.privacy.training import change_of_keys, train_privately
@@ -270,6 +270,20 @@ def test_a_device_whose_gradients_depend_on_the_place_is_refused(
     with pytest.raises(ConfigError, match="depends on its place in a batch"):
         check_rows_alike(cache_of(5, 2, 33), narrow, "cpu")
     _rows_alike.cache_clear()
+
+
+@pytest.mark.claim("C7", "C9")
+def test_a_device_whose_sums_are_not_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a library was told to round factors to bfloat16, which holds whole numbers up to 256."""
+    wide = distributed(dimension=10 * 33, feature_bits=9, gradient_bits=8)
+    check_sums_exact(cache_of(5, 2, 33), wide, "cpu")
+
+    def rounded(one: torch.Tensor, other: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        return out.copy_(one.bfloat16().float() @ other.bfloat16().float())
+
+    monkeypatch.setattr(torch, "mm", rounded)
+    with pytest.raises(ConfigError, match="not exact"):
+        check_sums_exact(cache_of(5, 2, 33), wide, "cpu")
 
 
 @pytest.mark.claim("C7")
