@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cachefl_secure.cache.closed_form import LinearHead, as_loud_as, class_prototypes, fused, solve_head
+from cachefl_secure.cache.lanes import LANES, inner_products, whole_lanes
 from cachefl_secure.cache.origin import ORIGIN_FIELDS, UNSTATED, CacheOrigin
 from cachefl_secure.cache.released_sums import SUMS_FIELDS, SUMS_SCHEMA, ReleasedSums, sums_of_file
 from cachefl_secure.cache.tensor_file import Schema, exact_float, tensors_from_bytes, tensors_to_bytes
@@ -128,24 +129,7 @@ def has_unit_rows(model: CacheModel) -> bool:
 
 def affinity(features: Tensor, cache_keys: Tensor) -> Tensor:
     """(b, NK): inner products of features (b, C) with cache keys; cosines while the keys have unit norm."""
-    return _inner_products(features, cache_keys)
-
-
-_LANES = 64
-
-
-def _inner_products(features: Tensor, rows: Tensor) -> Tensor:
-    """(b, n): features (b, C) times rows (n, C), contiguous, padded with zeros to whole lanes.
-
-    In odd shapes a matrix product gives the same row other last bits at another place in the batch or in memory, and
-    then one record's gradient would depend on how many stand before it. ``privacy.training`` tries it out before it trains.
-    """
-    n, more = len(rows), -len(rows) % _LANES
-    features, rows = whole_lanes(features), whole_lanes(rows)
-    if more:
-        rows = functional.pad(rows, (0, 0, 0, more))
-    products = features @ rows.T
-    return products[:, :n].contiguous() if more else products
+    return inner_products(features, cache_keys)
 
 
 def cache_logits(features: Tensor, cache_keys: Tensor, cache_values: Tensor, beta: float) -> Tensor:
@@ -167,7 +151,7 @@ _BLOCK_ENTRIES = 1 << 17
 def row_blocks(matrix: Tensor) -> list[slice]:
     """Rows that are made or read a few at a time: half a MiB of float32, a multiple of 64 rows where there are so many."""
     rows = max(1, _BLOCK_ENTRIES // matrix.shape[1])
-    rows = rows // _LANES * _LANES or rows
+    rows = rows // LANES * LANES or rows
     return [slice(start, min(start + rows, len(matrix))) for start in range(0, len(matrix), rows)]
 
 
@@ -211,7 +195,7 @@ def _activations_and_logits(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A (b, NK), its sums by class (b, N), and the logits (b, N)."""
     activations = _activations(model, features, key_rows or model.cache_keys.__getitem__)
-    text_logits = _inner_products(features, model.text_classifier.to(features)).mul_(model.logit_scale)
+    text_logits = inner_products(features, model.text_classifier.to(features)).mul_(model.logit_scale)
     by_class = _sums_by_class(model, activations)
     scores = text_logits.add_(by_class, alpha=model.alpha)
     if model.sums is not None:
@@ -231,28 +215,24 @@ def _sums_by_class(model: CacheModel, activations: Tensor) -> Tensor:
 
 def _sums_in_one_order(model: CacheModel, activations: Tensor) -> Tensor:
     """As a product: on a GPU ``index_add_`` adds in any order, and a record had other last bits from call to call."""
-    values = functional.one_hot(model.key_labels.to(activations.device), model.number_of_classes)
-    return _inner_products(activations, values.T.to(activations.dtype))
+    labels = model.key_labels.to(activations.device)
+    values = activations.new_zeros(model.number_of_classes, model.number_of_keys)
+    values[labels, torch.arange(len(labels), device=labels.device)] = 1.0
+    return inner_products(activations, values)
 
 
 def _activations(model: CacheModel, features: Tensor, key_rows: KeyRows) -> Tensor:
-    """(b, NK): exp(-beta (1 - affinity)), in two passes over as many numbers. Padded as ``_inner_products`` is."""
+    """(b, NK): exp(-beta (1 - affinity)), in two passes over as many numbers. Padded as ``inner_products`` are."""
     offset, padded = features.new_tensor(-model.beta), whole_lanes(features)
     activations = features.new_empty(len(features), model.number_of_keys)
     for rows in row_blocks(model.cache_keys):
         keys, block = whole_lanes(key_rows(rows).to(features)), activations[:, rows]
-        if more := -len(keys) % _LANES:
+        if more := -len(keys) % LANES:
             keys = functional.pad(keys, (0, 0, 0, more))
             block.copy_(torch.addmm(offset, padded, keys.T, alpha=model.beta)[:, : block.shape[1]])
         else:
             torch.addmm(offset, padded, keys.T, alpha=model.beta, out=block)
     return activations.exp_()
-
-
-def whole_lanes(rows: Tensor) -> Tensor:
-    """(n, C) with zeros behind, so that C is a multiple of ``_LANES``: then every row begins at a like address."""
-    missing = -rows.shape[1] % _LANES
-    return functional.pad(rows, (0, missing)) if missing else rows
 
 
 @lru_cache(maxsize=4)

@@ -85,9 +85,11 @@ def _rows_alike(
     model = CacheModel(rows[:keys], labels, rows[keys : keys + classes], *scalars)
     key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
     features, wanted = rows[keys + classes :], torch.arange(chunk + _SHIFTS) % classes
-    coins = np.random.default_rng(0).integers(  # each record's own, wherever it stands
-        0, 1 << 16, (chunk + _SHIFTS, trained_rows(model, trained)), dtype=np.uint16
-    )
+    places = (
+        chunk + _SHIFTS,
+        trained_rows(model, trained),
+    )  # each record has coins of its own, wherever it stands
+    coins = torch.randint(0, 1 << 16, places, dtype=torch.int32, generator=random).numpy().astype(np.uint16)
 
     def numbers_of(order: Tensor) -> tuple[Tensor, ...]:
         """In memory of their own, as training has them: a view of others' would keep every row at its address."""
@@ -121,14 +123,14 @@ def check_sums_exact(
         return
     lattice, chunk = mechanism.lattice, chunk_records(mechanism)
     rows = min(_MOST_ROWS, trained_rows(cache, descent.trained))
-    random = np.random.default_rng(0)
+    random = torch.Generator().manual_seed(0)
     u, v = (
-        random.integers(-(1 << bits), (1 << bits) + 1, (chunk, size)).astype(np.float64)
+        torch.randint(-(1 << bits), (1 << bits) + 1, (chunk, size), generator=random).double()
         for bits, size in ((lattice.gradient_bits, rows), (lattice.feature_bits, cache.feature_dim))
     )
     total = IntegerSum((rows, cache.feature_dim), lattice, chunk, torch.device(device))
-    total.add(IntegerFactors(*(torch.from_numpy(x).float().to(device) for x in (u, v))))
-    if not np.array_equal(total.clamped(chunk * lattice.unit).numpy(), u.T @ v):
+    total.add(IntegerFactors(u.float().to(device), v.float().to(device)))
+    if not torch.equal(total.clamped(chunk * lattice.unit).double(), u.T @ v):
         reason = f"{device}: products of whole numbers are not exact here; switch reduced precision off or choose another device"
         raise ConfigError("silo.toml", "training_device", reason)
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachefl_secure.cache.model import whole_lanes
+from cachefl_secure.cache.lanes import whole_lanes
 from cachefl_secure.errors import LocalProtocolError
 from cachefl_secure.lattice import Lattice
 from cachefl_secure.privacy.noise import RandomStream
