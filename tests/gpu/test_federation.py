@@ -46,7 +46,10 @@ def test_a_federation_on_a_gpu_is_audited_like_any_other(tmp_path: Path, mechani
     cachefl_secure(
         tmp_path, "round", "c", *(word for silo in silos for word in ("--in-process", silo)), "-n", "2"
     )
-    for silo in silos:
-        report = json.loads(cachefl_secure(tmp_path, "audit", silo, "--json"))
-        assert report
-    assert "2" in cachefl_secure(tmp_path, "audit", "c")
+    audited = json.loads(cachefl_secure(tmp_path, "audit", "--json", "c", *silos))["result"]["audits"]
+    assert len(audited) == 4
+    for ledger in (audit["ledger"] for audit in audited[1:]):
+        assert [charge["round"] for charge in ledger["rounds"]] == [1, 2]
+        aggregate = [charge["epsilons"]["aggregate"] for charge in ledger["rounds"]]
+        assert 0 < aggregate[0] < aggregate[1] <= 4
+        assert ledger["insecure_rounds"] == 0
