@@ -1,4 +1,4 @@
-"""Products and norms whose rows do not depend on where they stand: in odd widths a library may add up a row otherwise."""
+"""Rows in whole lanes, and products of them: in odd widths a library may add up a row otherwise at another place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 LANES = 64
-"""Numbers of a row that a processor or a GPU takes at a time, or several times as many."""
+"""A multiple of as many numbers of a row as a processor or a GPU takes at a time."""
 
 
 def inner_products(features: Tensor, rows: Tensor) -> Tensor:

@@ -47,10 +47,6 @@ def round_file(round_number: int, name: str) -> str:
     return f"rounds/{round_number:04d}/{name}"
 
 
-def _folder_of(relative: str) -> str:
-    return relative.rpartition("/")[0]
-
-
 def round_numbers(state: StateDir) -> list[int]:
     """Rounds that this party keeps anything of, in order. Other folders are not looked at.
 
@@ -185,7 +181,7 @@ class StateDir:
             ConfigError: it could not be looked at.
         """
         try:
-            self.sync_names(_folder_of(relative))
+            self.sync_names(relative.rpartition("/")[0])
             return durable.is_file(f"{self.root}/{relative}")
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be looked at") from None
@@ -197,7 +193,7 @@ class StateDir:
             ConfigError: absent or unreadable.
         """
         try:
-            self.sync_names(_folder_of(relative))
+            self.sync_names(relative.rpartition("/")[0])
             return durable.read(f"{self.root}/{relative}")
         except OSError as error:
             raise ConfigError(str(self.path(relative)), "", error.strerror or "cannot be read") from None

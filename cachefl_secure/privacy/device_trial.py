@@ -85,11 +85,9 @@ def _rows_alike(
     model = CacheModel(rows[:keys], labels, rows[keys : keys + classes], *scalars)
     key_rows: KeyRows = model.cache_keys.to(device).__getitem__  # as training has them: a few at a time
     features, wanted = rows[keys + classes :], torch.arange(chunk + _SHIFTS) % classes
-    places = (
-        chunk + _SHIFTS,
-        trained_rows(model, trained),
-    )  # each record has coins of its own, wherever it stands
-    coins = torch.randint(0, 1 << 16, places, dtype=torch.int32, generator=random).numpy().astype(np.uint16)
+    # Each record has coins of its own, wherever it stands.
+    size = (chunk + _SHIFTS, trained_rows(model, trained))
+    coins = torch.randint(0, 1 << 16, size, dtype=torch.int32, generator=random).numpy().astype(np.uint16)
 
     def numbers_of(order: Tensor) -> tuple[Tensor, ...]:
         """In memory of their own, as training has them: a view of others' would keep every row at its address."""

@@ -15,5 +15,5 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.skip(reason=REASON))

@@ -352,7 +352,7 @@ class World:
         """Starts it, lets it try one round, and says whether a record came of it."""
         try:
             state = self.state
-            chain = Chain(state, self.template.plan, read_history(state, self.template.plan))
+            chain = self.chain(state)
             service, attendance = CoordinatorService(state, chain, self), Attendance()
             before = chain.position.round
             ready = service.synchronise(attendance)
@@ -427,9 +427,10 @@ class World:
         """The coordinator's."""
         return StateDir(self.root / COORDINATOR_ROOT)
 
-    def chain(self) -> Chain:
-        """As the coordinator reads it now."""
-        return Chain(self.state, self.template.plan, read_history(self.state, self.template.plan))
+    def chain(self, state: StateDir | None = None) -> Chain:
+        """As the coordinator reads it now: the process that has opened ``state``, or a new one."""
+        state = state or self.state
+        return Chain(state, self.template.plan, read_history(state, self.template.plan))
 
     def check(self) -> None:
         """I2, over all that was said."""
